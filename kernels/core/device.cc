@@ -1,0 +1,32 @@
+#include "kernels/core/device.h"
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/core/backend.h"
+
+namespace thinwire {
+
+std::string DeviceName(Device device) {
+  return device.kind == DeviceKind::kCpu ? "cpu" : absl::StrCat("cuda:", device.index);
+}
+
+int NumCudaDevices() { return backend::NumDevices(); }
+
+bool BuiltWithCuda() { return backend::IsCuda(); }
+
+absl::Status CheckDeviceUsable(Device device) {
+  if (device.kind == DeviceKind::kCpu) return absl::OkStatus();
+  if (!BuiltWithCuda()) {
+    return absl::UnimplementedError(absl::StrCat(
+        DeviceName(device),
+        ": this build has no CUDA; configure with -DTHINWIRE_CUDA=ON (preset cuda-release)"));
+  }
+  const int count = NumCudaDevices();
+  if (device.index < 0 || device.index >= count) {
+    return absl::NotFoundError(
+        absl::StrCat(DeviceName(device), " does not exist; this host has ", count, " GPUs"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace thinwire
