@@ -1,0 +1,25 @@
+// Dense linear layers: y = x W^T + b.
+#pragma once
+
+#include "absl/status/status.h"
+#include "kernels/core/stream.h"
+#include "kernels/core/tensor_view.h"
+
+namespace thinwire {
+
+// y[t, o] = sum_i x[t, i] * weight[o, i] + bias[o]
+struct LinearArgs {
+  ConstTensorView x;       // [num_tokens, in_features]   fp32 | fp16 | bf16; rows may be strided
+  ConstTensorView weight;  // [out_features, in_features] fp32 | fp16 | bf16; contiguous
+  ConstTensorView bias;    // [out_features] fp32, or empty
+  TensorView y;            // [num_tokens, out_features]  dtype of x; rows may be strided; no alias
+};
+
+// Products and sums in fp32 whatever the storage. num_tokens may be 0. InvalidArgument names the shapes
+// that do not fit; Unimplemented on a device without this operator.
+absl::Status Linear(const LinearArgs& args, Stream& stream);
+
+// The definition, in double, for tests.
+absl::Status LinearReference(const LinearArgs& args);
+
+}  // namespace thinwire
