@@ -8,8 +8,9 @@
 
 namespace thinwire {
 
-// Bytes go to a temporary file beside `path`; Commit() flushes them to the disk and renames it into place.
-// Destroyed without Commit, the temporary file is removed and whatever was at `path` stays. Move-only.
+// Bytes go to a temporary file beside `path`; Commit() flushes them to the disk and renames it into
+// place. Destroyed without Commit, the temporary file is removed and whatever was at `path` stays.
+// Move-only.
 class AtomicFile {
  public:
   // Errors name `path`: NotFound (no such folder), PermissionDenied, ...

@@ -1,5 +1,5 @@
-// What a device backend provides to core. Private to kernels/core: backend_cuda.cc implements it with
-// CUDA, backend_none.cc answers Unimplemented; CMake links one of the two.
+// What a device backend provides to core. Private to kernels/core: backend_cuda.cc implements it
+// with CUDA, backend_none.cc answers Unimplemented; CMake links one of the two.
 #pragma once
 
 #include <cstddef>

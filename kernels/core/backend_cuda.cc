@@ -58,15 +58,15 @@ void DestroyStream(void* stream, Device device) {
 }
 
 absl::Status SynchronizeStream(void* stream, Device device) {
-  return FromCuda(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)),
-                  "cudaStreamSynchronize", device);
+  return FromCuda(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "cudaStreamSynchronize",
+                  device);
 }
 
 absl::Status CopyAsync(void* to, const void* from, int64_t size_bytes, void* stream,
                        Device device) {
-  return FromCuda(cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyDefault,
-                                  static_cast<cudaStream_t>(stream)),
-                  "cudaMemcpyAsync", device);
+  return FromCuda(
+      cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream)),
+      "cudaMemcpyAsync", device);
 }
 
 }  // namespace thinwire::backend

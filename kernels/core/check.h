@@ -1,4 +1,5 @@
-// Checks for our own bugs. What comes from outside (files, flags, peers) is an absl::Status instead.
+// Checks for our own bugs. What comes from outside (files, flags, peers) is an absl::Status
+// instead.
 #pragma once
 
 #include <string>
@@ -12,18 +13,18 @@ namespace thinwire::internal {
 
 }  // namespace thinwire::internal
 
-#define TW_CHECK(condition)                                                     \
-  do {                                                                          \
-    if (!(condition)) [[unlikely]]                                              \
-      ::thinwire::internal::CheckFailed(__FILE__, __LINE__, #condition);        \
+#define TW_CHECK(condition)                                              \
+  do {                                                                   \
+    if (!(condition)) [[unlikely]]                                       \
+      ::thinwire::internal::CheckFailed(__FILE__, __LINE__, #condition); \
   } while (false)
 
-#define TW_CHECK_OP_(a, op, b)                                                  \
-  do {                                                                          \
-    const auto& tw_a_ = (a);                                                    \
-    const auto& tw_b_ = (b);                                                    \
-    if (!(tw_a_ op tw_b_)) [[unlikely]]                                         \
-      ::thinwire::internal::CheckFailed(                                        \
+#define TW_CHECK_OP_(a, op, b)                                                                   \
+  do {                                                                                           \
+    const auto& tw_a_ = (a);                                                                     \
+    const auto& tw_b_ = (b);                                                                     \
+    if (!(tw_a_ op tw_b_)) [[unlikely]]                                                          \
+      ::thinwire::internal::CheckFailed(                                                         \
           __FILE__, __LINE__, absl::StrCat(#a " " #op " " #b, " (", tw_a_, " vs ", tw_b_, ")")); \
   } while (false)
 
@@ -36,8 +37,8 @@ namespace thinwire::internal {
 
 // TW_DCHECK: for hot loops; compiled out in release builds (the condition is still type-checked).
 #ifdef NDEBUG
-#define TW_DCHECK(condition) \
-  do {                       \
+#define TW_DCHECK(condition)        \
+  do {                              \
     if (false) TW_CHECK(condition); \
   } while (false)
 #else

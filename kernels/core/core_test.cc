@@ -60,7 +60,7 @@ TEST(Float16Test, EveryHalfSurvivesTheTripThroughFloat) {
 }
 
 TEST(Float16Test, HalfRoundsToNearestEven) {
-  EXPECT_EQ(ToFloat(ToHalf(1.0f + 0x1p-11f)), 1.0f);               // tie, even below
+  EXPECT_EQ(ToFloat(ToHalf(1.0f + 0x1p-11f)), 1.0f);                // tie, even below
   EXPECT_EQ(ToFloat(ToHalf(1.0f + 3 * 0x1p-11f)), 1.0f + 0x1p-9f);  // tie, even above
   EXPECT_EQ(ToFloat(ToHalf(65519.0f)), 65504.0f);
   EXPECT_TRUE(std::isinf(ToFloat(ToHalf(65520.0f))));
@@ -102,8 +102,8 @@ TEST(BufferTest, IsAlignedAndMoves) {
 TEST(BufferTest, CudaIsRefusedWithAReasonWhereThereIsNone) {
   if (NumCudaDevices() > 0) return;
   const absl::Status status = CheckDeviceUsable(Device::Cuda(0));
-  EXPECT_EQ(status.code(), BuiltWithCuda() ? absl::StatusCode::kNotFound
-                                           : absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(status.code(),
+            BuiltWithCuda() ? absl::StatusCode::kNotFound : absl::StatusCode::kUnimplemented);
 }
 
 TEST(ThreadPoolTest, EveryItemRunsOnceWhateverTheSizes) {

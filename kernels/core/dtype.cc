@@ -41,7 +41,8 @@ const DTypeInfo& Info(DType dtype) {
 int DTypeBits(DType dtype) { return Info(dtype).bits; }
 
 int64_t DTypeBytes(DType dtype, int64_t num_elements) {
-  return (num_elements * DTypeBits(dtype) + 7) / 8;
+  const int bits = DTypeBits(dtype);
+  return bits % 8 == 0 ? num_elements * (bits / 8) : (num_elements * bits + 7) / 8;
 }
 
 absl::string_view DTypeName(DType dtype) { return Info(dtype).name; }

@@ -8,8 +8,8 @@
 
 namespace thinwire {
 
-// kU4 and kU3 are packed codes: value j of a row occupies bits [j * bits, (j + 1) * bits) of the row,
-// little-endian, rows padded to whole bytes.
+// kU4 and kU3 are packed codes: value j of a row occupies bits [j * bits, (j + 1) * bits) of the
+// row, little-endian, rows padded to whole bytes.
 enum class DType : uint8_t { kF32, kF16, kBF16, kI8, kU8, kI16, kU16, kI32, kI64, kU4, kU3 };
 
 // Bits of one element: 32, 16, 8, 4 or 3 and so on.

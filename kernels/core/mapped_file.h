@@ -10,10 +10,10 @@
 
 namespace thinwire {
 
-// A whole file mapped read-only. Move-only. Pages come in when touched and count towards the process's
-// resident memory until dropped, so a reader that copies slices calls DropPages behind itself.
-// A file that another process truncates while mapped raises SIGBUS on access: checkpoints are written
-// beside their target and renamed, never changed in place.
+// A whole file mapped read-only. Move-only. Pages come in when touched and count towards the
+// process's resident memory until dropped, so a reader that copies slices calls DropPages behind
+// itself. A file that another process truncates while mapped raises SIGBUS on access: checkpoints
+// are written beside their target and renamed, never changed in place.
 class MappedFile {
  public:
   // NotFound, PermissionDenied, or FailedPrecondition (not a regular file); messages name the path.
@@ -27,8 +27,8 @@ class MappedFile {
   const std::string& path() const { return path_; }
   absl::Span<const std::byte> bytes() const { return {data_, size_}; }
 
-  // Gives the resident pages that lie wholly inside [offset, offset + length) back to the system. The
-  // contents stay readable (and are read again).
+  // Gives the resident pages that lie wholly inside [offset, offset + length) back to the system.
+  // The contents stay readable (and are read again).
   void DropPages(int64_t offset, int64_t length) const;
 
  private:

@@ -22,13 +22,14 @@ inline absl::Status Annotate(const absl::Status& status, absl::string_view conte
 }  // namespace thinwire
 
 // Returns from the enclosing function when `expr` (an absl::Status) is not OK.
-#define TW_RETURN_IF_ERROR(expr)                 \
-  do {                                           \
-    absl::Status tw_status_ = (expr);            \
-    if (!tw_status_.ok()) return tw_status_;     \
+#define TW_RETURN_IF_ERROR(expr)             \
+  do {                                       \
+    absl::Status tw_status_ = (expr);        \
+    if (!tw_status_.ok()) return tw_status_; \
   } while (false)
 
-// TW_ASSIGN_OR_RETURN(auto x, F()): declares x from the value of an absl::StatusOr, or returns its status.
+// TW_ASSIGN_OR_RETURN(auto x, F()): declares x from the value of an absl::StatusOr, or returns its
+// status.
 #define TW_ASSIGN_OR_RETURN(lhs, expr) \
   TW_ASSIGN_OR_RETURN_IMPL_(TW_CONCAT_(tw_status_or_, __LINE__), lhs, expr)
 

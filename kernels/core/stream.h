@@ -11,9 +11,9 @@
 
 namespace thinwire {
 
-// Operators take a Stream and enqueue on it. On the CPU they run at once, on the calling thread and on
-// the stream's pool, and have finished when they return. Move-only; thread-compatible: one caller thread
-// at a time.
+// Operators take a Stream and enqueue on it. On the CPU they run at once, on the calling thread and
+// on the stream's pool, and have finished when they return. Move-only; thread-compatible: one
+// caller thread at a time.
 class Stream {
  public:
   // A CPU stream borrows `pool`, which must outlive it.
@@ -35,7 +35,8 @@ class Stream {
   absl::Status Synchronize();
 
   // Scratch memory of at least `bytes`, 64-byte aligned, on the stream's device. The contents are
-  // undefined, and the next call invalidates it: one operator at a time uses it, for its own duration.
+  // undefined, and the next call invalidates it: one operator at a time uses it, for its own
+  // duration.
   absl::StatusOr<std::byte*> Scratch(int64_t bytes);
 
   // The cudaStream_t, for *_cuda.* files; null on the CPU.

@@ -20,8 +20,7 @@ class Tensor {
                                          Device device) {
     const int64_t num_elements = ConstTensorView(nullptr, dtype, shape, device).num_elements();
     Tensor tensor;
-    TW_ASSIGN_OR_RETURN(tensor.buffer_,
-                        Buffer::Allocate(DTypeBytes(dtype, num_elements), device));
+    TW_ASSIGN_OR_RETURN(tensor.buffer_, Buffer::Allocate(DTypeBytes(dtype, num_elements), device));
     tensor.view_ = TensorView(tensor.buffer_.data(), dtype, shape, device);
     return tensor;
   }

@@ -18,24 +18,39 @@ namespace thinwire {
 template <typename T>
 constexpr DType DTypeOf();
 template <>
-constexpr DType DTypeOf<float>() { return DType::kF32; }
+constexpr DType DTypeOf<float>() {
+  return DType::kF32;
+}
 template <>
-constexpr DType DTypeOf<Half>() { return DType::kF16; }
+constexpr DType DTypeOf<Half>() {
+  return DType::kF16;
+}
 template <>
-constexpr DType DTypeOf<BFloat16>() { return DType::kBF16; }
+constexpr DType DTypeOf<BFloat16>() {
+  return DType::kBF16;
+}
 template <>
-constexpr DType DTypeOf<int8_t>() { return DType::kI8; }
+constexpr DType DTypeOf<int8_t>() {
+  return DType::kI8;
+}
 template <>
-constexpr DType DTypeOf<uint8_t>() { return DType::kU8; }
+constexpr DType DTypeOf<uint8_t>() {
+  return DType::kU8;
+}
 template <>
-constexpr DType DTypeOf<int32_t>() { return DType::kI32; }
+constexpr DType DTypeOf<int32_t>() {
+  return DType::kI32;
+}
 template <>
-constexpr DType DTypeOf<int64_t>() { return DType::kI64; }
+constexpr DType DTypeOf<int64_t>() {
+  return DType::kI64;
+}
 
-// A read-only view of a dense row-major array: pointer, dtype, device, shape of up to kMaxRank dims.
-// The innermost dims are contiguous; only the distance between rows (indices of dim 0) may be larger than
-// a row, so that a view can be a column range of a wider matrix. Copies are cheap; it owns nothing.
-// A default-constructed view is empty: null, rank 0, no elements. It stands for "not given".
+// A read-only view of a dense row-major array: pointer, dtype, device, shape of up to kMaxRank
+// dims. The innermost dims are contiguous; only the distance between rows (indices of dim 0) may be
+// larger than a row, so that a view can be a column range of a wider matrix. Copies are cheap; it
+// owns nothing. A default-constructed view is empty: null, rank 0, no elements. It stands for "not
+// given".
 class ConstTensorView {
  public:
   static constexpr int kMaxRank = 4;

@@ -18,8 +18,8 @@ namespace {
 
 thread_local int current_thread = 0;
 
-// About 20 us on current machines: longer than the gap between two loops of a decode step, far shorter
-// than a scheduler quantum.
+// About 20 us on current machines: longer than the gap between two loops of a decode step, far
+// shorter than a scheduler quantum.
 constexpr int kSpins = 4000;
 
 void Pause() {
@@ -32,9 +32,9 @@ void Pause() {
 
 }  // namespace
 
-// One loop is one generation. The caller publishes `task`, then bumps `generation`; each worker runs the
-// task with its index and bumps `num_done`. The release/acquire pairs on these two atomics order the
-// task's reads and writes with the caller's.
+// One loop is one generation. The caller publishes `task`, then bumps `generation`; each worker
+// runs the task with its index and bumps `num_done`. The release/acquire pairs on these two atomics
+// order the task's reads and writes with the caller's.
 struct ThreadPool::State {
   using Task = absl::FunctionRef<void(int thread)>;
 
@@ -59,8 +59,8 @@ struct ThreadPool::State {
       }
       if (generation.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(mutex);
-        // Sequentially consistent with the caller's (generation bump, num_sleeping read): one of the two
-        // sees the other, so a wake-up is never lost.
+        // Sequentially consistent with the caller's (generation bump, num_sleeping read): one of
+        // the two sees the other, so a wake-up is never lost.
         num_sleeping.fetch_add(1);
         wake.wait(lock, [&] { return generation.load() != seen; });
         num_sleeping.fetch_sub(1);
@@ -136,8 +136,7 @@ void ThreadPool::ParallelFor(int64_t num_items, int64_t grain,
   });
 }
 
-void ThreadPool::ParallelForDynamic(int64_t num_items,
-                                    absl::FunctionRef<void(int64_t item)> body) {
+void ThreadPool::ParallelForDynamic(int64_t num_items, absl::FunctionRef<void(int64_t item)> body) {
   if (num_items <= 0) return;
   if (num_threads_ == 1 || num_items == 1) {
     for (int64_t item = 0; item < num_items; ++item) body(item);

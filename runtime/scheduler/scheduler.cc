@@ -1,0 +1,227 @@
+#include "runtime/scheduler/scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/check.h"
+
+namespace thinwire {
+
+struct Scheduler::Seq {
+  SeqId id = 0;
+  int64_t arrival = 0;
+  int64_t num_known = 0;     // prompt and committed tokens
+  int64_t num_computed = 0;  // scheduled so far; in the cache once their steps ran
+  bool awaits_sample = false;
+  int32_t slot = -1;
+  std::vector<int32_t> pages;
+
+  // One token a step from here on (or as soon as the one in flight is known).
+  bool Decodes() const { return awaits_sample || num_known - num_computed == 1; }
+};
+
+Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), pages_(limits.num_pages) {
+  TW_CHECK_GE(limits.page_size, 1);
+  TW_CHECK_GE(limits.max_step_tokens, 1);
+  TW_CHECK_GE(limits.max_seqs, 1);
+  TW_CHECK_GE(limits.max_steps_in_flight, 1);
+  for (int64_t slot = limits.max_seqs - 1; slot >= 0; --slot) {
+    free_slots_.push_back(static_cast<int32_t>(slot));
+  }
+}
+
+Scheduler::~Scheduler() = default;
+
+int64_t Scheduler::PagesFor(int64_t num_tokens) const {
+  return (num_tokens + limits_.page_size - 1) / limits_.page_size;
+}
+
+absl::Status Scheduler::Add(SeqId id, int64_t num_tokens, int64_t max_new_tokens) {
+  TW_CHECK_GE(num_tokens, 1);
+  TW_CHECK_GE(max_new_tokens, 0);
+  TW_CHECK(!seqs_.contains(id));
+  const int64_t longest = num_tokens + max_new_tokens;
+  if (longest > limits_.max_context) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt of ", num_tokens, " tokens and ", max_new_tokens,
+                     " new ones exceed the context of ", limits_.max_context));
+  }
+  // The last token is sampled and never computed.
+  const int64_t num_pages = PagesFor(std::max(num_tokens, longest - 1));
+  if (num_pages > limits_.num_pages) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "prompt of ", num_tokens, " tokens and ", max_new_tokens, " new ones need ", num_pages,
+        " KV pages of ", limits_.page_size, " tokens; there are ", limits_.num_pages));
+  }
+  auto seq = std::make_unique<Seq>();
+  seq->id = id;
+  seq->arrival = next_arrival_++;
+  seq->num_known = num_tokens;
+  waiting_.push_back(seq.get());
+  seqs_.emplace(id, std::move(seq));
+  return absl::OkStatus();
+}
+
+void Scheduler::Release(Seq& seq) {
+  for (const int32_t page : seq.pages) pages_.Free(page);
+  seq.pages.clear();
+  if (seq.slot >= 0) {
+    free_slots_.push_back(seq.slot);
+    running_.erase(seq.arrival);
+    seq.slot = -1;
+  }
+}
+
+void Scheduler::Preempt(Seq& seq) {
+  Release(seq);
+  seq.num_computed = 0;
+  // Waiting sequences are in order of arrival, and a running one arrived before all of those that
+  // never ran; among preempted ones the earlier arrival goes first.
+  const auto place = std::find_if(waiting_.begin(), waiting_.end(),
+                                  [&](const Seq* other) { return other->arrival > seq.arrival; });
+  waiting_.insert(place, &seq);
+  ++num_preemptions_;
+}
+
+bool Scheduler::GrowTo(Seq& seq, int64_t num_tokens, std::vector<int32_t>& new_pages,
+                       ScheduledStep& step) {
+  while (static_cast<int64_t>(seq.pages.size()) < PagesFor(num_tokens)) {
+    const std::optional<int32_t> page = pages_.Allocate();
+    if (page.has_value()) {
+      seq.pages.push_back(*page);
+      new_pages.push_back(*page);
+      continue;
+    }
+    // The victim: the latest arrival that runs and neither awaits a token nor is in this step
+    // already.
+    Seq* victim = nullptr;
+    for (auto it = running_.rbegin(); it != running_.rend() && it->second != &seq; ++it) {
+      const bool scheduled =
+          std::any_of(step.seqs.begin(), step.seqs.end(),
+                      [&](const auto& other) { return other.id == it->second->id; });
+      if (!it->second->awaits_sample && !scheduled) {
+        victim = it->second;
+        break;
+      }
+    }
+    if (victim == nullptr) return false;
+    Preempt(*victim);
+  }
+  return true;
+}
+
+bool Scheduler::ScheduleRunning(Seq& seq, int64_t budget, ScheduledStep& step) {
+  int64_t num_tokens = std::min(seq.num_known - seq.num_computed, budget);
+  TW_CHECK_GE(num_tokens, 1);
+  std::vector<int32_t> new_pages;
+  if (!GrowTo(seq, seq.num_computed + num_tokens, new_pages, step)) {
+    // Pages ran out on the way: compute what has room. Without room it keeps its pages and waits;
+    // an older sequence that needs them takes them.
+    const int64_t room =
+        static_cast<int64_t>(seq.pages.size()) * limits_.page_size - seq.num_computed;
+    if (room < 1) return false;
+    num_tokens = std::min(num_tokens, room);
+  }
+  ScheduledSeq part;
+  part.id = seq.id;
+  part.slot = seq.slot;
+  part.start = seq.num_computed;
+  part.num_tokens = num_tokens;
+  part.new_pages = std::move(new_pages);
+  seq.num_computed += num_tokens;
+  part.samples = seq.num_computed == seq.num_known;
+  seq.awaits_sample = part.samples;
+  step.num_tokens += num_tokens;
+  step.seqs.push_back(std::move(part));
+  return true;
+}
+
+Scheduler::Seq* Scheduler::TryAdmit() {
+  if (waiting_.empty() || free_slots_.empty()) return nullptr;
+  Seq& seq = *waiting_.front();
+  // One page in reserve for every running sequence keeps admissions from preempting at once.
+  const int64_t reserve = num_running();
+  if (!running_.empty() && pages_.num_free() < PagesFor(seq.num_known) + reserve) return nullptr;
+  waiting_.pop_front();
+  seq.slot = free_slots_.back();
+  free_slots_.pop_back();
+  running_.emplace(seq.arrival, &seq);
+  return &seq;
+}
+
+std::vector<Scheduler::Seq*> Scheduler::RunnableSeqs(int64_t& num_decodes) const {
+  int64_t num_decoding = 0;
+  for (const auto& [arrival, seq] : running_) num_decoding += seq->Decodes();
+  const int64_t share =
+      (num_decoding + limits_.max_steps_in_flight - 1) / limits_.max_steps_in_flight;
+  std::vector<Seq*> seqs;
+  num_decodes = 0;
+  for (const auto& [arrival, seq] : running_) {
+    if (seq->awaits_sample) continue;
+    if (seq->Decodes()) {
+      if (num_decodes == share) continue;
+      ++num_decodes;
+    }
+    seqs.push_back(seq);
+  }
+  return seqs;
+}
+
+std::optional<ScheduledStep> Scheduler::Plan() {
+  if (num_in_flight() >= limits_.max_steps_in_flight) return std::nullopt;
+  ScheduledStep step;
+  int64_t num_decodes = 0;
+  const std::vector<Seq*> seqs = RunnableSeqs(num_decodes);
+  // Prompts get what decoding leaves, but never nothing.
+  int64_t prompt_budget = std::max<int64_t>(limits_.max_step_tokens - num_decodes, 1);
+  for (Seq* seq : seqs) {
+    const int64_t left = limits_.max_step_tokens - step.num_tokens;
+    if (left < 1) break;
+    if (seq->slot < 0) continue;  // gave way to an earlier one just now
+    if (seq->Decodes()) {
+      ScheduleRunning(*seq, 1, step);
+    } else if (prompt_budget > 0) {
+      const int64_t before = step.num_tokens;
+      ScheduleRunning(*seq, std::min(prompt_budget, left), step);
+      prompt_budget -= step.num_tokens - before;
+    }
+  }
+  while (step.num_tokens < limits_.max_step_tokens) {
+    Seq* seq = TryAdmit();
+    if (seq == nullptr) break;
+    if (!ScheduleRunning(*seq, limits_.max_step_tokens - step.num_tokens, step)) break;
+  }
+  if (step.seqs.empty()) return std::nullopt;
+  step.id = next_step_++;
+  std::vector<SeqId> sampling;
+  for (const ScheduledSeq& part : step.seqs) {
+    if (part.samples) sampling.push_back(part.id);
+  }
+  in_flight_.push_back(std::move(sampling));
+  return step;
+}
+
+void Scheduler::Commit() {
+  TW_CHECK(!in_flight_.empty());
+  for (const SeqId id : in_flight_.front()) {
+    const auto it = seqs_.find(id);
+    if (it == seqs_.end()) continue;  // finished meanwhile
+    it->second->awaits_sample = false;
+    ++it->second->num_known;
+  }
+  in_flight_.pop_front();
+}
+
+void Scheduler::Finish(SeqId id) {
+  const auto it = seqs_.find(id);
+  TW_CHECK(it != seqs_.end());
+  Seq& seq = *it->second;
+  if (seq.slot < 0) {
+    waiting_.erase(std::find(waiting_.begin(), waiting_.end(), &seq));
+  }
+  Release(seq);
+  seqs_.erase(it);
+}
+
+}  // namespace thinwire
