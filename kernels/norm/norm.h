@@ -15,7 +15,7 @@ enum class NormKind {
 // First x += delta (if given), stored back rounded to x's dtype; then out = norm(x).
 struct NormArgs {
   NormKind kind = NormKind::kLayerNorm;
-  TensorView x;            // [num_tokens, hidden] fp32 | fp16 | bf16; written only when delta is given
+  TensorView x;  // [num_tokens, hidden] fp32 | fp16 | bf16; written only when delta is given
   ConstTensorView delta;   // [num_tokens, hidden] dtype of x, or empty
   ConstTensorView weight;  // [hidden] fp32, or empty for ones
   ConstTensorView bias;    // [hidden] fp32, or empty for zeros; LayerNorm only

@@ -7,12 +7,10 @@
 
 namespace thinwire {
 
-// For each token t, head h and i < head_dim/2, with a = positions[t] * inv_freq[i] (product in
-// fp32):
+// For each token t, head h and i < head_dim/2, with the fp32 product a = positions[t] * inv_freq[i]:
 //   (x[i], x[i + head_dim/2]) <- (x[i] cos a - x[i + head_dim/2] sin a,
 //                                 x[i + head_dim/2] cos a + x[i] sin a)
-// This is the layout of Hugging Face checkpoints (rotate_half), not the interleaved one of the
-// paper.
+// This is the layout of Hugging Face checkpoints (rotate_half); the paper's is interleaved.
 struct RopeArgs {
   TensorView x;               // [num_tokens, num_heads * head_dim] fp32 | fp16 | bf16, in place;
                               // rows may be strided
