@@ -17,8 +17,8 @@ enum class ActivationKind {
 // x[i] = f(x[i]), in place. x: [num_tokens, width] fp32 | fp16 | bf16, rows may be strided.
 absl::Status Activate(ActivationKind kind, TensorView x, Stream& stream);
 
-// out[t, i] = f(gate[t, i]) * up[t, i]. All [num_tokens, ffn], one float dtype; rows may be strided;
-// out may be gate itself.
+// out[t, i] = f(gate[t, i]) * up[t, i]. All [num_tokens, ffn], one float dtype; rows may be
+// strided; out may be gate itself.
 struct GatedActivationArgs {
   ActivationKind kind = ActivationKind::kSilu;
   ConstTensorView gate;
