@@ -8,8 +8,8 @@
 
 namespace thinwire {
 
-// Owns the process's membership in the job (MPI_Init to MPI_Finalize). One per process; must outlive its
-// communicators.
+// Owns the process's membership in the job (MPI_Init to MPI_Finalize). One per process; must
+// outlive its communicators.
 class Bootstrap {
  public:
   virtual ~Bootstrap() = default;
@@ -25,13 +25,14 @@ class Bootstrap {
   // A communicator of all ranks for host memory. Collective.
   virtual absl::StatusOr<std::unique_ptr<Communicator>> CreateHostCommunicator() = 0;
 
-  // Ends every rank of the job at once with `exit_code`: the last resort when ranks can no longer agree.
+  // Ends every rank of the job at once with `exit_code`: the last resort when ranks can no longer
+  // agree.
   [[noreturn]] virtual void Abort(int exit_code) = 0;
 };
 
-// Joins the job that the environment describes. Started by mpirun or srun (OMPI_COMM_WORLD_SIZE, PMIX_RANK,
-// PMI_RANK are looked at), that is MPI: Unimplemented when this build has no MPI. Otherwise a single
-// process, without touching MPI.
+// Joins the job that the environment describes. Started by mpirun or srun (OMPI_COMM_WORLD_SIZE,
+// PMIX_RANK, PMI_RANK are looked at), that is MPI: Unimplemented when this build has no MPI.
+// Otherwise a single process, without touching MPI.
 absl::StatusOr<std::unique_ptr<Bootstrap>> JoinJob();
 
 }  // namespace thinwire

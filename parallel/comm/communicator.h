@@ -13,17 +13,19 @@ namespace thinwire {
 
 enum class ReduceOp { kSum, kMax };
 
-// Every rank of a communicator issues the same collectives in the same order with the same shapes, dtypes
-// and device; p is size(). Calls enqueue on `stream`: on a GPU they return before they are done, on the
-// CPU they are done when they return. All tensors are contiguous. A communicator of size 1 is legal, and
-// its collectives are copies or nothing. Thread-compatible: one caller thread per communicator at a time.
+// Every rank of a communicator issues the same collectives in the same order with the same shapes,
+// dtypes and device; p is size(). Calls enqueue on `stream`: on a GPU they return before they are
+// done, on the CPU they are done when they return. All tensors are contiguous. A communicator of
+// size 1 is legal, and its collectives are copies or nothing. Thread-compatible: one caller thread
+// per communicator at a time.
 //
-// Failure. Every wait ends: when a peer makes no progress for timeout(), when Abort is called by any rank,
-// or when the backend reports a lost peer, the call returns Unavailable or DeadlineExceeded, and so does
-// every later call (the first cause is kept). A communicator never recovers.
+// Failure. Every wait ends: when a peer makes no progress for timeout(), when Abort is called by
+// any rank, or when the backend reports a lost peer, the call returns Unavailable or
+// DeadlineExceeded, and so does every later call (the first cause is kept). A communicator never
+// recovers.
 //
-// Results do not depend on timing: reductions add in rank order in fp32 and round once to the tensor's
-// dtype, and all ranks obtain the same bits.
+// Results do not depend on timing: reductions add in rank order in fp32 and round once to the
+// tensor's dtype, and all ranks obtain the same bits.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -42,33 +44,33 @@ class Communicator {
   // Sent per rank: 2 (p-1)/p n elements, or (p-1) n where that is fewer or n is small.
   virtual absl::Status AllReduce(TensorView inout, ReduceOp op, Stream& stream) = 0;
 
-  // in: n elements; out: p n elements; out[r n ...] is rank r's in. Any dtype. `in` may be this rank's
-  // part of `out`. Sent per rank: (p-1) n elements.
+  // in: n elements; out: p n elements; out[r n ...] is rank r's in. Any dtype. `in` may be this
+  // rank's part of `out`. Sent per rank: (p-1) n elements.
   virtual absl::Status AllGather(ConstTensorView in, TensorView out, Stream& stream) = 0;
 
-  // in: p n elements; out: n elements = the reduction over ranks of their in[rank n ...]. dtypes as in
-  // AllReduce. Sent per rank: (p-1) n elements.
+  // in: p n elements; out: n elements = the reduction over ranks of their in[rank n ...]. dtypes as
+  // in AllReduce. Sent per rank: (p-1) n elements.
   virtual absl::Status ReduceScatter(ConstTensorView in, TensorView out, ReduceOp op,
                                      Stream& stream) = 0;
 
   // Every rank's inout becomes root's. Sent by root: (p-1) n elements.
   virtual absl::Status Broadcast(TensorView inout, int root, Stream& stream) = 0;
 
-  // Point to point, delivered in order per (sender, receiver) pair. Send keeps a copy where it has to and
-  // returns without waiting for the receiver; Recv waits. Shapes of the two sides agree in bytes: a
-  // message of another size is an Internal error on the receiver. `peer` != rank().
+  // Point to point, delivered in order per (sender, receiver) pair. Send keeps a copy where it has
+  // to and returns without waiting for the receiver; Recv waits. Shapes of the two sides agree in
+  // bytes: a message of another size is an Internal error on the receiver. `peer` != rank().
   virtual absl::Status Send(ConstTensorView in, int peer, Stream& stream) = 0;
   virtual absl::Status Recv(TensorView out, int peer, Stream& stream) = 0;
 
   // Returns when all ranks have called it and this rank's earlier work on `stream` is done.
   virtual absl::Status Barrier(Stream& stream) = 0;
 
-  // Ranks with equal color form a new communicator, ordered by (key, rank). All ranks call it; a negative
-  // color takes part and gets null.
+  // Ranks with equal color form a new communicator, ordered by (key, rank). All ranks call it; a
+  // negative color takes part and gets null.
   virtual absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) = 0;
 
-  // Ends outstanding and later calls on every rank of this communicator and those split from it with
-  // Unavailable and the given cause. Does not wait; callable from any thread.
+  // Ends outstanding and later calls on every rank of this communicator and those split from it
+  // with Unavailable and the given cause. Does not wait; callable from any thread.
   virtual void Abort(const absl::Status& why) = 0;
 
   // Bytes this rank has handed to the transport for other ranks, framing of the transport excluded.
