@@ -7,14 +7,14 @@
 
 namespace thinwire {
 
-// out[t, :] (+)= table[ids[t] - first_id, :] where first_id <= ids[t] < first_id + rows of the table;
-// other rows count as zero, so that the sum over vocabulary shards is the whole look-up.
+// out[t, :] (+)= table[ids[t] - first_id, :] where first_id <= ids[t] < first_id + rows of the
+// table; other rows count as zero, so that the sum over vocabulary shards is the whole look-up.
 struct EmbeddingArgs {
   ConstTensorView ids;    // [num_tokens] int32
   ConstTensorView table;  // [num_rows, width] fp32 | fp16 | bf16
   int64_t first_id = 0;
   bool accumulate = false;  // add to out instead of overwriting it
-  TensorView out;           // [num_tokens, width] fp32 | fp16 | bf16 (need not be the table's dtype)
+  TensorView out;  // [num_tokens, width] fp32 | fp16 | bf16 (need not be the table's dtype)
 };
 
 absl::Status Embedding(const EmbeddingArgs& args, Stream& stream);
