@@ -54,7 +54,8 @@ absl::Status SyntaxError(const std::string& path, const char* begin, const char*
   const char* line_begin = at;
   while (line_begin > begin && line_begin[-1] != '\n') --line_begin;
   const std::string found =
-      at == end ? "the end of the file" : QuotedForMessage(absl::string_view(at, 1));
+      at == end ? "the end of the file"
+                : absl::StrCat("\"", absl::CHexEscape(absl::string_view(at, 1)), "\"");
   return absl::InvalidArgumentError(absl::StrCat(path, ": line ", line, ", column ",
                                                  at - line_begin + 1,
                                                  ": not valid JSON: unexpected ", found));
@@ -63,9 +64,11 @@ absl::Status SyntaxError(const std::string& path, const char* begin, const char*
 }  // namespace
 
 std::string QuotedForMessage(absl::string_view text) {
-  const bool cut = text.size() > kMaxQuotedBytes;
-  return absl::StrCat("\"", absl::Utf8SafeCHexEscape(text.substr(0, kMaxQuotedBytes)),
-                      cut ? "...\"" : "\"");
+  size_t shown = std::min(text.size(), kMaxQuotedBytes);
+  // Not through the middle of a UTF-8 character.
+  while (shown < text.size() && shown > 0 && (text[shown] & 0xc0) == 0x80) --shown;
+  return absl::StrCat("\"", absl::Utf8SafeCHexEscape(text.substr(0, shown)),
+                      shown < text.size() ? "...\"" : "\"");
 }
 
 absl::StatusOr<json> ReadJsonFile(const std::string& path) {

@@ -122,6 +122,10 @@ TEST(JsonFieldsTest, LongStringsAreCutInMessages) {
   const std::string quoted = QuotedForMessage(std::string(1000, 'a'));
   EXPECT_LT(quoted.size(), 200u);
   EXPECT_THAT(quoted, ::testing::EndsWith("...\""));
+  // U+00E9 is c3 a9 in UTF-8; the cut at 120 bytes would fall between the two.
+  EXPECT_EQ(QuotedForMessage(std::string(119, 'a') + "\xc3\xa9"
+                                                     "b"),
+            "\"" + std::string(119, 'a') + "...\"");
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/core/status_macros.h"
@@ -349,7 +350,8 @@ absl::StatusOr<std::vector<TensorInfo>> ParseSafetensors(absl::Span<const std::b
   if (*begin != '{' || std::find(begin, end, '\0') != end) {
     return absl::InvalidArgumentError(absl::StrCat(
         path, ": expected a header of JSON that begins with '{', found ",
-        *begin != '{' ? QuotedForMessage(absl::string_view(begin, 1)) : "a null byte"));
+        *begin != '{' ? absl::StrCat("\"", absl::CHexEscape(absl::string_view(begin, 1)), "\"")
+                      : "a null byte"));
   }
   HeaderReader reader(path, data_begin, file_size);
   if (!json::sax_parse(begin, end, &reader)) return reader.status();
