@@ -17,22 +17,23 @@ struct SamplingParams {
   uint64_t seed = 0;
 };
 
-// InvalidArgument unless temperature >= 0 and finite, top_k >= 0, 0 < top_p <= 1; names value and bound.
+// InvalidArgument, naming value and bound, unless temperature >= 0 and finite, top_k >= 0 and
+// 0 < top_p <= 1.
 absl::Status ValidateSamplingParams(const SamplingParams& params);
 
-// A uniform number in [0, 1) that depends on (seed, position) only: Philox4x32-10 (Salmon et al., SC'11)
-// with key = seed and counter = position. The same request draws the same numbers in any batch on any
-// number of ranks.
+// A uniform number in [0, 1) that depends on (seed, position) only: Philox4x32-10 (Salmon et al.,
+// SC'11) with key = seed and counter = position. The same request draws the same numbers in any
+// batch on any number of ranks.
 double UniformRandom(uint64_t seed, uint64_t position);
 
 // Row r: tokens ordered by (logit descending, id ascending), cut by top_k, then softmax at the
 // temperature, cut by top_p, and the first token whose cumulative mass exceeds
 // UniformRandom(seed, position) * kept mass. Sums in double.
 struct SampleArgs {
-  ConstTensorView logits;                    // [num_seqs, vocab] fp32
-  absl::Span<const SamplingParams> params;   // [num_seqs]
-  absl::Span<const int64_t> positions;       // [num_seqs] index of the new token in its sequence
-  absl::Span<int32_t> token_ids;             // [num_seqs] out, on the host: synchronises
+  ConstTensorView logits;                   // [num_seqs, vocab] fp32
+  absl::Span<const SamplingParams> params;  // [num_seqs]
+  absl::Span<const int64_t> positions;      // [num_seqs] index of the new token in its sequence
+  absl::Span<int32_t> token_ids;            // [num_seqs] out, on the host: synchronises
 };
 absl::Status Sample(const SampleArgs& args, Stream& stream);
 

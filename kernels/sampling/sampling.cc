@@ -1,0 +1,88 @@
+#include "kernels/sampling/sampling.h"
+
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "kernels/core/status_macros.h"
+#include "kernels/sampling/sampling_internal.h"
+
+namespace thinwire {
+namespace {
+
+absl::Status CheckLogits(absl::string_view op, const ConstTensorView& logits,
+                         const Stream& stream) {
+  if (logits.rank() != 2 || logits.dtype() != DType::kF32 || logits.dim(1) < 1 ||
+      logits.dim(1) > INT32_MAX) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(op, ": expected logits fp32[num_rows, vocab], found ", logits.DebugString()));
+  }
+  if (logits.device() != stream.device()) {
+    return absl::InvalidArgumentError(absl::StrCat(op, ": logits are on ",
+                                                   DeviceName(logits.device()), ", the stream on ",
+                                                   DeviceName(stream.device())));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCount(absl::string_view op, absl::string_view name, size_t count,
+                        const ConstTensorView& logits) {
+  if (count == static_cast<size_t>(logits.dim(0))) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(op, ": expected ", logits.dim(0), " ", name,
+                                                 ", one for each row of ", logits.DebugString(),
+                                                 ", found ", count));
+}
+
+absl::Status NotAvailable(absl::string_view op, Device device) {
+  return absl::UnimplementedError(absl::StrCat(op, ": not available on ", DeviceName(device)));
+}
+
+}  // namespace
+
+absl::Status ValidateSamplingParams(const SamplingParams& params) {
+  if (!(params.temperature >= 0.0f) || std::isinf(params.temperature)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("temperature: expected a finite number >= 0, found ", params.temperature));
+  }
+  if (params.top_k < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("top_k: expected a number >= 0, found ", params.top_k));
+  }
+  if (!(params.top_p > 0.0f && params.top_p <= 1.0f)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("top_p: expected a number in (0, 1], found ", params.top_p));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Sample(const SampleArgs& args, Stream& stream) {
+  TW_RETURN_IF_ERROR(CheckLogits("sample", args.logits, stream));
+  TW_RETURN_IF_ERROR(CheckCount("sample", "params", args.params.size(), args.logits));
+  TW_RETURN_IF_ERROR(CheckCount("sample", "positions", args.positions.size(), args.logits));
+  TW_RETURN_IF_ERROR(CheckCount("sample", "token_ids", args.token_ids.size(), args.logits));
+  for (size_t row = 0; row < args.params.size(); ++row) {
+    const absl::Status status = ValidateSamplingParams(args.params[row]);
+    if (!status.ok()) return Annotate(status, absl::StrCat("sample: row ", row));
+  }
+  if (args.logits.dim(0) == 0) return absl::OkStatus();
+  if (stream.device().kind != DeviceKind::kCpu) return NotAvailable("sample", stream.device());
+  return SampleCpu(args, stream);
+}
+
+absl::Status LogProbs(const LogProbArgs& args, Stream& stream) {
+  TW_RETURN_IF_ERROR(CheckLogits("log probs", args.logits, stream));
+  TW_RETURN_IF_ERROR(CheckCount("log probs", "targets", args.targets.size(), args.logits));
+  TW_RETURN_IF_ERROR(CheckCount("log probs", "log_probs", args.log_probs.size(), args.logits));
+  for (size_t row = 0; row < args.targets.size(); ++row) {
+    if (args.targets[row] < 0 || args.targets[row] >= args.logits.dim(1)) {
+      return absl::InvalidArgumentError(absl::StrCat("log probs: expected targets in [0, ",
+                                                     args.logits.dim(1), "), found ",
+                                                     args.targets[row], " in row ", row));
+    }
+  }
+  if (args.logits.dim(0) == 0) return absl::OkStatus();
+  if (stream.device().kind != DeviceKind::kCpu) return NotAvailable("log probs", stream.device());
+  return LogProbsCpu(args, stream);
+}
+
+}  // namespace thinwire
