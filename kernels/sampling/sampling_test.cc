@@ -130,29 +130,30 @@ TEST(SampleTest, GreedyTakesTheSmallestIdAmongEqualsOnEveryTarget) {
 }
 
 TEST(SampleTest, AgreesWithAFullSortOnEveryTarget) {
+  constexpr std::array<float, 5> kDeviations = {0.0f, 0.01f, 1.0f, 8.0f, 1000.0f};
+  constexpr std::array<float, 4> kTemperatures = {0.01f, 0.7f, 1.0f, 50.0f};
+  constexpr std::array<int32_t, 5> kTopKs = {0, 1, 2, 50, 4000};
+  constexpr std::array<float, 5> kTopPs = {1.0f, 0.999f, 0.9f, 0.1f, 1e-6f};
   ForEachCpuTarget([&](absl::string_view target) {
     SCOPED_TRACE(std::string(target));
     std::mt19937 random(11);
+    const auto one_of = [&](const auto& choices) { return choices[random() % choices.size()]; };
     for (const size_t vocab : {1, 2, 7, 257, 1000, 5003}) {
-      for (const float deviation : {0.0f, 0.01f, 1.0f, 8.0f, 1000.0f}) {
+      for (int repeat = 0; repeat < 100; ++repeat) {
+        const float deviation = one_of(kDeviations);
         std::vector<float> logits = Normal(vocab, deviation, random);
         if (vocab > 100) {
           logits[5] = -kInfinity;                                   // forbidden
           for (size_t i = 40; i < 60; ++i) logits[i] = logits[20];  // ties
         }
-        for (const float temperature : {0.01f, 0.7f, 1.0f, 50.0f}) {
-          for (const int32_t top_k : {0, 1, 2, 50, 4000}) {
-            for (const float top_p : {1.0f, 0.999f, 0.9f, 0.1f, 1e-6f}) {
-              const SamplingParams params{temperature, top_k, top_p, random()};
-              const auto position = static_cast<int64_t>(random());
-              const double uniform = UniformRandom(params.seed, static_cast<uint64_t>(position));
-              ASSERT_EQ(SampleRow(logits, params, position).value(),
-                        SampleReference(logits, params, uniform))
-                  << "vocab " << vocab << ", deviation " << deviation << ", temperature "
-                  << temperature << ", top_k " << top_k << ", top_p " << top_p;
-            }
-          }
-        }
+        const SamplingParams params{one_of(kTemperatures), one_of(kTopKs), one_of(kTopPs),
+                                    random()};
+        const auto position = static_cast<int64_t>(random());
+        const double uniform = UniformRandom(params.seed, static_cast<uint64_t>(position));
+        ASSERT_EQ(SampleRow(logits, params, position).value(),
+                  SampleReference(logits, params, uniform))
+            << "vocab " << vocab << ", deviation " << deviation << ", temperature "
+            << params.temperature << ", top_k " << params.top_k << ", top_p " << params.top_p;
       }
     }
   });
