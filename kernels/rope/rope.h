@@ -7,7 +7,7 @@
 
 namespace thinwire {
 
-// For each token t, head h and i < head_dim/2, with the fp32 product a = positions[t] * inv_freq[i]:
+// For each token t, head h and i < head_dim/2, with a = fp32(positions[t] * inv_freq[i]):
 //   (x[i], x[i + head_dim/2]) <- (x[i] cos a - x[i + head_dim/2] sin a,
 //                                 x[i + head_dim/2] cos a + x[i] sin a)
 // This is the layout of Hugging Face checkpoints (rotate_half); the paper's is interleaved.
