@@ -1,0 +1,31 @@
+#include "runtime/tokenizer/tokenizer.h"
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/status_macros.h"
+#include "runtime/tokenizer/json_tokenizer.h"
+#include "runtime/tokenizer/sentencepiece_tokenizer.h"
+#include "runtime/tokenizer/tokenizer_config.h"
+
+namespace thinwire {
+
+std::string Tokenizer::Decode(absl::Span<const int32_t> ids, bool skip_special_tokens) const {
+  const std::unique_ptr<Detokenizer> detokenizer = NewDetokenizer(skip_special_tokens);
+  std::string text;
+  for (const int32_t id : ids) detokenizer->Push(id, &text);
+  detokenizer->Finish(&text);
+  return text;
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& dir) {
+  TW_ASSIGN_OR_RETURN(const TokenizerConfig config, ReadTokenizerConfig(dir));
+  const std::string json_path = absl::StrCat(dir, "/tokenizer.json");
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = LoadJsonTokenizer(json_path, config);
+  if (!absl::IsNotFound(tokenizer.status())) return tokenizer;
+  const std::string model_path = absl::StrCat(dir, "/tokenizer.model");
+  tokenizer = LoadSentencePieceTokenizer(model_path, config);
+  if (!absl::IsNotFound(tokenizer.status())) return tokenizer;
+  return absl::NotFoundError(
+      absl::StrCat("no tokenizer: neither ", json_path, " nor ", model_path, " exists"));
+}
+
+}  // namespace thinwire
