@@ -1,7 +1,7 @@
 // Causal attention over a paged KV cache, and the write that fills the cache.
 //
-// Pages: k_pages and v_pages are [num_pages, num_kv_heads, page_size, head_dim]. Token j of a sequence
-// lies in page page_ids[page_offsets[s] + j / page_size] at row j % page_size.
+// Pages: k_pages and v_pages are [num_pages, num_kv_heads, page_size, head_dim]. Token j of a
+// sequence lies in page page_ids[page_offsets[s] + j / page_size] at row j % page_size.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +15,10 @@ namespace thinwire {
 
 // k_pages[slots[t] / page_size, h, slots[t] % page_size, :] = k[t, h, :]; likewise v.
 struct KvWriteArgs {
-  ConstTensorView k;               // [num_tokens, num_kv_heads * head_dim] dtype of the pages;
-  ConstTensorView v;               //   rows may be strided
-  absl::Span<const int64_t> slots; // [num_tokens] page * page_size + row; distinct
-  TensorView k_pages;              // [num_pages, num_kv_heads, page_size, head_dim] fp32 | fp16 | bf16
+  ConstTensorView k;                // [num_tokens, num_kv_heads * head_dim] dtype of the pages;
+  ConstTensorView v;                //   rows may be strided
+  absl::Span<const int64_t> slots;  // [num_tokens] page * page_size + row; distinct
+  TensorView k_pages;  // [num_pages, num_kv_heads, page_size, head_dim] fp32 | fp16 | bf16
   TensorView v_pages;
 };
 absl::Status KvWrite(const KvWriteArgs& args, Stream& stream);
@@ -45,7 +45,8 @@ struct PagedAttentionArgs {
   int64_t window = 0;  // 0: unlimited
 };
 
-// Scores and sums in fp32. Results of a query do not depend on which other sequences share the call.
+// Scores and sums in fp32. Results of a query do not depend on which other sequences share the
+// call.
 absl::Status PagedAttention(const PagedAttentionArgs& args, Stream& stream);
 
 // The definition, in double, for tests.

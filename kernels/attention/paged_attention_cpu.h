@@ -82,7 +82,7 @@ struct ManyRowsArgs {
   const float* q;        // scaled; zero beyond num_rows
   const KeyRange* keys;  // [num_rows rounded up to kBlockRows], those beyond num_rows empty: {0, 0}
   float* scores;         // scratch [kManyRowsChunk, kBlockRows]
-  float* wide;           // scratch [2, kManyRowsChunk, head_dim], unless the pages are fp32
+  float* wide;           // scratch [2, kManyRowsChunk, head_dim]
   float* maxima;         // scratch [num_rows rounded up to kBlockRows]
   float* sums;           // the same
   float* out;

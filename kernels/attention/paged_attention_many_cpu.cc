@@ -231,18 +231,12 @@ void AttendMany(const ManyRowsArgs& args) {
     const int64_t end = std::min(last, begin + kManyRowsChunk);
     for (int64_t j = begin; j < end;) {
       const int64_t run = pages.Run(j, end);
-      const std::byte* k = pages.k + pages.Offset(j);
-      const std::byte* v = pages.v + pages.Offset(j);
-      const auto* k_wide = reinterpret_cast<const float*>(k);
-      const auto* v_wide = reinterpret_cast<const float*>(v);
-      if (pages.dtype != DType::kF32) {
-        float* to = args.wide + (j - begin) * head_dim;
-        ConvertToFloat(k, pages.dtype, to, run * head_dim);
-        k_wide = to;
-        to += kManyRowsChunk * head_dim;
-        ConvertToFloat(v, pages.dtype, to, run * head_dim);
-        v_wide = to;
-      }
+      // fp32 is copied too: the tiles below pass over the rows many times, which pages far apart
+      // slow down.
+      float* k_wide = args.wide + (j - begin) * head_dim;
+      float* v_wide = k_wide + kManyRowsChunk * head_dim;
+      ConvertToFloat(pages.k + pages.Offset(j), pages.dtype, k_wide, run * head_dim);
+      ConvertToFloat(pages.v + pages.Offset(j), pages.dtype, v_wide, run * head_dim);
       for (int64_t i = 0; i < run; ++i) {
         k_rows[j - begin + i] = k_wide + i * head_dim;
         v_rows[j - begin + i] = v_wide + i * head_dim;

@@ -15,12 +15,13 @@ struct LinearArgs {
   TensorView y;            // [num_tokens, out_features]  dtype of x; rows may be strided; no alias
 };
 
-// Products and sums in fp32 whatever the storage. num_tokens may be 0. InvalidArgument names the shapes
-// that do not fit; Unimplemented on a device without this operator.
+// Products and sums in fp32 whatever the storage. num_tokens may be 0. InvalidArgument names the
+// shapes that do not fit; Unimplemented on a device without this operator.
 //
-// On the CPU, up to 32 tokens (64 with a 16-bit weight) an output is summed in an order that depends on
-// in_features only: a token's row of y is bit for bit the same beside other tokens and with any number of
-// threads. Beyond that the order is BLAS's and may differ with num_tokens and threads.
+// On the CPU, up to 32 tokens (64 with a 16-bit weight) an output is summed in an order that
+// depends on in_features only: a token's row of y is bit for bit the same beside other tokens and
+// with any number of threads. Beyond that the order is BLAS's and may differ with num_tokens and
+// threads.
 absl::Status Linear(const LinearArgs& args, Stream& stream);
 
 // The definition, in double, for tests.
