@@ -21,8 +21,10 @@ enum class ReduceOp { kSum, kMax };
 //
 // Failure. Every wait ends: when a peer makes no progress for timeout(), when Abort is called by
 // any rank, or when the backend reports a lost peer, the call returns Unavailable or
-// DeadlineExceeded, and so does every later call (the first cause is kept). A communicator never
-// recovers.
+// DeadlineExceeded, and so does every later call (the first cause is kept). A message of another
+// size than expected ends the communicator in the same way, as Internal on the rank that noticed.
+// What one rank notices, the others learn: they return Unavailable with its text. A communicator
+// never recovers. Arguments that are wrong on their face are InvalidArgument and change nothing.
 //
 // Results do not depend on timing: reductions add in rank order in fp32 and round once to the
 // tensor's dtype, and all ranks obtain the same bits.
@@ -74,6 +76,7 @@ class Communicator {
   virtual void Abort(const absl::Status& why) = 0;
 
   // Bytes this rank has handed to the transport for other ranks, framing of the transport excluded.
+  // Split counts its agreement (a few bytes per rank).
   virtual int64_t bytes_sent() const = 0;
 };
 

@@ -17,6 +17,12 @@ constexpr int64_t kBlock = 1024;
 // Fewer elements than this are not worth a second thread.
 constexpr int64_t kGrain = 32 * 1024;
 
+// A selection that compilers leave one: they turn ?: around arithmetic into branches.
+uint32_t Select(bool condition, uint32_t yes, uint32_t no) {
+  const uint32_t mask = 0u - static_cast<uint32_t>(condition);
+  return (yes & mask) | (no & ~mask);
+}
+
 // The conversions of float16.h with selections in place of branches, so that compilers vectorise
 // the loops around them for any x86-64; the test compares the two for all inputs.
 float Widen(Half h) {
@@ -28,8 +34,8 @@ float Widen(Half h) {
   // normalises it.
   const float tiny = std::bit_cast<float>((magnitude >> 13) + 0x3f000000u) - 0.5f;
   const auto compared = static_cast<int32_t>(magnitude);
-  uint32_t bits = compared >= 0x0f800000 ? special : normal;
-  bits = compared < 0x00800000 ? std::bit_cast<uint32_t>(tiny) : bits;
+  uint32_t bits = Select(compared >= 0x0f800000, special, normal);
+  bits = Select(compared < 0x00800000, std::bit_cast<uint32_t>(tiny), bits);
   return std::bit_cast<float>(bits | sign);
 }
 
@@ -46,9 +52,9 @@ void Narrow(float value, Half& out) {
   const uint32_t nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
   // Magnitudes are below 2^31: signed comparisons, which SSE2 has.
   const auto compared = static_cast<int32_t>(magnitude);
-  uint32_t bits = compared < 0x38800000 ? tiny : rounded;
-  bits = compared >= 0x477ff000 ? 0x7c00u : bits;
-  bits = compared > 0x7f800000 ? nan : bits;
+  uint32_t bits = Select(compared < 0x38800000, tiny, rounded);
+  bits = Select(compared >= 0x477ff000, 0x7c00u, bits);
+  bits = Select(compared > 0x7f800000, nan, bits);
   out.bits = static_cast<uint16_t>(bits | sign);
 }
 
@@ -57,7 +63,7 @@ void Narrow(float value, BFloat16& out) {
   const uint32_t rounded = (in + 0x7fffu + ((in >> 16) & 1u)) >> 16;
   const uint32_t nan = (in >> 16) | 0x40u;
   const bool is_nan = static_cast<int32_t>(in & 0x7fffffffu) > 0x7f800000;
-  out.bits = static_cast<uint16_t>(is_nan ? nan : rounded);
+  out.bits = static_cast<uint16_t>(Select(is_nan, nan, rounded));
 }
 
 void Narrow(float value, float& out) { out = value; }
@@ -82,7 +88,7 @@ struct Sum {
 struct Max {
   template <typename T>
   static T Apply(T a, T b) {
-    return (a < b || b != b) ? b : a;
+    return ((a < b) | (b != b)) ? b : a;
   }
 };
 
@@ -92,13 +98,20 @@ void ReduceRange(absl::Span<const void* const> parts, int64_t begin, int64_t end
   alignas(64) Accumulator sums[kBlock];
   for (int64_t block = begin; block < end; block += kBlock) {
     const int64_t count = std::min(kBlock, end - block);
-    const T* first = static_cast<const T*>(parts[0]) + block;
-    for (int64_t i = 0; i < count; ++i) sums[i] = Widen(first[i]);
-    for (size_t r = 1; r < parts.size(); ++r) {
-      const T* part = static_cast<const T*>(parts[r]) + block;
-      for (int64_t i = 0; i < count; ++i) sums[i] = Op::Apply(sums[i], Widen(part[i]));
+    const auto part = [&](size_t r) { return static_cast<const T*>(parts[r]) + block; };
+    const T* const first = part(0);
+    if (parts.size() == 1) {
+      for (int64_t i = 0; i < count; ++i) sums[i] = Widen(first[i]);
+    } else {
+      const T* const second = part(1);
+      for (int64_t i = 0; i < count; ++i) sums[i] = Op::Apply(Widen(first[i]), Widen(second[i]));
     }
-    for (int64_t i = 0; i < count; ++i) Narrow(sums[i], out[block + i]);
+    for (size_t r = 2; r < parts.size(); ++r) {
+      const T* const next = part(r);
+      for (int64_t i = 0; i < count; ++i) sums[i] = Op::Apply(sums[i], Widen(next[i]));
+    }
+    T* const to = out + block;
+    for (int64_t i = 0; i < count; ++i) Narrow(sums[i], to[i]);
   }
 }
 
