@@ -12,7 +12,7 @@
 #include "kernels/core/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "runtime/checkpoint/block_copy.h"
-#include "runtime/checkpoint/json_file.h"
+#include "runtime/json/json_file.h"
 
 namespace thinwire {
 namespace {

@@ -46,6 +46,8 @@ class Checkpoint {
   // All names, sorted; they point into the checkpoint.
   std::vector<absl::string_view> Names() const;
 
+  int num_files() const { return static_cast<int>(files_.size()); }
+
   // Bytes of all tensors as stored.
   int64_t total_bytes() const;
 

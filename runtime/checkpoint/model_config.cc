@@ -8,7 +8,7 @@
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
 #include "nlohmann/json.hpp"
-#include "runtime/checkpoint/json_file.h"
+#include "runtime/json/json_file.h"
 
 namespace thinwire {
 namespace {

@@ -12,7 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "kernels/core/status_macros.h"
 #include "nlohmann/json.hpp"
-#include "runtime/checkpoint/json_file.h"
+#include "runtime/json/json_file.h"
 
 namespace thinwire {
 namespace {

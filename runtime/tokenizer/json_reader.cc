@@ -4,23 +4,12 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "kernels/core/mapped_file.h"
 #include "kernels/core/status_macros.h"
 #include "nlohmann/json.hpp"
 
 namespace thinwire {
 
 using nlohmann::json;
-
-absl::StatusOr<json> ReadJsonFile(const std::string& path) {
-  TW_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(path));
-  const auto* begin = reinterpret_cast<const char*>(file.bytes().data());
-  json value = json::parse(begin, begin + file.bytes().size(), nullptr, /*allow_exceptions=*/false);
-  if (value.is_discarded()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": not a JSON file"));
-  }
-  return value;
-}
 
 bool JsonReader::Has(absl::string_view key) const {
   if (!value_->is_object()) return false;

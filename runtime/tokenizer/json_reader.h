@@ -1,4 +1,4 @@
-// Reads JSON files with errors that say where: file and path of the value.
+// Typed access to JSON values with errors that say where: file and path of the value.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,6 @@
 #include "nlohmann/json_fwd.hpp"
 
 namespace thinwire {
-
-// Parses the file. Errors of opening name the path; InvalidArgument when it is not JSON.
-absl::StatusOr<nlohmann::json> ReadJsonFile(const std::string& path);
 
 // A borrowed JSON value and its place ("tokenizer.json: model.merges[3]"), which every error
 // message starts with. Wrong types and missing keys are InvalidArgument.

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "runtime/json/json_file.h"
 #include "runtime/tokenizer/added_vocabulary.h"
 #include "runtime/tokenizer/bpe_model.h"
 #include "runtime/tokenizer/decoder.h"

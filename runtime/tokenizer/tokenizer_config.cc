@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "runtime/json/json_file.h"
 #include "runtime/tokenizer/unicode.h"
 
 namespace thinwire {

@@ -1,4 +1,4 @@
-#include "runtime/checkpoint/json_file.h"
+#include "runtime/json/json_file.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,0 +1,206 @@
+// thinwire check: what every rank finds on its host, before a long job starts there.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "kernels/core/device.h"
+#include "kernels/core/status_macros.h"
+#include "kernels/core/stream.h"
+#include "kernels/host_rates/host_rates.h"
+#include "kernels/linear/blas.h"
+#include "launcher/command.h"
+#include "launcher/job.h"
+#include "launcher/output.h"
+#include "runtime/engine/memory_report.h"
+
+namespace thinwire {
+namespace {
+
+// One rank's findings, exchanged as bytes.
+struct Findings {
+  char host[64] = {};
+  char processor[64] = {};
+  char problem[256] = {};  // empty: none
+  int32_t num_processors = 0;
+  int32_t num_threads = 0;
+  int32_t num_gpus = 0;
+  int32_t local_rank = 0;
+  int64_t available_bytes = 0;
+  double read_rate = 0.0;   // bytes/s
+  double sgemm_rate = 0.0;  // flop/s
+};
+
+struct LinkFindings {
+  double small_us = 0.0;    // all-reduce of 8 KiB
+  double large_rate = 0.0;  // of 16 MiB: bytes/s of the tensor
+};
+
+template <size_t N>
+void CopyText(absl::string_view text, char (&to)[N]) {
+  const size_t length = std::min(text.size(), N - 1);
+  std::memcpy(to, text.data(), length);
+  to[length] = '\0';
+}
+
+std::string ProcessorName() {
+  std::ifstream file("/proc/cpuinfo");
+  std::string line;
+  while (std::getline(file, line)) {
+    const size_t colon = line.find(": ");
+    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) {
+      return line.substr(colon + 2);
+    }
+  }
+  return "unknown";
+}
+
+Findings Look(Job& job, ThreadPool& pool) {
+  Findings findings;
+  char host[64] = {};
+  (void)gethostname(host, sizeof(host) - 1);
+  CopyText(host, findings.host);
+  CopyText(ProcessorName(), findings.processor);
+  findings.num_processors = static_cast<int32_t>(sysconf(_SC_NPROCESSORS_ONLN));
+  findings.num_threads = pool.num_threads();
+  findings.num_gpus = NumCudaDevices();
+  findings.local_rank = job.bootstrap().local_rank();
+  findings.available_bytes = AvailableHostBytes();
+  const absl::Status blas = BlasSelfTest();
+  if (!blas.ok()) CopyText(blas.message(), findings.problem);
+  findings.read_rate = MeasureReadRate(int64_t{256} << 20, pool);
+  findings.sgemm_rate = MeasureSgemmRate(pool);
+  return findings;
+}
+
+// Median seconds of an all-reduce of `num_floats` fp32 over all ranks.
+absl::StatusOr<double> TimeAllReduce(Communicator& world, int64_t num_floats, int repeats,
+                                     Stream& stream) {
+  std::vector<float> data(num_floats, 0.0f);
+  const TensorView view(data.data(), DType::kF32, {num_floats});
+  std::vector<double> seconds;
+  for (int i = 0; i < repeats; ++i) {
+    TW_RETURN_IF_ERROR(world.Barrier(stream));
+    const auto start = std::chrono::steady_clock::now();
+    TW_RETURN_IF_ERROR(world.AllReduce(view, ReduceOp::kSum, stream));
+    seconds.push_back(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[seconds.size() / 2];
+}
+
+class CheckCommand : public Command {
+ public:
+  explicit CheckCommand(CLI::App& app)
+      : app_(app.add_subcommand("check", "Look at every rank's host: processors, memory, links")) {
+    app_->add_option("--threads", threads_, "Threads of each rank; 0: its share of the host")
+        ->type_name("N")
+        ->check(CLI::Range(0, 1024))
+        ->capture_default_str();
+    app_->add_flag("--json", json_, "One JSON object on standard output");
+    app_->footer("Start it as the job will be started, e.g. mpirun -np 4 thinwire check");
+  }
+
+  bool chosen() const override { return app_->parsed(); }
+
+  absl::Status Run(Job& job) override {
+    ThreadPool pool(job.NumThreads(threads_));
+    Stream stream = Stream::Cpu(&pool);
+    const Findings mine = Look(job, pool);
+    constexpr auto kBytes = static_cast<int64_t>(sizeof(Findings));
+    std::vector<Findings> all(job.size());
+    TW_RETURN_IF_ERROR(
+        job.world().AllGather(ConstTensorView(&mine, DType::kU8, {kBytes}),
+                              TensorView(all.data(), DType::kU8, {kBytes * job.size()}), stream));
+    LinkFindings link;
+    if (job.size() > 1) {
+      TW_ASSIGN_OR_RETURN(const double small, TimeAllReduce(job.world(), 2048, 200, stream));
+      TW_ASSIGN_OR_RETURN(const double large, TimeAllReduce(job.world(), 4 << 20, 5, stream));
+      link.small_us = small * 1e6;
+      link.large_rate = (16 << 20) / large;
+    }
+    if (job.leader()) {
+      TW_RETURN_IF_ERROR(WriteOutput(json_ ? ToJson(job, all, link) : ToText(job, all, link)));
+    }
+    for (int rank = 0; rank < job.size(); ++rank) {
+      if (all[rank].problem[0] != '\0') {
+        return absl::InternalError(
+            absl::StrCat("rank ", rank, " on ", all[rank].host, ": ", all[rank].problem));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  static std::string ToText(Job& job, const std::vector<Findings>& all, const LinkFindings& link) {
+    std::string text = absl::StrFormat(
+        "thinwire %s, %d %s, %s\n"
+        "BLAS: %s\n"
+        "CUDA: %s\n"
+        "rank  host              processors  threads  GPUs  free GiB  read GB/s  sgemm GF/s\n",
+        THINWIRE_VERSION, job.size(), job.size() == 1 ? "rank" : "ranks",
+        job.bootstrap().Description(), BlasDescription(),
+        BuiltWithCuda() ? "built in" : "not in this build");
+    for (int rank = 0; rank < job.size(); ++rank) {
+      const Findings& found = all[rank];
+      absl::StrAppend(&text,
+                      absl::StrFormat("%4d  %-16.16s  %10d  %7d  %4d  %8.1f  %9.1f  %10.1f\n", rank,
+                                      found.host, found.num_processors, found.num_threads,
+                                      found.num_gpus, found.available_bytes / 1073741824.0,
+                                      found.read_rate / 1e9, found.sgemm_rate / 1e9));
+    }
+    if (job.size() > 1) {
+      absl::StrAppend(&text,
+                      absl::StrFormat("all-reduce over all ranks: 8 KiB in %.1f us, 16 MiB at "
+                                      "%.2f GB/s\n",
+                                      link.small_us, link.large_rate / 1e9));
+    }
+    return text;
+  }
+
+  static std::string ToJson(Job& job, const std::vector<Findings>& all, const LinkFindings& link) {
+    nlohmann::ordered_json ranks = nlohmann::ordered_json::array();
+    for (int rank = 0; rank < job.size(); ++rank) {
+      const Findings& found = all[rank];
+      ranks.push_back({{"rank", rank},
+                       {"host", found.host},
+                       {"local_rank", found.local_rank},
+                       {"processor", found.processor},
+                       {"processors", found.num_processors},
+                       {"threads", found.num_threads},
+                       {"gpus", found.num_gpus},
+                       {"available_bytes", found.available_bytes},
+                       {"read_bytes_per_second", found.read_rate},
+                       {"sgemm_flops", found.sgemm_rate},
+                       {"problem", found.problem}});
+    }
+    const nlohmann::ordered_json json = {
+        {"version", THINWIRE_VERSION},       {"launcher", job.bootstrap().Description()},
+        {"blas", BlasDescription()},         {"cuda", BuiltWithCuda()},
+        {"all_reduce_8k_us", link.small_us}, {"all_reduce_16m_bytes_per_second", link.large_rate},
+        {"ranks", std::move(ranks)}};
+    return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  }
+
+  CLI::App* app_;
+  int threads_ = 0;
+  bool json_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> MakeCheckCommand(CLI::App& app) {
+  return std::make_unique<CheckCommand>(app);
+}
+
+}  // namespace thinwire

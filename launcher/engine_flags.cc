@@ -1,0 +1,132 @@
+#include "launcher/engine_flags.h"
+
+#include <CLI/CLI.hpp>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/core/device.h"
+#include "kernels/core/status_macros.h"
+#include "launcher/command.h"
+#include "launcher/log.h"
+#include "launcher/progress.h"
+
+namespace thinwire {
+
+void EngineFlags::AddTo(CLI::App& app) {
+  app.add_option("--model", model, "Folder with config.json, *.safetensors and a tokenizer")
+      ->type_name("DIR")
+      ->required();
+  app.add_option("--tp", tp, "Tensor-parallel ranks: every layer is cut into this many parts")
+      ->type_name("N")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  app.add_option("--pp", pp, "Pipeline stages: layers are dealt out to this many groups of ranks")
+      ->type_name("N")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  app.add_option("--dtype", dtype, "Activations and KV cache (weights stay as stored)")
+      ->check(CLI::IsMember({"fp32", "fp16", "bf16"}))
+      ->capture_default_str();
+  app.add_option("--wire", wire,
+                 "Encoding between ranks: auto (the activations' dtype) or fp16; coded strategies "
+                 "one-shot-qB, token-owner-qB and exact are refused by builds without them")
+      ->type_name("STRATEGY")
+      ->capture_default_str();
+  app.add_option("--device", device, "Where the model runs")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--threads", threads, "Threads of each rank; 0: its share of the host")
+      ->type_name("N")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option(
+         "--kv-memory", kv_memory,
+         "KV cache of each rank, e.g. 2G; default: room for --max-seqs full contexts, at most "
+         "a quarter of the free memory")
+      ->type_name("BYTES");
+  app.add_option("--page-size", page_size, "Tokens of a KV page")
+      ->type_name("N")
+      ->check(CLI::Range(int64_t{1}, int64_t{4096}))
+      ->capture_default_str();
+  app.add_option("--max-seqs", max_seqs, "Prompts that run at the same time")
+      ->type_name("N")
+      ->check(CLI::Range(int64_t{1}, int64_t{65536}))
+      ->capture_default_str();
+  app.add_option("--max-step-tokens", max_step_tokens,
+                 "Tokens of one step; longer prompts are computed in chunks")
+      ->type_name("N")
+      ->check(CLI::Range(int64_t{1}, int64_t{1 << 20}))
+      ->capture_default_str();
+  app.add_option("--step-timeout", step_timeout_s,
+                 "Seconds that a rank waits for another before the job is given up")
+      ->type_name("S")
+      ->check(CLI::Range(int64_t{1}, int64_t{86400}))
+      ->capture_default_str();
+}
+
+absl::StatusOr<int64_t> ParseBytes(absl::string_view text) {
+  absl::string_view digits = text;
+  int shift = 0;
+  constexpr absl::string_view kSuffixes = "KMGT";
+  if (!digits.empty()) {
+    const size_t index = kSuffixes.find(digits.back());
+    if (index != absl::string_view::npos) {
+      shift = 10 * (static_cast<int>(index) + 1);
+      digits.remove_suffix(1);
+    }
+  }
+  int64_t count = 0;
+  if (!absl::SimpleAtoi(digits, &count) || count < 1 ||
+      count > (std::numeric_limits<int64_t>::max() >> shift)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", text, "' is no size; expected bytes such as 512M or 2G"));
+  }
+  return count << shift;
+}
+
+absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineFlags& flags,
+                                                                   Job& job) {
+  const auto mesh = Mesh::Create(flags.tp, flags.pp, job.size());
+  if (!mesh.ok()) return UsageError(mesh.status());
+  const auto wire = ParseWireFormat(flags.wire);
+  if (!wire.ok()) return UsageError(wire.status());
+  if (flags.device == "cuda") {
+    TW_RETURN_IF_ERROR(UsageError(Annotate(CheckDeviceUsable(Device::Cuda(0)), "--device cuda")));
+    return UsageError(absl::UnimplementedError(
+        "--device cuda: the operators of this build run on the CPU only; expected --device cpu"));
+  }
+  EngineOptions options;
+  options.model_dir = flags.model;
+  TW_ASSIGN_OR_RETURN(options.dtype, ParseDType(flags.dtype));
+  options.wire = *wire;
+  options.page_size = flags.page_size;
+  options.max_seqs = flags.max_seqs;
+  options.max_step_tokens = flags.max_step_tokens;
+  options.step_timeout = absl::Seconds(flags.step_timeout_s);
+  if (!flags.kv_memory.empty()) {
+    const auto bytes = ParseBytes(flags.kv_memory);
+    if (!bytes.ok()) return UsageError(Annotate(bytes.status(), "--kv-memory"));
+    options.kv_cache_bytes = *bytes;
+  }
+  std::unique_ptr<EngineSession> session(new EngineSession());
+  session->pool_ = std::make_unique<ThreadPool>(job.NumThreads(flags.threads));
+  Progress progress("loading", job.leader());
+  TW_ASSIGN_OR_RETURN(
+      session->rank_,
+      EngineRank::Create(options, *mesh, &job.world(), session->pool_.get(),
+                         [&](int64_t done, int64_t total) { progress.Update(done, total); }));
+  progress.Finish();
+  if (job.leader()) {
+    session->engine_ = std::make_unique<Engine>(session->rank_.get());
+    const ModelConfig& config = session->rank_->config();
+    LogInfo(absl::StrCat(
+        config.architecture, ", ", config.num_layers, " layers, hidden ", config.hidden, ", tp ",
+        flags.tp, " x pp ", flags.pp, ", ", session->pool_->num_threads(), " threads a rank, ",
+        session->rank_->scheduler_limits().num_pages, " KV pages of ", flags.page_size, " tokens"));
+  }
+  return session;
+}
+
+}  // namespace thinwire

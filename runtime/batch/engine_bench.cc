@@ -1,0 +1,121 @@
+#include "runtime/batch/engine_bench.h"
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/core/status_macros.h"
+
+namespace thinwire {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// Multiply-adds of all linears but the head, per token.
+double LinearsPerToken(const ModelConfig& config, bool gated) {
+  const double attention = static_cast<double>(config.hidden) * config.head_dim *
+                           (2 * config.num_heads + 2 * config.num_kv_heads);
+  const double mlp = static_cast<double>(config.hidden) * config.ffn * (gated ? 3 : 2);
+  return config.num_layers * (attention + mlp);
+}
+
+double Head(const ModelConfig& config) { return static_cast<double>(config.vocab) * config.hidden; }
+
+bool IsGated(const ModelConfig& config) { return config.family != ModelFamily::kOpt; }
+
+Request RandomRequest(const ModelConfig& config, int64_t prompt_tokens, int64_t new_tokens,
+                      uint64_t seed) {
+  Request request;
+  for (int64_t i = 0; i < prompt_tokens; ++i) {
+    request.prompt_ids.push_back(
+        static_cast<int32_t>(UniformRandom(seed, i) * static_cast<double>(config.vocab)));
+  }
+  request.max_new_tokens = new_tokens;
+  return request;
+}
+
+// Seconds until one prompt has its first token.
+absl::StatusOr<double> TimePrefill(Engine& engine, int64_t prompt_tokens, uint64_t seed) {
+  const Clock::time_point start = Clock::now();
+  TW_RETURN_IF_ERROR(
+      engine.Submit(RandomRequest(engine.rank().config(), prompt_tokens, 1, seed)).status());
+  while (engine.HasWork()) TW_RETURN_IF_ERROR(engine.Step());
+  return SecondsSince(start);
+}
+
+// Median seconds between two tokens of a sequence while `batch` of them decode.
+absl::StatusOr<double> TimeDecode(Engine& engine, int64_t batch, int64_t prompt_tokens,
+                                  int64_t new_tokens) {
+  std::vector<Clock::time_point> times;
+  int64_t num_started = 0;
+  for (int64_t i = 0; i < batch; ++i) {
+    Request request = RandomRequest(engine.rank().config(), prompt_tokens, new_tokens, i);
+    request.on_token = [&, first = true, last = i + 1 == batch](int32_t) mutable {
+      if (first) ++num_started;
+      first = false;
+      // The last sequence's tokens, from when all decode.
+      if (last && num_started == batch) times.push_back(Clock::now());
+      return true;
+    };
+    TW_RETURN_IF_ERROR(engine.Submit(std::move(request)).status());
+  }
+  while (engine.HasWork()) TW_RETURN_IF_ERROR(engine.Step());
+  std::vector<double> gaps;
+  // The tail, where the first sequences have ended, is left out.
+  const size_t end = times.size() * 3 / 4;
+  for (size_t i = 1; i < end; ++i) {
+    gaps.push_back(std::chrono::duration<double>(times[i] - times[i - 1]).count());
+  }
+  if (gaps.empty()) {
+    return absl::InvalidArgumentError("too few new tokens to time decoding; expected at least 4");
+  }
+  return Median(std::move(gaps));
+}
+
+}  // namespace
+
+StepCost DecodeCost(const ModelConfig& config, double weight_bytes, DType kv_dtype, int64_t batch,
+                    int64_t context) {
+  const double kv_elements =
+      2.0 * config.num_layers * config.num_kv_heads * config.head_dim * context * batch;
+  const double attention =
+      2.0 * config.num_layers * config.num_heads * config.head_dim * context;  // multiply-adds
+  return {
+      .bytes = weight_bytes + kv_elements * DTypeBits(kv_dtype) / 8,
+      .flops = 2.0 * batch * (LinearsPerToken(config, IsGated(config)) + Head(config) + attention)};
+}
+
+StepCost PrefillCost(const ModelConfig& config, double weight_bytes, DType kv_dtype,
+                     int64_t num_tokens) {
+  const auto n = static_cast<double>(num_tokens);
+  const double attention = config.num_layers * config.num_heads * config.head_dim * n * (n + 1);
+  const double kv_elements = 2.0 * config.num_layers * config.num_kv_heads * config.head_dim * n;
+  return {.bytes = weight_bytes + kv_elements * DTypeBits(kv_dtype) / 8,
+          .flops = 2.0 * (n * LinearsPerToken(config, IsGated(config)) + Head(config) + attention)};
+}
+
+absl::StatusOr<EngineTiming> TimeEngine(Engine& engine, int64_t batch, int64_t prompt_tokens,
+                                        int64_t new_tokens, int repeats) {
+  std::vector<double> prefill, decode;
+  TW_RETURN_IF_ERROR(TimePrefill(engine, prompt_tokens, 0).status());  // touches all memory once
+  for (int i = 0; i < repeats; ++i) {
+    TW_ASSIGN_OR_RETURN(const double prefill_seconds, TimePrefill(engine, prompt_tokens, i));
+    TW_ASSIGN_OR_RETURN(const double decode_seconds,
+                        TimeDecode(engine, batch, prompt_tokens, new_tokens));
+    prefill.push_back(prefill_seconds);
+    decode.push_back(decode_seconds);
+  }
+  return EngineTiming{Median(std::move(prefill)), Median(std::move(decode))};
+}
+
+}  // namespace thinwire

@@ -1,0 +1,95 @@
+#include "runtime/batch/run_report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_format.h"
+
+namespace thinwire {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string ToString(absl::string_view text) { return std::string(text); }
+
+// Nearest rank; 0 of nothing.
+double Percentile(std::vector<double> values, double fraction) {
+  if (values.empty()) return 0.0;
+  std::sort(values.begin(), values.end());
+  const auto index = static_cast<size_t>(std::ceil(fraction * values.size()));
+  return values[std::clamp<size_t>(index, 1, values.size()) - 1];
+}
+
+Json EntryJson(const LedgerEntry& entry) {
+  return {{"logical_bytes", entry.logical_bytes},
+          {"payload_bytes", entry.payload_bytes},
+          {"metadata_bytes", entry.metadata_bytes},
+          {"calls", entry.calls},
+          {"transfer_us", entry.transfer_us}};
+}
+
+Json MemoryJson(const MemoryReport& memory) {
+  return {{"weight_bytes", memory.weight_bytes},
+          {"kv_cache_bytes", memory.kv_cache_bytes},
+          {"activation_bytes", memory.activation_bytes},
+          {"peak_resident_bytes", memory.peak_resident_bytes}};
+}
+
+}  // namespace
+
+std::string DescribeWire(const Ledger& total) {
+  const LedgerEntry sum = total.Total();
+  if (sum.calls == 0) return "wire: one rank, nothing sent";
+  const auto sent = static_cast<double>(sum.payload_bytes + sum.metadata_bytes);
+  return absl::StrFormat("wire: %.3f MB sent, %.2f of the fp16 baseline's %.3f MB, %d calls",
+                         sent / 1e6, sent / std::max<double>(sum.logical_bytes, 1.0),
+                         sum.logical_bytes / 1e6, sum.calls);
+}
+
+std::string RunReportJson(const RunSummary& summary, const EngineRank& rank,
+                          const EngineCounters& counters, const std::vector<RankReport>& reports) {
+  Ledger wire;
+  MemoryReport memory;
+  Json ranks = Json::array();
+  for (const RankReport& report : reports) {
+    wire += report.ledger;
+    memory.weight_bytes += report.memory.weight_bytes;
+    memory.kv_cache_bytes += report.memory.kv_cache_bytes;
+    memory.activation_bytes += report.memory.activation_bytes;
+    memory.peak_resident_bytes += report.memory.peak_resident_bytes;
+    ranks.push_back(MemoryJson(report.memory));
+  }
+  Json sites = Json::object();
+  for (int i = 0; i < kNumSites; ++i) {
+    const auto site = static_cast<Site>(i);
+    if (wire.at(site).calls > 0) sites[ToString(SiteName(site))] = EntryJson(wire.at(site));
+  }
+  const EngineOptions& options = rank.options();
+  const double seconds = std::max(summary.seconds, 1e-9);
+  Json memory_json = MemoryJson(memory);
+  memory_json["ranks"] = std::move(ranks);
+  const Json report = {
+      {"model", summary.model_dir},
+      {"architecture", rank.config().architecture},
+      {"tp", rank.mesh().tp_size},
+      {"pp", rank.mesh().pp_size},
+      {"dtype", ToString(DTypeName(options.dtype))},
+      {"wire_format", ToString(WireFormatName(options.wire))},
+      {"prompts", summary.num_prompts},
+      {"failed_prompts", summary.num_failed},
+      {"prompt_tokens", counters.num_prompt_tokens},
+      {"generated_tokens", counters.num_generated_tokens},
+      {"steps", counters.num_steps},
+      {"preemptions", counters.num_preemptions},
+      {"seconds", summary.seconds},
+      {"tokens_per_second", counters.num_generated_tokens / seconds},
+      {"ttft_ms", Percentile(summary.ttft_ms, 0.5)},
+      {"ttft_p99_ms", Percentile(summary.ttft_ms, 0.99)},
+      {"wire", {{"total", EntryJson(wire.Total())}, {"sites", std::move(sites)}}},
+      {"memory", std::move(memory_json)},
+  };
+  return report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace thinwire

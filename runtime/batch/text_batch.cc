@@ -1,0 +1,143 @@
+#include "runtime/batch/text_batch.h"
+
+#include <algorithm>
+#include <deque>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/status_macros.h"
+#include "runtime/tokenizer/stream_decoder.h"
+
+namespace thinwire {
+namespace {
+
+// One prompt on its way through the engine.
+struct Job {
+  Job(const Tokenizer& tokenizer) : decoder(tokenizer, /*skip_special_tokens=*/true) {}
+
+  // Takes a piece of text; true when a stop string has ended the text.
+  bool Append(const std::string& piece) {
+    const size_t before = result.text.size();
+    result.text += piece;
+    size_t cut = std::string::npos;
+    for (const std::string& stop : stops) {
+      // A stop string may have begun in earlier pieces.
+      const size_t from = before >= stop.size() ? before - stop.size() + 1 : 0;
+      cut = std::min(cut, result.text.find(stop, from));
+    }
+    if (cut == std::string::npos) return false;
+    result.text.resize(cut);
+    return true;
+  }
+
+  StreamDecoder decoder;
+  std::vector<std::string> stops;
+  bool stopped_by_text = false;
+  bool done = false;
+  TextResult result;
+};
+
+void Fail(Job& job, const absl::Status& status) {
+  job.result.status = status;
+  job.result.finish_reason = "error";
+  job.done = true;
+}
+
+class TextBatch {
+ public:
+  TextBatch(Engine& engine, const Tokenizer& tokenizer, const TextBatchCallbacks& callbacks)
+      : engine_(engine), tokenizer_(tokenizer), callbacks_(callbacks) {}
+
+  absl::Status Run(const PromptSource& source) {
+    // Enough waiting requests that the scheduler never runs dry.
+    const int64_t max_live = 2 * engine_.rank().options().max_seqs;
+    bool exhausted = false;
+    while (true) {
+      while (!exhausted && engine_.num_live() < max_live) {
+        std::optional<PromptFile::Line> line = source();
+        if (line.has_value()) {
+          Start(*std::move(line));
+        } else {
+          exhausted = true;
+        }
+      }
+      Emit();
+      if (!engine_.HasWork() && exhausted) return absl::OkStatus();
+      TW_RETURN_IF_ERROR(engine_.Step());
+    }
+  }
+
+ private:
+  void Start(PromptFile::Line line) {
+    jobs_.push_back(std::make_unique<Job>(tokenizer_));
+    Job& job = *jobs_.back();
+    if (!line.prompt.ok()) {
+      job.result.id = absl::StrCat(line.number);
+      Fail(job, line.prompt.status());
+      return;
+    }
+    job.result.id = line.prompt->id;
+    const absl::Status status = Submit(*std::move(line.prompt), job);
+    if (!status.ok()) Fail(job, Annotate(status, absl::StrCat("prompt '", job.result.id, "'")));
+  }
+
+  absl::Status Submit(Prompt prompt, Job& job) {
+    Request request;
+    if (prompt.text.has_value()) {
+      TW_ASSIGN_OR_RETURN(request.prompt_ids,
+                          tokenizer_.Encode(*prompt.text, /*add_special_tokens=*/true));
+    } else {
+      request.prompt_ids = std::move(prompt.token_ids);
+    }
+    job.result.num_prompt_tokens = static_cast<int64_t>(request.prompt_ids.size());
+    job.stops = std::move(prompt.params.stop);
+    request.max_new_tokens = prompt.params.max_tokens;
+    request.sampling = prompt.params.sampling;
+    if (!prompt.params.ignore_eos) request.stop_token_ids = engine_.rank().config().eos_token_ids;
+    request.on_token = [this, &job](int32_t token_id) {
+      return Take(job, job.decoder.Push(token_id));
+    };
+    request.on_done = [this, &job](Completion completion) {
+      if (!job.stopped_by_text) Take(job, job.decoder.Flush());
+      job.result.token_ids = std::move(completion.token_ids);
+      job.result.finish_reason = std::string(
+          FinishReasonName(job.stopped_by_text ? FinishReason::kStop : completion.finish_reason));
+      job.result.ttft_ms = completion.ttft_ms;
+      job.done = true;
+    };
+    return engine_.Submit(std::move(request)).status();
+  }
+
+  // False when a stop string ended the text.
+  bool Take(Job& job, const std::string& piece) {
+    if (piece.empty()) return true;
+    const size_t before = job.result.text.size();
+    job.stopped_by_text = job.Append(piece);
+    if (callbacks_.on_text != nullptr && job.result.text.size() > before) {
+      callbacks_.on_text(job.result.id, job.result.text.substr(before));
+    }
+    return !job.stopped_by_text;
+  }
+
+  void Emit() {
+    while (!jobs_.empty() && jobs_.front()->done) {
+      callbacks_.on_result(jobs_.front()->result);
+      jobs_.pop_front();
+    }
+  }
+
+  Engine& engine_;
+  const Tokenizer& tokenizer_;
+  const TextBatchCallbacks& callbacks_;
+  std::deque<std::unique_ptr<Job>> jobs_;  // in the order of the source
+};
+
+}  // namespace
+
+absl::Status RunTextBatch(Engine& engine, const Tokenizer& tokenizer, const PromptSource& source,
+                          const TextBatchCallbacks& callbacks) {
+  return TextBatch(engine, tokenizer, callbacks).Run(source);
+}
+
+}  // namespace thinwire

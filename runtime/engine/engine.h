@@ -1,0 +1,115 @@
+// The leader's engine: requests in, token ids out, on all ranks of the mesh.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "kernels/sampling/sampling.h"
+#include "runtime/engine/engine_rank.h"
+#include "runtime/engine/step_plan.h"
+#include "runtime/scheduler/scheduler.h"
+
+namespace thinwire {
+
+enum class FinishReason {
+  kLength,  // max_new_tokens, or the end of the context
+  kStop,    // a stop token, or on_token said so
+  kScored,  // a request that only scores its prompt
+};
+
+// "length", "stop", "scored".
+absl::string_view FinishReasonName(FinishReason reason);
+
+struct Completion {
+  std::vector<int32_t> token_ids;  // generated; a stop token is the last of them
+  FinishReason finish_reason = FinishReason::kLength;
+  std::vector<float>
+      prompt_log_probs;             // [prompt - 1] where scored: of prompt token i + 1 given 0..i
+  std::vector<float> first_logits;  // [vocab] where wanted: after the prompt's last token
+  double ttft_ms = 0.0;             // from Submit to the first token (or score)
+  double total_ms = 0.0;            // from Submit to the end
+};
+
+struct Request {
+  std::vector<int32_t> prompt_ids;  // at least one
+  int64_t max_new_tokens = 0;       // 0 only with score_prompt
+  SamplingParams sampling;
+  std::vector<int32_t> stop_token_ids;
+  bool score_prompt = false;
+  bool want_first_logits = false;
+
+  // Told of each generated token, a stop token included, as soon as it is known; false ends the
+  // request (kStop). May be null.
+  std::function<bool(int32_t token_id)> on_token;
+  // Told once, at the end; the engine has forgotten the request by then. Not called when the engine
+  // fails.
+  std::function<void(Completion completion)> on_done;
+};
+
+struct EngineCounters {
+  int64_t num_steps = 0;
+  int64_t num_prompt_tokens = 0;  // computed, recomputation after preemption included
+  int64_t num_generated_tokens = 0;
+  int64_t num_preemptions = 0;
+};
+
+// Lives on rank 0. Thread-compatible: requests are submitted and steps are made by one thread.
+class Engine {
+ public:
+  // `rank` is rank 0's and outlives the engine.
+  explicit Engine(EngineRank* rank);
+  ~Engine();
+
+  // Queues a request and returns its id. InvalidArgument: an empty prompt, a token id outside the
+  // vocabulary, a prompt that leaves no room in the context, sampling parameters out of range.
+  // ResourceExhausted: more KV pages than there are. max_new_tokens beyond the context are cut to
+  // what fits.
+  absl::StatusOr<int64_t> Submit(Request request);
+
+  // Drops a request; on_done is not called.
+  void Cancel(int64_t id);
+
+  // Plans and runs as many steps as fit into the pipeline and completes the oldest. An error is
+  // final: the engine is broken on all ranks.
+  absl::Status Step();
+
+  bool HasWork() const { return !live_.empty(); }
+  int64_t num_live() const { return static_cast<int64_t>(live_.size()); }
+
+  // No work may be left for the following. Reports of all ranks, by rank.
+  absl::StatusOr<std::vector<RankReport>> CollectReports() { return rank_->CollectReports(); }
+  // Forgets the traffic so far, on all ranks.
+  absl::Status ResetLedgers();
+  // Lets the other ranks return from Follow.
+  absl::Status Stop();
+
+  EngineCounters counters() const;
+  const EngineRank& rank() const { return *rank_; }
+
+ private:
+  struct Live;
+
+  StepPlan ToStepPlan(const ScheduledStep& step) const;
+  void Apply(const ScheduledStep& step, StepResult& result);
+  // Takes one sampled token and finishes the request when it was the last.
+  void TakeToken(Live& live, int32_t token_id, int64_t id);
+  void Finish(int64_t id, FinishReason reason);
+
+  EngineRank* rank_;
+  Scheduler scheduler_;
+  absl::flat_hash_map<int64_t, std::unique_ptr<Live>> live_;
+  std::deque<ScheduledStep> in_flight_;
+  std::deque<StepResult> own_results_;  // of steps in flight, where this rank samples
+  int64_t next_id_ = 0;
+  EngineCounters counters_;
+};
+
+}  // namespace thinwire

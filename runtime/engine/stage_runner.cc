@@ -1,0 +1,196 @@
+#include "runtime/engine/stage_runner.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/core/status_macros.h"
+#include "kernels/sampling/sampling.h"
+
+namespace thinwire {
+namespace {
+
+// Calls visit(seq index, token index in the step) for each token whose logits are wanted, in order.
+template <typename Visit>
+void ForEachOutput(const StepPlan& plan, const Visit& visit) {
+  int64_t first = 0;
+  for (size_t s = 0; s < plan.seqs.size(); ++s) {
+    const PlannedSeq& seq = plan.seqs[s];
+    const int64_t n = seq.num_tokens();
+    for (int64_t i = 0; i < n; ++i) {
+      const bool scored = !seq.targets.empty() && seq.targets[i] >= 0;
+      const bool last = i == n - 1 && (seq.sample || seq.want_logits);
+      if (scored || last) visit(s, i, first + i);
+    }
+    first += n;
+  }
+}
+
+}  // namespace
+
+StageRunner::StageRunner(Decoder* decoder, PagedKvCache* cache, Wire* wire, Stream* stream,
+                         int64_t max_seqs)
+    : decoder_(decoder), cache_(cache), wire_(wire), stream_(stream), page_tables_(max_seqs) {}
+
+bool StageRunner::samples() const {
+  return decoder_->plan().last_stage() && decoder_->plan().tp_rank() == 0;
+}
+
+absl::Status StageRunner::FillBatch(const StepPlan& plan) {
+  BatchArrays& batch = batch_;
+  batch.token_ids.clear();
+  batch.positions.clear();
+  batch.slots.clear();
+  batch.token_offsets.assign(1, 0);
+  batch.context_lens.clear();
+  batch.page_offsets.assign(1, 0);
+  batch.page_ids.clear();
+  batch.output_tokens.clear();
+  const int64_t page_size = cache_->shape().page_size;
+  for (const PlannedSeq& seq : plan.seqs) {
+    if (seq.slot < 0 || static_cast<size_t>(seq.slot) >= page_tables_.size()) {
+      return absl::InternalError(
+          absl::StrCat("step ", plan.id, ": slot ", seq.slot, " of ", page_tables_.size()));
+    }
+    std::vector<int32_t>& pages = page_tables_[seq.slot];
+    if (seq.start == 0) pages.clear();
+    pages.insert(pages.end(), seq.new_pages.begin(), seq.new_pages.end());
+    const int64_t end = seq.start + seq.num_tokens();
+    if (end > static_cast<int64_t>(pages.size()) * page_size || seq.token_ids.empty()) {
+      return absl::InternalError(absl::StrCat("step ", plan.id, ": slot ", seq.slot,
+                                              " ends at token ", end, " with ", pages.size(),
+                                              " pages"));
+    }
+    batch.token_ids.insert(batch.token_ids.end(), seq.token_ids.begin(), seq.token_ids.end());
+    for (int64_t position = seq.start; position < end; ++position) {
+      batch.positions.push_back(static_cast<int32_t>(position));
+      batch.slots.push_back(pages[position / page_size] * page_size + position % page_size);
+    }
+    batch.token_offsets.push_back(static_cast<int32_t>(batch.token_ids.size()));
+    batch.context_lens.push_back(static_cast<int32_t>(end));
+    const int64_t num_pages = (end + page_size - 1) / page_size;
+    batch.page_ids.insert(batch.page_ids.end(), pages.begin(), pages.begin() + num_pages);
+    batch.page_offsets.push_back(static_cast<int32_t>(batch.page_ids.size()));
+  }
+  ForEachOutput(plan, [&](size_t, int64_t, int64_t token) {
+    batch.output_tokens.push_back(static_cast<int32_t>(token));
+  });
+  return absl::OkStatus();
+}
+
+absl::StatusOr<StepResult> StageRunner::Run(const StepPlan& plan) {
+  TW_RETURN_IF_ERROR(FillBatch(plan));
+  const StepBatch batch = {.token_ids = batch_.token_ids,
+                           .positions = batch_.positions,
+                           .slots = batch_.slots,
+                           .token_offsets = batch_.token_offsets,
+                           .context_lens = batch_.context_lens,
+                           .page_offsets = batch_.page_offsets,
+                           .page_ids = batch_.page_ids,
+                           .output_tokens = batch_.output_tokens};
+  TW_RETURN_IF_ERROR(decoder_->Forward(batch, *cache_, *wire_, *stream_));
+  StepResult result;
+  result.id = plan.id;
+  if (!decoder_->plan().last_stage()) return result;
+  return ReadOutputs(plan);
+}
+
+absl::StatusOr<StepResult> StageRunner::ReadOutputs(const StepPlan& plan) {
+  const int64_t vocab = decoder_->config().vocab;
+  const auto num_outputs = static_cast<int64_t>(batch_.output_tokens.size());
+  StepResult result;
+  result.id = plan.id;
+  if (samples()) {
+    result.seqs.resize(plan.seqs.size());
+    if (logits_.empty()) {
+      TW_ASSIGN_OR_RETURN(logits_, Tensor::Allocate(DType::kF32, {Decoder::kMaxLogitRows, vocab},
+                                                    stream_->device()));
+    }
+  }
+  std::vector<Output> outputs;
+  outputs.reserve(num_outputs);
+  ForEachOutput(plan, [&](size_t s, int64_t i, int64_t) { outputs.push_back({s, i}); });
+  for (int64_t begin = 0; begin < num_outputs; begin += Decoder::kMaxLogitRows) {
+    const int64_t n = std::min(Decoder::kMaxLogitRows, num_outputs - begin);
+    const TensorView logits = samples() ? logits_.mutable_view().Rows(0, n) : TensorView();
+    TW_RETURN_IF_ERROR(decoder_->Logits(begin, n, logits, *wire_, *stream_));
+    if (!samples()) continue;
+    TW_RETURN_IF_ERROR(
+        ReadLogits(plan, absl::MakeConstSpan(outputs).subspan(begin, n), logits, result));
+  }
+  return result;
+}
+
+absl::Status StageRunner::ReadLogits(const StepPlan& plan, absl::Span<const Output> outputs,
+                                     ConstTensorView logits, StepResult& result) {
+  const auto n = static_cast<int64_t>(outputs.size());
+  const auto target_of = [&](const Output& output) {
+    const PlannedSeq& seq = plan.seqs[output.seq];
+    return seq.targets.empty() ? -1 : seq.targets[output.token];
+  };
+  const auto is_last = [&](const Output& output) {
+    return output.token + 1 == plan.seqs[output.seq].num_tokens();
+  };
+  // The operators take consecutive rows: score and sample each run of rows that wants it at once.
+  const auto for_each_run = [n](const auto& wanted, const auto& visit) -> absl::Status {
+    for (int64_t begin = 0; begin < n;) {
+      int64_t end = begin;
+      while (end < n && wanted(end)) ++end;
+      if (end > begin) TW_RETURN_IF_ERROR(visit(begin, end - begin));
+      begin = end + 1;
+    }
+    return absl::OkStatus();
+  };
+
+  TW_RETURN_IF_ERROR(for_each_run([&](int64_t row) { return target_of(outputs[row]) >= 0; },
+                                  [&](int64_t begin, int64_t count) -> absl::Status {
+                                    std::vector<int32_t> targets(count);
+                                    std::vector<float> log_probs(count);
+                                    for (int64_t i = 0; i < count; ++i)
+                                      targets[i] = target_of(outputs[begin + i]);
+                                    TW_RETURN_IF_ERROR(
+                                        LogProbs({.logits = logits.Rows(begin, count),
+                                                  .targets = targets,
+                                                  .log_probs = absl::MakeSpan(log_probs)},
+                                                 *stream_));
+                                    for (int64_t i = 0; i < count; ++i) {
+                                      const Output& output = outputs[begin + i];
+                                      std::vector<float>& out = result.seqs[output.seq].log_probs;
+                                      out.resize(plan.seqs[output.seq].targets.size(), 0.0f);
+                                      out[output.token] = log_probs[i];
+                                    }
+                                    return absl::OkStatus();
+                                  }));
+
+  for (int64_t row = 0; row < n; ++row) {
+    if (!plan.seqs[outputs[row].seq].want_logits || !is_last(outputs[row])) continue;
+    const float* data = logits.Rows(row, 1).data<float>();
+    result.seqs[outputs[row].seq].logits.assign(data, data + logits.dim(1));
+  }
+
+  return for_each_run(
+      [&](int64_t row) { return plan.seqs[outputs[row].seq].sample && is_last(outputs[row]); },
+      [&](int64_t begin, int64_t count) -> absl::Status {
+        std::vector<SamplingParams> params(count);
+        std::vector<int64_t> positions(count);
+        std::vector<int32_t> token_ids(count);
+        for (int64_t i = 0; i < count; ++i) {
+          const PlannedSeq& seq = plan.seqs[outputs[begin + i].seq];
+          params[i] = seq.sampling;
+          positions[i] = seq.start + seq.num_tokens();
+        }
+        TW_RETURN_IF_ERROR(Sample({.logits = logits.Rows(begin, count),
+                                   .params = params,
+                                   .positions = positions,
+                                   .token_ids = absl::MakeSpan(token_ids)},
+                                  *stream_));
+        for (int64_t i = 0; i < count; ++i) {
+          result.seqs[outputs[begin + i].seq].token_id = token_ids[i];
+        }
+        return absl::OkStatus();
+      });
+}
+
+}  // namespace thinwire

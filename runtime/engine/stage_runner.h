@@ -1,0 +1,59 @@
+// Executes step plans on one rank: page tables, the model's stage, sampling where logits are.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/core/stream.h"
+#include "kernels/core/tensor.h"
+#include "parallel/wire/wire.h"
+#include "runtime/cache/paged_kv_cache.h"
+#include "runtime/engine/step_plan.h"
+#include "runtime/model/decoder.h"
+
+namespace thinwire {
+
+// Borrows everything it is made of. Thread-compatible.
+class StageRunner {
+ public:
+  // `max_seqs`: slots that plans may name.
+  StageRunner(Decoder* decoder, PagedKvCache* cache, Wire* wire, Stream* stream, int64_t max_seqs);
+
+  // Runs a plan of kind kRun; collective over the mesh. The result is filled on the last stage's
+  // tp_rank 0 and empty elsewhere.
+  absl::StatusOr<StepResult> Run(const StepPlan& plan);
+
+ private:
+  // The batch's arrays, kept from step to step to keep their memory.
+  struct BatchArrays {
+    std::vector<int32_t> token_ids, positions;
+    std::vector<int64_t> slots;
+    std::vector<int32_t> token_offsets, context_lens, page_offsets, page_ids;
+    std::vector<int32_t> output_tokens;
+  };
+
+  // Internal when the plan contradicts this rank's tables: ranks have lost step.
+  absl::Status FillBatch(const StepPlan& plan);
+  // A token whose logits are wanted: index of its sequence in the plan, and in its sequence's part.
+  struct Output {
+    size_t seq;
+    int64_t token;
+  };
+
+  absl::StatusOr<StepResult> ReadOutputs(const StepPlan& plan);
+  // Takes what the plan wants of `outputs` from their `logits`, [outputs.size(), vocab].
+  absl::Status ReadLogits(const StepPlan& plan, absl::Span<const Output> outputs,
+                          ConstTensorView logits, StepResult& result);
+  bool samples() const;
+
+  Decoder* decoder_;
+  PagedKvCache* cache_;
+  Wire* wire_;
+  Stream* stream_;
+  std::vector<std::vector<int32_t>> page_tables_;  // by slot
+  BatchArrays batch_;
+  Tensor logits_;  // [kMaxLogitRows, vocab] fp32 where this rank samples
+};
+
+}  // namespace thinwire

@@ -1,0 +1,76 @@
+#include "runtime/engine/step_plan.h"
+
+#include "kernels/core/status_macros.h"
+#include "runtime/engine/byte_stream.h"
+
+namespace thinwire {
+
+std::string StepPlan::Serialize() const {
+  ByteWriter writer;
+  writer.Put(kind);
+  writer.Put(id);
+  writer.Put(static_cast<int64_t>(seqs.size()));
+  for (const PlannedSeq& seq : seqs) {
+    writer.Put(seq.slot);
+    writer.Put(seq.start);
+    writer.PutArray(seq.token_ids);
+    writer.PutArray(seq.new_pages);
+    writer.Put(seq.sample);
+    if (seq.sample) writer.Put(seq.sampling);
+    writer.Put(seq.want_logits);
+    writer.PutArray(seq.targets);
+  }
+  return writer.Take();
+}
+
+absl::StatusOr<StepPlan> StepPlan::Parse(absl::string_view bytes) {
+  ByteReader reader(bytes);
+  StepPlan plan;
+  plan.kind = reader.Get<Kind>();
+  plan.id = reader.Get<int64_t>();
+  const auto num_seqs = reader.Get<int64_t>();
+  for (int64_t i = 0; i < num_seqs && static_cast<size_t>(i) < bytes.size(); ++i) {
+    PlannedSeq seq;
+    seq.slot = reader.Get<int32_t>();
+    seq.start = reader.Get<int64_t>();
+    seq.token_ids = reader.GetArray<int32_t>();
+    seq.new_pages = reader.GetArray<int32_t>();
+    seq.sample = reader.Get<bool>();
+    if (seq.sample) seq.sampling = reader.Get<SamplingParams>();
+    seq.want_logits = reader.Get<bool>();
+    seq.targets = reader.GetArray<int32_t>();
+    plan.seqs.push_back(std::move(seq));
+  }
+  TW_RETURN_IF_ERROR(reader.status());
+  return plan;
+}
+
+std::string StepResult::Serialize() const {
+  ByteWriter writer;
+  writer.Put(id);
+  writer.Put(static_cast<int64_t>(seqs.size()));
+  for (const SeqResult& seq : seqs) {
+    writer.Put(seq.token_id);
+    writer.PutArray(seq.logits);
+    writer.PutArray(seq.log_probs);
+  }
+  return writer.Take();
+}
+
+absl::StatusOr<StepResult> StepResult::Parse(absl::string_view bytes) {
+  ByteReader reader(bytes);
+  StepResult result;
+  result.id = reader.Get<int64_t>();
+  const auto num_seqs = reader.Get<int64_t>();
+  for (int64_t i = 0; i < num_seqs && static_cast<size_t>(i) < bytes.size(); ++i) {
+    SeqResult seq;
+    seq.token_id = reader.Get<int32_t>();
+    seq.logits = reader.GetArray<float>();
+    seq.log_probs = reader.GetArray<float>();
+    result.seqs.push_back(std::move(seq));
+  }
+  TW_RETURN_IF_ERROR(reader.status());
+  return result;
+}
+
+}  // namespace thinwire

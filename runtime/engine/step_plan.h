@@ -1,0 +1,66 @@
+// What the leader tells all ranks to compute, and what the last stage answers.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "kernels/sampling/sampling.h"
+
+namespace thinwire {
+
+// One sequence's part of a step: tokens at positions [start, start + token_ids.size()). Every rank
+// keeps a page table per slot: start == 0 empties it, then new_pages are appended.
+struct PlannedSeq {
+  int32_t slot = 0;
+  int64_t start = 0;
+  std::vector<int32_t> token_ids;
+  std::vector<int32_t> new_pages;
+
+  // Sample the token that follows the last one of this part.
+  bool sample = false;
+  SamplingParams sampling;
+
+  // Return the logits that follow the last token of this part.
+  bool want_logits = false;
+
+  // Return log p(targets[i] | everything up to token_ids[i]); empty, or as long as token_ids, -1
+  // for none.
+  std::vector<int32_t> targets;
+
+  int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
+};
+
+struct StepPlan {
+  enum class Kind : uint8_t {
+    kRun,     // compute seqs
+    kReport,  // send ledger and memory figures to the leader
+    kReset,   // clear the ledger
+    kStop,    // leave the loop
+  };
+
+  Kind kind = Kind::kRun;
+  int64_t id = 0;
+  std::vector<PlannedSeq> seqs;
+
+  std::string Serialize() const;
+  static absl::StatusOr<StepPlan> Parse(absl::string_view bytes);
+};
+
+struct SeqResult {
+  int32_t token_id = -1;         // where sampled
+  std::vector<float> logits;     // [vocab] where wanted
+  std::vector<float> log_probs;  // [targets] where given; 0 for target -1
+};
+
+struct StepResult {
+  int64_t id = 0;
+  std::vector<SeqResult> seqs;  // as planned
+
+  std::string Serialize() const;
+  static absl::StatusOr<StepResult> Parse(absl::string_view bytes);
+};
+
+}  // namespace thinwire

@@ -1,0 +1,89 @@
+// The forward pass of one rank's part of a decoder model: one layer loop for all families.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "kernels/core/stream.h"
+#include "kernels/core/tensor.h"
+#include "parallel/plan/shard_plan.h"
+#include "parallel/wire/wire.h"
+#include "runtime/cache/paged_kv_cache.h"
+#include "runtime/checkpoint/model_config.h"
+#include "runtime/model/decoder_spec.h"
+#include "runtime/model/decoder_weights.h"
+#include "runtime/model/step_batch.h"
+
+namespace thinwire {
+
+// Holds weights and the activations of one step. Thread-compatible. All ranks of the mesh call
+// Forward for the same steps in the same order; the ranks of the last stage then call Logits alike.
+class Decoder {
+ public:
+  static constexpr int64_t kMaxLogitRows = 64;
+
+  // `dtype`: of activations, residual and what crosses ranks natively. Activations for `max_tokens`
+  // tokens are allocated here; nothing is allocated later but scratch.
+  static absl::StatusOr<Decoder> Create(const ModelConfig& config, const ShardPlan& plan,
+                                        DecoderWeights weights, DType dtype, int64_t max_tokens,
+                                        Device device);
+
+  Decoder(Decoder&&) = default;
+  Decoder& operator=(Decoder&&) = default;
+
+  // Runs this rank's layers over the batch: from token ids on the first stage, otherwise from the
+  // residual that the previous stage sends; K and V go to `cache`. Sends the residual on, or on the
+  // last stage keeps what Logits needs of batch.output_tokens.
+  absl::Status Forward(const StepBatch& batch, PagedKvCache& cache, Wire& wire, Stream& stream);
+
+  // Last stage: logits of output tokens [begin, begin + n) of the last Forward, gathered on tp_rank
+  // 0; 1 <= n <= kMaxLogitRows, so that memory for a large vocabulary stays bounded. logits: [n,
+  // vocab] fp32 on tp_rank 0; ignored (may be empty) on the others, which pass the same n.
+  absl::Status Logits(int64_t begin, int64_t n, TensorView logits, Wire& wire, Stream& stream);
+
+  // Bytes that a page of this rank's cache needs, given the page's tokens.
+  KvCacheShape CacheShape(int64_t page_size) const;
+
+  const ModelConfig& config() const { return config_; }
+  const ShardPlan& plan() const { return plan_; }
+  DType dtype() const { return dtype_; }
+  int64_t weight_bytes() const { return weights_.size_bytes(); }
+  int64_t activation_bytes() const;
+
+ private:
+  Decoder() = default;
+
+  absl::Status Embed(const StepBatch& batch, TensorView x, Wire& wire, Stream& stream);
+  absl::Status AttentionHalf(const LayerWeights& layer, int64_t cache_layer, ConstTensorView input,
+                             const StepBatch& batch, PagedKvCache& cache, Wire& wire,
+                             Stream& stream);
+  absl::Status MlpHalf(const LayerWeights& layer, ConstTensorView input, Wire& wire,
+                       Stream& stream);
+  absl::Status KeepOutputs(const StepBatch& batch, ConstTensorView pending, Stream& stream);
+  absl::Status ApplyNorm(const NormWeights& weights, TensorView x, ConstTensorView delta,
+                         TensorView out, Stream& stream) const;
+
+  ModelConfig config_;
+  DecoderSpec spec_;
+  ShardPlan plan_;
+  DType dtype_ = DType::kF32;
+  Device device_;
+  DecoderWeights weights_;
+  Tensor inv_freq_;  // [head_dim / 2] fp32, with rope
+
+  // Activations of one step; the first dim of each is max_tokens.
+  Tensor x_;            // [, hidden] the residual
+  Tensor normed_;       // [, hidden]
+  Tensor delta_;        // [, hidden] what a half of a layer adds
+  Tensor embedded_;     // [, embed_dim] where embeddings are projected
+  Tensor qkv_;          // [, (num_heads + 2 num_kv_heads) of this rank * head_dim]
+  Tensor attended_;     // [, num_heads of this rank * head_dim]
+  Tensor mlp_;          // [, rows of LayerWeights::up]
+  Tensor outputs_;      // [, hidden] fp32: final hidden states of the output tokens
+  Tensor projected_;    // [kMaxLogitRows, embed_dim] fp32 where embeddings are projected
+  Tensor logits_part_;  // [kMaxLogitRows, vocab part] fp32, with several tensor-parallel ranks
+  int64_t num_outputs_ = 0;
+};
+
+}  // namespace thinwire

@@ -1,0 +1,27 @@
+// The ragged inputs of one step on one rank.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/types/span.h"
+
+namespace thinwire {
+
+// Tokens of all sequences of the step, one sequence after the other. All on the host, borrowed.
+struct StepBatch {
+  // Per token.
+  absl::Span<const int32_t> token_ids;  // [num_tokens]
+  absl::Span<const int32_t> positions;  // [num_tokens] in the sequence, from 0
+  absl::Span<const int64_t> slots;      // [num_tokens] where K and V go: page * page_size + row
+  // Per sequence; as kernels/attention defines them.
+  absl::Span<const int32_t> token_offsets;  // [num_seqs + 1]
+  absl::Span<const int32_t> context_lens;   // [num_seqs]
+  absl::Span<const int32_t> page_offsets;   // [num_seqs + 1]
+  absl::Span<const int32_t> page_ids;
+  // Tokens whose logits are wanted, ascending.
+  absl::Span<const int32_t> output_tokens;
+
+  int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
+};
+
+}  // namespace thinwire
