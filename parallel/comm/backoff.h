@@ -26,7 +26,9 @@ class Backoff {
     if (waited >= timeout_) return false;
     sleeping_ = waited >= kYielding;
     if (sleeping_) {
-      std::this_thread::sleep_for(std::min<Clock::duration>(kNap, timeout_ - waited));
+      // One hundredth of the wait so far: late by little, however long it takes.
+      const Clock::duration nap = std::clamp<Clock::duration>(waited / 100, kMinNap, kMaxNap);
+      std::this_thread::sleep_for(std::min<Clock::duration>(nap, timeout_ - waited));
     } else if (waited >= kSpinning) {
       sched_yield();
     }
@@ -47,7 +49,8 @@ class Backoff {
   static constexpr int kFreePolls = 4;
   static constexpr auto kSpinning = std::chrono::microseconds(20);
   static constexpr auto kYielding = std::chrono::milliseconds(1);
-  static constexpr auto kNap = std::chrono::microseconds(50);
+  static constexpr auto kMinNap = std::chrono::microseconds(50);
+  static constexpr auto kMaxNap = std::chrono::milliseconds(2);
 
   static std::chrono::nanoseconds Bounded(absl::Duration timeout) {
     return absl::ToChronoNanoseconds(
