@@ -63,16 +63,14 @@ std::vector<float> Activations(int64_t rows, int64_t columns, std::mt19937& rand
 
 // How far fp32 sums may carry the kernel from the definition, for one row x (after the addition),
 // with y = (x - mean) / sqrt(variance + epsilon):
-//  - each lane adds at most hidden / 16 + 3 terms in a chain (four accumulators of four lanes or
-//  more),
-//    then 2 accumulators and at most 4 lanes deep, so that a sum of terms t is off by at most
-//    depth * eps * sum |t|, depth = hidden / 16 + 12;
+//  - each lane adds at most hidden / 16 + 3 terms in a chain (four accumulators of at least four
+//    lanes), then 2 accumulators and at most 4 lanes deep, so that a sum of terms t is off by at
+//    most depth * eps * sum |t|, depth = hidden / 16 + 12;
 //  - so the mean is off by m = (depth + 1) * eps * mean |x|, which moves y by m / sd;
 //  - the variance is off by (depth + 4) * eps relative, and by m^2 absolute, which move y by half
-//  of
-//    that relative to y;
-//  - the rest is a handful of roundings: of x - mean (eps * (|x - mean| + m)), root, quotient,
-//  products.
+//    of that relative to y;
+//  - the rest is a handful of roundings: of x - mean (eps * (|x - mean| + m)), root, quotient and
+//    products.
 struct RowBound {
   double mean = 0.0;
   double shift = 0.0;     // absolute error of y

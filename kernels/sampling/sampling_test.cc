@@ -160,9 +160,9 @@ TEST(SampleTest, AgreesWithAFullSortOnEveryTarget) {
 }
 
 TEST(SampleTest, FrequenciesFollowTheSoftmax) {
-  // Pearson's statistic of n draws from 8 tokens has 7 degrees of freedom; P(X > 7 + 2 sqrt(7t) +
-  // 2t)
-  // <= exp(-t) (Laurent and Massart 2000, lemma 1). t = 14: one seed in a million fails.
+  // Pearson's statistic of n draws from 8 tokens has 7 degrees of freedom;
+  // P(X > 7 + 2 sqrt(7t) + 2t) <= exp(-t) (Laurent and Massart 2000, lemma 1). t = 14: one seed in
+  // a million fails.
   const std::vector<float> logits = {0.3f, -1.0f, 2.0f, 0.0f, 1.5f, -0.5f, 0.9f, 1.1f};
   constexpr double kTemperature = 0.8;
   constexpr int kDraws = 20000;

@@ -33,8 +33,7 @@ class Checkpoint {
   //   pickles instead (pytorch_model.bin), the message says how to convert them.
   // - FailedPrecondition: not a folder.
   // - InvalidArgument: a malformed index, or one whose file names are not names of files in the
-  // folder;
-  //   a tensor in two files.
+  //   folder; a tensor in two files.
   // - DataLoss: a tensor that is not in the file which the index says.
   static absl::StatusOr<Checkpoint> Open(const std::string& dir);
 

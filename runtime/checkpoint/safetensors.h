@@ -35,12 +35,10 @@ std::string ShapeString(absl::Span<const int64_t> shape);
 // come in the order of their offsets, and lie wholly inside the file. No sequence of bytes crashes
 // it. Every error is one line naming path, tensor (if it is about one), expected and found:
 // - DataLoss: bytes are missing or left over, so the file is not the one that was written: shorter
-// than
-//   its length field, than its header or than a tensor's end; bytes after the last tensor.
+//   than its length field, than its header or than a tensor's end; bytes after the last tensor.
 // - InvalidArgument: the header itself is wrong: length 0 or > 100 MB, not JSON, not an object of
-// tensors,
-//   a key twice, unknown dtype, malformed or overflowing shape, shape and offsets that disagree,
-//   offsets that are reversed, overlap or leave a gap.
+//   tensors, a key twice, unknown dtype, malformed or overflowing shape, shape and offsets that
+//   disagree, offsets that are reversed, overlap or leave a gap.
 absl::StatusOr<std::vector<TensorInfo>> ParseSafetensors(absl::Span<const std::byte> file,
                                                          absl::string_view path);
 

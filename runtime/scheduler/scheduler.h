@@ -49,11 +49,10 @@ struct ScheduledStep {
 
 // A sequence waits, runs (holds a slot and pages), and is removed by Finish. Per step:
 //   1. running sequences in order of arrival, each the tokens that are known and not yet computed,
-//   bounded
-//      by the step's budget (long prompts go in chunks beside the others' decoding);
+//      bounded by the step's budget (long prompts go in chunks beside the others' decoding);
 //   2. then waiting ones are admitted in order of arrival while slots, pages for all their known
-//   tokens
-//      and budget last.
+//      tokens and budget last.
+//
 // When a running sequence needs a page and none is free, the latest arrival that runs gives up its
 // slot and pages and waits again at the front; its known tokens are computed anew later. The oldest
 // sequence is never preempted, and Add refuses what cannot run alone, so every sequence finishes.

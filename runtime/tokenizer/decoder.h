@@ -36,8 +36,7 @@ class Decoder {
 //   ByteFallback: a run of byte tokens, which is U+FFFD throughout if one byte does not fit.
 //   Strip, and Replace of a string: what may turn out to be stripped or replaced.
 //   Replace of a regular expression: the current token, which after Fuse is the whole text. When
-//   matching
-//     fails for want of memory, the token stays as it is.
+//     matching fails for want of memory, the token stays as it is.
 absl::StatusOr<std::unique_ptr<Decoder>> ReadDecoder(const JsonReader& json);
 
 }  // namespace thinwire

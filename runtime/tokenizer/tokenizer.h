@@ -55,10 +55,10 @@ class Tokenizer {
 // Opens `dir`/tokenizer.json (models of type BPE) or else `dir`/tokenizer.model (SentencePiece).
 // Beside them, where they exist:
 //   tokenizer_config.json: bos_token, eos_token; for tokenizer.model also add_bos_token (default
-//   true),
-//     add_eos_token (default false) and added_tokens_decoder.
+//     true), add_eos_token (default false) and added_tokens_decoder.
 //   special_tokens_map.json: bos_token, eos_token; for tokenizer.model special tokens to be found
-//   in text. added_tokens.json: for tokenizer.model, further tokens to be found in text.
+//     in text.
+//   added_tokens.json: for tokenizer.model, further tokens to be found in text.
 // NotFound names both files. Other errors name the file and what is wrong in it: InvalidArgument,
 // or Unimplemented for components that are not supported (the message lists those that are).
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& dir);
