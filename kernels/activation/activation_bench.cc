@@ -6,7 +6,7 @@
 #include "kernels/activation/activation.h"
 #include "kernels/convert/convert.h"
 #include "kernels/core/tensor.h"
-#include "kernels/norm/copy_rate.h"
+#include "kernels/testing/benchmark_rates.h"
 
 namespace thinwire {
 namespace {

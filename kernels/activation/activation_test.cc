@@ -10,8 +10,9 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/convert/convert.h"
-#include "kernels/convert/cpu_targets.h"
 #include "kernels/core/tensor.h"
+#include "kernels/testing/cpu_targets.h"
+#include "kernels/testing/rounded.h"
 
 namespace thinwire {
 namespace {
@@ -20,12 +21,7 @@ using ::testing::HasSubstr;
 
 constexpr ActivationKind kKinds[] = {ActivationKind::kRelu, ActivationKind::kSilu,
                                      ActivationKind::kGelu, ActivationKind::kGeluTanh};
-constexpr DType kFloats[] = {DType::kF32, DType::kF16, DType::kBF16};
 constexpr double kEps = 0x1p-24;
-
-double UnitRoundoff(DType dtype) {
-  return dtype == DType::kF32 ? kEps : dtype == DType::kF16 ? 0x1p-11 : 0x1p-8;
-}
 
 // The bound that activation_internal.h states, plus the rounding to the dtype.
 double Bound(ActivationKind kind, double x, double up, double want, DType dtype) {
@@ -49,19 +45,6 @@ std::vector<float> Values(int64_t count, std::mt19937& random) {
   return values;
 }
 
-Tensor Rounded(const std::vector<float>& values, DType dtype, int64_t rows, int64_t columns) {
-  Tensor tensor = Tensor::Allocate(dtype, {rows, columns}, Device::Cpu()).value();
-  ConvertFromFloat(values.data(), tensor.mutable_view().mutable_raw(), dtype, rows * columns);
-  return tensor;
-}
-
-std::vector<float> Floats(const Tensor& tensor) {
-  std::vector<float> values(static_cast<size_t>(tensor.view().num_elements()));
-  ConvertToFloat(tensor.view().raw(), tensor.view().dtype(), values.data(),
-                 tensor.view().num_elements());
-  return values;
-}
-
 struct Case {
   int64_t rows;
   int64_t columns;
@@ -75,12 +58,12 @@ void CompareWithReference(const Case& c, ActivationKind kind, DType dtype, int n
                                   << c.columns << "]");
   std::mt19937 random(static_cast<unsigned>(c.rows * 7919 + c.columns));
   const int64_t stride = c.columns + c.padding;
-  Tensor activated = Rounded(Values(c.rows * stride, random), dtype, c.rows, stride);
+  Tensor activated = RoundedTensor(Values(c.rows * stride, random), dtype, c.rows, stride);
   const std::vector<float> x = Floats(activated);
-  Tensor gated = Rounded(x, dtype, c.rows, stride);
-  Tensor in_place = Rounded(x, dtype, c.rows, stride);
-  const Tensor gate = Rounded(x, dtype, c.rows, stride);
-  const Tensor up = Rounded(Values(c.rows * stride, random), dtype, c.rows, stride);
+  Tensor gated = RoundedTensor(x, dtype, c.rows, stride);
+  Tensor in_place = RoundedTensor(x, dtype, c.rows, stride);
+  const Tensor gate = RoundedTensor(x, dtype, c.rows, stride);
+  const Tensor up = RoundedTensor(Values(c.rows * stride, random), dtype, c.rows, stride);
   const std::vector<float> factors = Floats(up);
   ThreadPool pool(num_threads);
   Stream stream = Stream::Cpu(&pool);
@@ -119,7 +102,7 @@ TEST(ActivationTest, AgreesWithTheDefinitionOnEveryTarget) {
     for (const Case& c : {Case{1, 1, 0}, Case{3, 7, 1}, Case{2, 17, 0}, Case{1, 1025, 3},
                           Case{5, 64, 64}, Case{2, 2053, 0}}) {
       for (const ActivationKind kind : kKinds) {
-        for (const DType dtype : kFloats) CompareWithReference(c, kind, dtype, 1);
+        for (const DType dtype : kFloatDTypes) CompareWithReference(c, kind, dtype, 1);
       }
     }
   });

@@ -1,10 +1,8 @@
-// Prefill against the rate of the multiply-adds that causal attention needs, one thread's sgemm
+// Prefill against the rate of the multiply-adds that causal attention needs, the pool's sgemm
 // being the limit; decode against the rate of reading the pages. Arguments: dtype, query tokens,
 // context, heads, KV heads, head_dim, threads.
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
-#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -12,27 +10,13 @@
 #include "benchmark/benchmark.h"
 #include "kernels/attention/paged_attention.h"
 #include "kernels/convert/convert.h"
-#include "kernels/linear/blas.h"
+#include "kernels/host_rates/host_rates.h"
+#include "kernels/testing/benchmark_rates.h"
 
 namespace thinwire {
 namespace {
 
 constexpr int64_t kPageSize = 16;
-
-double Seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-template <typename F>
-double BestOf(int times, F f) {
-  double best = 1e30;
-  for (int i = 0; i < times; ++i) {
-    const double start = Seconds();
-    f();
-    best = std::min(best, Seconds() - start);
-  }
-  return best;
-}
 
 std::vector<uint8_t> RandomElements(DType dtype, int64_t n) {
   std::mt19937 random(3);
@@ -42,27 +26,6 @@ std::vector<uint8_t> RandomElements(DType dtype, int64_t n) {
   std::vector<uint8_t> elements(static_cast<size_t>(DTypeBytes(dtype, n)));
   ConvertFromFloat(values.data(), elements.data(), dtype, n);
   return elements;
-}
-
-// Flop/s of a product of the size of one linear layer, on one thread.
-double SgemmRate() {
-  constexpr int64_t kSize = 512;
-  const std::vector<float> a(kSize * kSize, 0.5f), b(kSize * kSize, 0.25f);
-  std::vector<float> c(kSize * kSize);
-  const double seconds = BestOf(5, [&] {
-    SgemmNT(kSize, kSize, kSize, a.data(), kSize, b.data(), kSize, 0.0f, c.data(), kSize);
-  });
-  return 2.0 * kSize * kSize * kSize / seconds;
-}
-
-double ReadSeconds(size_t num_bytes, ThreadPool& pool) {
-  const std::vector<uint8_t> bytes(num_bytes, 0);
-  return BestOf(20, [&] {
-    pool.ParallelFor(static_cast<int64_t>(num_bytes), 64, [&](int64_t begin, int64_t end) {
-      const void* found = std::memchr(bytes.data() + begin, 1, static_cast<size_t>(end - begin));
-      benchmark::DoNotOptimize(found);
-    });
-  });
 }
 
 void BM_PagedAttention(benchmark::State& state) {
@@ -94,21 +57,20 @@ void BM_PagedAttention(benchmark::State& state) {
   args.scale = 0.125f;
   ThreadPool pool(static_cast<int>(state.range(6)));
   Stream stream = Stream::Cpu(&pool);
-  double best = 1e30;
-  for (auto _ : state) {
-    best = std::min(
-        best, BestOf(1, [&] { benchmark::DoNotOptimize(PagedAttention(args, stream).ok()); }));
-  }
+  const double best =
+      FastestIteration(state, [&] { benchmark::DoNotOptimize(PagedAttention(args, stream).ok()); });
   state.SetLabel(std::string(DTypeName(dtype)));
   state.counters["us"] = best * 1e6;
   const int64_t pairs = num_tokens * (context - num_tokens) + num_tokens * (num_tokens + 1) / 2;
   const double flops = 4.0 * static_cast<double>(pairs * heads * head_dim);
   if (num_tokens > 8) {
     state.counters["GFLOP/s"] = flops / best * 1e-9;
-    state.counters["of_sgemm"] = flops / best / (SgemmRate() * pool.num_threads());
+    state.counters["of_sgemm"] = flops / best / MeasureSgemmRate(pool);
   } else {
-    state.counters["GB/s"] = 2.0 * static_cast<double>(k.size()) / best * 1e-9;
-    state.counters["of_read"] = ReadSeconds(2 * k.size(), pool) / best;
+    const auto num_bytes = 2 * static_cast<int64_t>(k.size());
+    const double rate = static_cast<double>(num_bytes) / best;
+    state.counters["GB/s"] = rate * 1e-9;
+    state.counters["of_read"] = rate / MeasureReadRate(num_bytes, pool);
   }
 }
 

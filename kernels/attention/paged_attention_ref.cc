@@ -4,37 +4,9 @@
 #include <vector>
 
 #include "kernels/attention/paged_attention.h"
-#include "kernels/core/float16.h"
+#include "kernels/convert/element.h"
 
 namespace thinwire {
-namespace {
-
-double Load(const ConstTensorView& view, int64_t i) {
-  switch (view.dtype()) {
-    case DType::kF32:
-      return static_cast<double>(view.data<float>()[i]);
-    case DType::kF16:
-      return static_cast<double>(ToFloat(view.data<Half>()[i]));
-    default:
-      return static_cast<double>(ToFloat(view.data<BFloat16>()[i]));
-  }
-}
-
-void Store(const TensorView& view, int64_t i, double value) {
-  const auto rounded = static_cast<float>(value);
-  switch (view.dtype()) {
-    case DType::kF32:
-      view.mutable_data<float>()[i] = rounded;
-      return;
-    case DType::kF16:
-      view.mutable_data<Half>()[i] = ToHalf(rounded);
-      return;
-    default:
-      view.mutable_data<BFloat16>()[i] = ToBFloat16(rounded);
-  }
-}
-
-}  // namespace
 
 absl::Status PagedAttentionReference(const PagedAttentionArgs& args) {
   const int64_t num_kv_heads = args.k_pages.dim(1);
@@ -57,7 +29,7 @@ absl::Status PagedAttentionReference(const PagedAttentionArgs& args) {
           const int64_t k_row = row_of(j, h / group);
           double score = 0.0;
           for (int64_t i = 0; i < head_dim; ++i) {
-            score += Load(args.q, q_row + i) * Load(args.k_pages, k_row + i);
+            score += LoadElement(args.q, q_row + i) * LoadElement(args.k_pages, k_row + i);
           }
           weights.push_back(static_cast<double>(args.scale) * score);
           largest = std::max(largest, weights.back());
@@ -70,9 +42,9 @@ absl::Status PagedAttentionReference(const PagedAttentionArgs& args) {
         for (int64_t i = 0; i < head_dim; ++i) {
           double value = 0.0;
           for (int64_t j = first; j <= position; ++j) {
-            value += weights[j - first] * Load(args.v_pages, row_of(j, h / group) + i);
+            value += weights[j - first] * LoadElement(args.v_pages, row_of(j, h / group) + i);
           }
-          Store(args.out, t * args.out.row_stride() + h * head_dim + i, value / sum);
+          StoreElement(args.out, t * args.out.row_stride() + h * head_dim + i, value / sum);
         }
       }
     }

@@ -13,7 +13,8 @@
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "kernels/convert/convert.h"
-#include "kernels/convert/cpu_targets.h"
+#include "kernels/testing/cpu_targets.h"
+#include "kernels/testing/rounded.h"
 
 namespace thinwire {
 namespace {
@@ -152,9 +153,7 @@ class Problem {
                                    4.0 * (n / 96.0 + 1.0)) *
                                   u;
       const double relative = 1.01 * (2.0 * weight_error + 2.0 * (n + 2.0) * u);
-      const double rounding = c_.dtype == DType::kF32   ? u
-                              : c_.dtype == DType::kF16 ? 0x1p-11
-                                                        : 0x1p-8;
+      const double rounding = UnitRoundoff(c_.dtype);
       for (int64_t t = token_offsets_[s]; t < token_offsets_[s + 1]; ++t) {
         for (int64_t i = 0; i < width() + kGap; ++i) {
           const float value = found[row(t) + i];

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/convert/cpu_targets.h"
 #include "kernels/core/float16.h"
+#include "kernels/testing/cpu_targets.h"
 
 namespace thinwire {
 namespace {

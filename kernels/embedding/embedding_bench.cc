@@ -7,7 +7,7 @@
 #include "benchmark/benchmark.h"
 #include "kernels/core/tensor.h"
 #include "kernels/embedding/embedding.h"
-#include "kernels/norm/copy_rate.h"
+#include "kernels/testing/benchmark_rates.h"
 
 namespace thinwire {
 namespace {

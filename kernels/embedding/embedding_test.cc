@@ -10,30 +10,16 @@
 #include "gtest/gtest.h"
 #include "kernels/convert/convert.h"
 #include "kernels/core/tensor.h"
+#include "kernels/testing/rounded.h"
 
 namespace thinwire {
 namespace {
 
 using ::testing::HasSubstr;
 
-constexpr DType kFloats[] = {DType::kF32, DType::kF16, DType::kBF16};
-
 std::vector<float> Normal(int64_t count, std::mt19937& random) {
   std::vector<float> values(static_cast<size_t>(count));
   for (float& v : values) v = std::normal_distribution<float>(0.0f, 1.0f)(random);
-  return values;
-}
-
-Tensor Rounded(const std::vector<float>& values, DType dtype, int64_t rows, int64_t columns) {
-  Tensor tensor = Tensor::Allocate(dtype, {rows, columns}, Device::Cpu()).value();
-  ConvertFromFloat(values.data(), tensor.mutable_view().mutable_raw(), dtype, rows * columns);
-  return tensor;
-}
-
-std::vector<float> Floats(const Tensor& tensor) {
-  std::vector<float> values(static_cast<size_t>(tensor.view().num_elements()));
-  ConvertToFloat(tensor.view().raw(), tensor.view().dtype(), values.data(),
-                 tensor.view().num_elements());
   return values;
 }
 
@@ -48,9 +34,9 @@ void CheckLookUp(DType table_dtype, DType out_dtype, int64_t num_tokens, int64_t
   constexpr int64_t kFirst = 10;
   std::mt19937 random(static_cast<unsigned>(width));
   const int64_t stride = width + padding;
-  const Tensor table = Rounded(Normal(kRows * stride, random), table_dtype, kRows, stride);
+  const Tensor table = RoundedTensor(Normal(kRows * stride, random), table_dtype, kRows, stride);
   const std::vector<float> rows = Floats(table);
-  Tensor out = Rounded(Normal(num_tokens * stride, random), out_dtype, num_tokens, stride);
+  Tensor out = RoundedTensor(Normal(num_tokens * stride, random), out_dtype, num_tokens, stride);
   std::vector<float> want = Floats(out);
   std::vector<int32_t> ids(static_cast<size_t>(num_tokens));
   for (int32_t& id : ids) id = std::uniform_int_distribution<int32_t>(-1, 2 * kRows)(random);
@@ -73,12 +59,12 @@ void CheckLookUp(DType table_dtype, DType out_dtype, int64_t num_tokens, int64_t
   ThreadPool pool(num_threads);
   Stream stream = Stream::Cpu(&pool);
   ASSERT_TRUE(Embedding(args, stream).ok());
-  EXPECT_EQ(Floats(out), Floats(Rounded(want, out_dtype, num_tokens, stride)));
+  EXPECT_EQ(Floats(out), Floats(RoundedTensor(want, out_dtype, num_tokens, stride)));
 }
 
 TEST(EmbeddingTest, CopiesConvertsOrAddsRows) {
-  for (const DType table_dtype : kFloats) {
-    for (const DType out_dtype : kFloats) {
+  for (const DType table_dtype : kFloatDTypes) {
+    for (const DType out_dtype : kFloatDTypes) {
       for (const bool accumulate : {false, true}) {
         for (const int64_t width : {1, 17, 64, 1031}) {
           for (const int64_t padding : {0, 5}) {
@@ -97,7 +83,7 @@ TEST(EmbeddingTest, ThreadsSplitTokens) {
 
 TEST(EmbeddingTest, ShardsAddUpToTheWholeTable) {
   std::mt19937 random(7);
-  const Tensor table = Rounded(Normal(12 * 5, random), DType::kF16, 12, 5);
+  const Tensor table = RoundedTensor(Normal(12 * 5, random), DType::kF16, 12, 5);
   const std::vector<int32_t> ids = {11, 0, 5, 6, 5};
   Tensor whole = Tensor::Allocate(DType::kF32, {5, 5}, Device::Cpu()).value();
   Tensor sum = Tensor::Allocate(DType::kF32, {5, 5}, Device::Cpu()).value();

@@ -1,29 +1,13 @@
 #include "kernels/host_rates/host_rates.h"
 
-#include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstring>
 #include <vector>
 
-#include "absl/functional/function_ref.h"
+#include "kernels/host_rates/fastest.h"
 #include "kernels/linear/blas.h"
 
 namespace thinwire {
-namespace {
-
-double FastestSeconds(int times, absl::FunctionRef<void()> body) {
-  using Clock = std::chrono::steady_clock;
-  double fastest = 1e30;
-  for (int i = 0; i < times; ++i) {
-    const Clock::time_point start = Clock::now();
-    body();
-    fastest = std::min(fastest, std::chrono::duration<double>(Clock::now() - start).count());
-  }
-  return fastest;
-}
-
-}  // namespace
 
 double MeasureReadRate(int64_t num_bytes, ThreadPool& pool) {
   const std::vector<char> bytes(num_bytes, 0);

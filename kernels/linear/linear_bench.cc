@@ -1,46 +1,19 @@
 // Linear against what bounds it: the rate of reading the weight for few tokens, one thread's plain
 // sgemm times the threads for many. Arguments: dtype of the weight, num_tokens, out, in, threads.
-#include <algorithm>
-#include <chrono>
 #include <cstdint>
-#include <cstring>
 #include <string>
 #include <vector>
 
 #include "benchmark/benchmark.h"
 #include "kernels/convert/convert.h"
+#include "kernels/host_rates/fastest.h"
+#include "kernels/host_rates/host_rates.h"
 #include "kernels/linear/blas.h"
 #include "kernels/linear/linear_cpu.h"
+#include "kernels/testing/benchmark_rates.h"
 
 namespace thinwire {
 namespace {
-
-double Seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-template <typename F>
-double BestOf(int times, F f) {
-  double best = 1e30;
-  for (int i = 0; i < times; ++i) {
-    const double start = Seconds();
-    f();
-    best = std::min(best, Seconds() - start);
-  }
-  return best;
-}
-
-// Seconds to read as many bytes with all threads of the pool. A search for what is not there is the
-// fastest plain read at hand.
-double ReadSeconds(size_t num_bytes, ThreadPool& pool) {
-  const std::vector<uint8_t> bytes(num_bytes, 0);
-  return BestOf(20, [&] {
-    pool.ParallelFor(static_cast<int64_t>(num_bytes), 64, [&](int64_t begin, int64_t end) {
-      const void* found = std::memchr(bytes.data() + begin, 1, static_cast<size_t>(end - begin));
-      benchmark::DoNotOptimize(found);
-    });
-  });
-}
 
 struct Problem {
   Problem(DType weight_dtype, int64_t num_tokens, int64_t out, int64_t in)
@@ -73,20 +46,19 @@ void BM_Linear(benchmark::State& state) {
   Problem problem(dtype, num_tokens, out, in);
   ThreadPool pool(static_cast<int>(state.range(4)));
   Stream stream = Stream::Cpu(&pool);
-  double best = 1e30;
-  for (auto _ : state) {
-    best = std::min(
-        best, BestOf(1, [&] { benchmark::DoNotOptimize(kLinear(problem.args, stream).ok()); }));
-  }
+  const double best = FastestIteration(
+      state, [&] { benchmark::DoNotOptimize(kLinear(problem.args, stream).ok()); });
   const double flops = 2.0 * static_cast<double>(num_tokens * out * in);
   state.SetLabel(std::string(DTypeName(dtype)));
   state.counters["us"] = best * 1e6;
   state.counters["GFLOP/s"] = flops / best * 1e-9;
-  state.counters["GB/s"] = static_cast<double>(problem.weight.size()) / best * 1e-9;
-  state.counters["of_read"] = ReadSeconds(problem.weight.size(), pool) / best;
+  const auto num_bytes = static_cast<int64_t>(problem.weight.size());
+  const double rate = static_cast<double>(num_bytes) / best;
+  state.counters["GB/s"] = rate * 1e-9;
+  state.counters["of_read"] = rate / MeasureReadRate(num_bytes, pool);
   if (num_tokens >= 64) {
     const std::vector<float> weight(static_cast<size_t>(out * in), 0.03f);
-    const double sgemm = BestOf(5, [&] {
+    const double sgemm = FastestSeconds(5, [&] {
       SgemmNT(num_tokens, out, in, problem.x.data(), in, weight.data(), in, 0.0f, problem.y.data(),
               out);
     });

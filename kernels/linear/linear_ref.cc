@@ -1,8 +1,8 @@
 #include <cstddef>
 #include <vector>
 
+#include "kernels/convert/element.h"
 #include "kernels/core/check.h"
-#include "kernels/core/float16.h"
 #include "kernels/linear/linear.h"
 
 namespace thinwire {
@@ -10,34 +10,10 @@ namespace {
 
 std::vector<double> LoadRow(const ConstTensorView& view, int64_t row) {
   std::vector<double> values;
-  for (int64_t i = row * view.row_stride(); i < row * view.row_stride() + view.dim(1); ++i) {
-    switch (view.dtype()) {
-      case DType::kF32:
-        values.push_back(static_cast<double>(view.data<float>()[i]));
-        break;
-      case DType::kF16:
-        values.push_back(static_cast<double>(ToFloat(view.data<Half>()[i])));
-        break;
-      default:
-        values.push_back(static_cast<double>(ToFloat(view.data<BFloat16>()[i])));
-    }
+  for (int64_t i = 0; i < view.dim(1); ++i) {
+    values.push_back(LoadElement(view, row * view.row_stride() + i));
   }
   return values;
-}
-
-void Store(const TensorView& view, int64_t row, int64_t column, double value) {
-  const int64_t i = row * view.row_stride() + column;
-  const auto rounded = static_cast<float>(value);
-  switch (view.dtype()) {
-    case DType::kF32:
-      view.mutable_data<float>()[i] = rounded;
-      return;
-    case DType::kF16:
-      view.mutable_data<Half>()[i] = ToHalf(rounded);
-      return;
-    default:
-      view.mutable_data<BFloat16>()[i] = ToBFloat16(rounded);
-  }
 }
 
 }  // namespace
@@ -52,7 +28,7 @@ absl::Status LinearReference(const LinearArgs& args) {
     for (int64_t t = 0; t < args.x.dim(0); ++t) {
       double sum = bias;
       for (size_t i = 0; i < weight.size(); ++i) sum += x[t][i] * weight[i];
-      Store(args.y, t, o, sum);
+      StoreElement(args.y, t * args.y.row_stride() + o, sum);
     }
   }
   return absl::OkStatus();

@@ -10,8 +10,9 @@
 
 #include "gtest/gtest.h"
 #include "kernels/convert/convert.h"
-#include "kernels/convert/cpu_targets.h"
 #include "kernels/linear/blas.h"
+#include "kernels/testing/cpu_targets.h"
+#include "kernels/testing/rounded.h"
 
 namespace thinwire {
 namespace {
@@ -51,10 +52,7 @@ struct Case {
   int64_t x_gap, y_gap;
 };
 
-// Relative error of rounding to a dtype, and half its smallest step.
-double UnitRoundoff(DType dtype) {
-  return dtype == DType::kF32 ? 0x1p-24 : (dtype == DType::kF16 ? 0x1p-11 : 0x1p-8);
-}
+// Half of a dtype's smallest step.
 double HalfSubnormal(DType dtype) { return dtype == DType::kF16 ? 0x1p-25 : 0x1p-127; }
 
 void ExpectMatchesReference(const Case& c, int num_threads, const std::string& where) {

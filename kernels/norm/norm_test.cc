@@ -9,20 +9,16 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/convert/convert.h"
-#include "kernels/convert/cpu_targets.h"
 #include "kernels/core/tensor.h"
+#include "kernels/testing/cpu_targets.h"
+#include "kernels/testing/rounded.h"
 
 namespace thinwire {
 namespace {
 
 using ::testing::HasSubstr;
 
-constexpr DType kFloats[] = {DType::kF32, DType::kF16, DType::kBF16};
 constexpr double kEps = 0x1p-24;  // half an ulp of fp32, relative
-
-double UnitRoundoff(DType dtype) {
-  return dtype == DType::kF32 ? kEps : dtype == DType::kF16 ? 0x1p-11 : 0x1p-8;
-}
 
 struct Case {
   NormKind kind = NormKind::kLayerNorm;
@@ -35,19 +31,6 @@ struct Case {
   bool bias = false;
   bool in_place = false;
 };
-
-Tensor Rounded(const std::vector<float>& values, DType dtype, int64_t rows, int64_t columns) {
-  Tensor tensor = Tensor::Allocate(dtype, {rows, columns}, Device::Cpu()).value();
-  ConvertFromFloat(values.data(), tensor.mutable_view().mutable_raw(), dtype, rows * columns);
-  return tensor;
-}
-
-std::vector<float> Floats(const Tensor& tensor) {
-  std::vector<float> values(static_cast<size_t>(tensor.view().num_elements()));
-  ConvertToFloat(tensor.view().raw(), tensor.view().dtype(), values.data(),
-                 tensor.view().num_elements());
-  return values;
-}
 
 // Like the activations of large OPT models: most channels of order 1, a few 100 times larger, and a
 // common offset in all.
@@ -101,13 +84,13 @@ void CompareWithReference(const Case& c, int num_threads) {
   std::mt19937 random(static_cast<unsigned>(c.num_tokens * 7919 + c.hidden));
   const int64_t stride = c.hidden + c.padding;
   const std::vector<float> values = Activations(c.num_tokens, stride, random);
-  Tensor x = Rounded(values, c.dtype, c.num_tokens, stride);
-  Tensor x_reference = Rounded(values, c.dtype, c.num_tokens, stride);
+  Tensor x = RoundedTensor(values, c.dtype, c.num_tokens, stride);
+  Tensor x_reference = RoundedTensor(values, c.dtype, c.num_tokens, stride);
   const std::vector<float> before = Floats(x);
   const Tensor delta =
-      Rounded(Activations(c.num_tokens, stride, random), c.dtype, c.num_tokens, stride);
-  Tensor out = Rounded(values, c.dtype, c.num_tokens, stride);
-  Tensor out_reference = Rounded(values, c.dtype, c.num_tokens, stride);
+      RoundedTensor(Activations(c.num_tokens, stride, random), c.dtype, c.num_tokens, stride);
+  Tensor out = RoundedTensor(values, c.dtype, c.num_tokens, stride);
+  Tensor out_reference = RoundedTensor(values, c.dtype, c.num_tokens, stride);
   const std::vector<float> weight = Activations(1, c.hidden, random);
   const std::vector<float> bias = Activations(1, c.hidden, random);
 
@@ -158,7 +141,7 @@ TEST(NormTest, AgreesWithTheDefinitionOnEveryTarget) {
     SCOPED_TRACE(std::string(target));
     int options = 0;
     for (const auto& shape : shapes) {
-      for (const DType dtype : kFloats) {
+      for (const DType dtype : kFloatDTypes) {
         for (const NormKind kind : {NormKind::kLayerNorm, NormKind::kRmsNorm}) {
           Case c{kind, dtype, shape[0], shape[1], shape[2]};
           for (int i = 0; i < 4; ++i) {
@@ -176,7 +159,7 @@ TEST(NormTest, AgreesWithTheDefinitionOnEveryTarget) {
 }
 
 TEST(NormTest, ThreadsSplitTokens) {
-  for (const DType dtype : kFloats) {
+  for (const DType dtype : kFloatDTypes) {
     Case c{NormKind::kLayerNorm, dtype, 101, 1031, 1};
     c.delta = c.weight = c.bias = true;
     CompareWithReference(c, 3);
@@ -226,12 +209,14 @@ TEST(NormTest, WithoutDeltaXIsOnlyRead) {
 TEST(AddInPlaceTest, RoundsTheExactSumOnEveryTarget) {
   ForEachCpuTarget([&](absl::string_view target) {
     SCOPED_TRACE(std::string(target));
-    for (const DType dtype : kFloats) {
+    for (const DType dtype : kFloatDTypes) {
       for (const int64_t columns : {1, 19, 64, 131}) {
         std::mt19937 random(static_cast<unsigned>(columns));
         constexpr int64_t kRows = 3;
-        Tensor x = Rounded(Activations(kRows, columns + 2, random), dtype, kRows, columns + 2);
-        const Tensor delta = Rounded(Activations(kRows, columns, random), dtype, kRows, columns);
+        Tensor x =
+            RoundedTensor(Activations(kRows, columns + 2, random), dtype, kRows, columns + 2);
+        const Tensor delta =
+            RoundedTensor(Activations(kRows, columns, random), dtype, kRows, columns);
         std::vector<float> want = Floats(x);
         const std::vector<float> terms = Floats(delta);
         for (int64_t t = 0; t < kRows; ++t) {
@@ -243,7 +228,7 @@ TEST(AddInPlaceTest, RoundsTheExactSumOnEveryTarget) {
         ThreadPool pool(2);
         Stream stream = Stream::Cpu(&pool);
         ASSERT_TRUE(AddInPlace(x.mutable_view().Columns(0, columns), delta.view(), stream).ok());
-        EXPECT_EQ(Floats(x), Floats(Rounded(want, dtype, kRows, columns + 2)));
+        EXPECT_EQ(Floats(x), Floats(RoundedTensor(want, dtype, kRows, columns + 2)));
       }
     }
   });

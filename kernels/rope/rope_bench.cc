@@ -8,8 +8,8 @@
 
 #include "benchmark/benchmark.h"
 #include "kernels/core/tensor.h"
-#include "kernels/norm/copy_rate.h"
 #include "kernels/rope/rope.h"
+#include "kernels/testing/benchmark_rates.h"
 
 namespace thinwire {
 namespace {

@@ -8,18 +8,15 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/convert/convert.h"
-#include "kernels/convert/cpu_targets.h"
 #include "kernels/core/tensor.h"
+#include "kernels/testing/cpu_targets.h"
+#include "kernels/testing/rounded.h"
 
 namespace thinwire {
 namespace {
 
 using ::testing::HasSubstr;
 
-// Half the distance between neighbours, relative to the value, and the smallest absolute one.
-double UnitRoundoff(DType dtype) {
-  return dtype == DType::kF32 ? 0x1p-24 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-8;
-}
 constexpr double kSmallest = 0x1p-25;  // half of fp16's subnormal step; below it for the others
 
 struct Case {

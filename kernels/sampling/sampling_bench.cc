@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "benchmark/benchmark.h"
-#include "kernels/norm/copy_rate.h"
 #include "kernels/sampling/sampling.h"
+#include "kernels/testing/benchmark_rates.h"
 
 namespace thinwire {
 namespace {

@@ -12,8 +12,8 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/convert/cpu_targets.h"
 #include "kernels/sampling/philox.h"
+#include "kernels/testing/cpu_targets.h"
 
 namespace thinwire {
 namespace {

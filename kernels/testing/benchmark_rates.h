@@ -1,8 +1,8 @@
-// For benchmarks of kernels bound by memory: their speed beside a plain copy of as many bytes.
+// For benchmarks: the fastest of many runs, and the speed of kernels bound by memory beside that of
+// a plain copy.
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -10,29 +10,22 @@
 #include "absl/functional/function_ref.h"
 #include "benchmark/benchmark.h"
 #include "kernels/core/thread_pool.h"
+#include "kernels/host_rates/fastest.h"
 
 namespace thinwire {
 
-// Seconds of the fastest of `repeats` calls: on a shared machine the others measure its other
-// users.
-inline double FastestSeconds(int repeats, absl::FunctionRef<void()> body) {
-  using Clock = std::chrono::steady_clock;
-  double fastest = 1e30;
-  for (int i = 0; i < repeats; ++i) {
-    const Clock::time_point start = Clock::now();
-    body();
-    benchmark::ClobberMemory();
-    fastest = std::min(fastest, std::chrono::duration<double>(Clock::now() - start).count());
-  }
-  return fastest;
+// Runs the benchmark's iterations. Returns the seconds of the fastest.
+inline double FastestIteration(benchmark::State& state, absl::FunctionRef<void()> kernel) {
+  double seconds = 1e30;
+  for (auto _ : state) seconds = std::min(seconds, FastestSeconds(1, kernel));
+  return seconds;
 }
 
 // Times `kernel`, which reads and writes `bytes` in all, and sets the counters "GB/s" and
 // "of_copy": the share of the rate at which the same threads copy bytes / 2 to another place.
 inline void RunBesideCopy(benchmark::State& state, int64_t bytes, ThreadPool& pool,
                           absl::FunctionRef<void()> kernel) {
-  double seconds = 1e30;
-  for (auto _ : state) seconds = std::min(seconds, FastestSeconds(1, kernel));
+  const double seconds = FastestIteration(state, kernel);
   const int64_t half = bytes / 2;
   const std::vector<char> from(static_cast<size_t>(half), 1);
   std::vector<char> to(static_cast<size_t>(half));

@@ -12,9 +12,7 @@ namespace thinwire {
 // Calls body(name) with kernels dispatched to each compiled instruction set that this machine has,
 // then restores the choice. Not thread-safe: no kernel may run meanwhile on another thread.
 inline void ForEachCpuTarget(absl::FunctionRef<void(absl::string_view name)> body) {
-  constexpr int64_t kDisabled =
-      HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128;
-  const int64_t targets = HWY_TARGETS & ~kDisabled & hwy::SupportedTargets();
+  const int64_t targets = HWY_TARGETS & hwy::SupportedTargets();
   for (int64_t left = targets; left != 0; left &= left - 1) {
     const int64_t target = left & -left;
     hwy::SetSupportedTargetsForTest(target);
