@@ -19,6 +19,11 @@ namespace thinwire {
 // Decode(Encode(text)) is `text` for byte-level and byte-fallback vocabularies, but for what the
 // tokenizer's own files ask for: normalisers, a space put in front, white space that tokens with
 // lstrip or rstrip take, and special tokens that are skipped.
+//
+// Known differences from Hugging Face tokenizers 0.23: normal forms and classes of characters newer
+// than Unicode 12.0 may differ (each library has its own tables; GPT-2's, LLaMA-3's and GPT-4o's
+// expressions agree on all characters); an added token with "normalized" decodes to its content,
+// not to its normalised form, and is skipped if it is special (as before version 0.23).
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;

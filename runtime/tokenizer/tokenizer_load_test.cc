@@ -81,6 +81,7 @@ TEST(LoadTokenizerTest, WrongStructureIsInvalidAndNamed) {
   no_vocab["model"].erase("vocab");
   ExpectError(no_vocab, invalid, "model: no key \"vocab\"");
   ExpectError(with("/model/vocab/b", "x"), invalid, "vocab[\"b\"]: expected an id");
+  ExpectError(with("/model/vocab/\n", "x"), invalid, "vocab[\"\\n\"]: expected an id");
   ExpectError(with("/model/vocab/b", -1), invalid, "found -1");
   ExpectError(with("/model/vocab/b", 4000000000), invalid, "expected an id");
   ExpectError(with("/model/vocab/b", 0), invalid, "both have id 0");
