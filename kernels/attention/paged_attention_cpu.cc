@@ -209,6 +209,18 @@ class CpuAttention {
   const int64_t max_blocks_;
 };
 
+// Less work than this is done sooner than a second thread is told of it.
+constexpr int64_t kSerialMultiplyAdds = 32 * 1024;
+
+// Of the scores, masked ones included.
+int64_t NumMultiplyAdds(const PagedAttentionArgs& args) {
+  int64_t scores = 0;
+  for (size_t s = 0; s < args.context_lens.size(); ++s) {
+    scores += int64_t{args.token_offsets[s + 1] - args.token_offsets[s]} * args.context_lens[s];
+  }
+  return scores * args.q.dim(1);
+}
+
 }  // namespace
 
 absl::Status PagedAttentionCpu(const PagedAttentionArgs& args, Stream& stream) {
@@ -217,9 +229,14 @@ absl::Status PagedAttentionCpu(const PagedAttentionArgs& args, Stream& stream) {
   const int64_t thread_bytes = attention.ScratchBytes();
   ThreadPool& pool = stream.pool();
   TW_ASSIGN_OR_RETURN(std::byte * scratch, stream.Scratch(pool.num_threads() * thread_bytes));
-  pool.ParallelForDynamic(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+  const auto run = [&](int64_t i) {
     attention.Run(tasks[i], scratch + ThreadPool::CurrentThread() * thread_bytes);
-  });
+  };
+  if (NumMultiplyAdds(args) < kSerialMultiplyAdds) {
+    for (int64_t i = 0; i < static_cast<int64_t>(tasks.size()); ++i) run(i);
+  } else {
+    pool.ParallelForDynamic(static_cast<int64_t>(tasks.size()), run);
+  }
   return absl::OkStatus();
 }
 

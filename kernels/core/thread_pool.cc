@@ -32,15 +32,25 @@ void Pause() {
 
 }  // namespace
 
-// One loop is one generation. The caller publishes `task`, then bumps `generation`; each worker
-// runs the task with its index and bumps `num_done`. The release/acquire pairs on these two atomics
-// order the task's reads and writes with the caller's.
+// A loop is a task that threads call until it has no work left; who does which part is open, so the
+// caller never depends on a worker that sleeps or has lost its processor: when the caller finds no
+// work left, it closes the loop and waits only for workers that are inside.
+//
+// `gate` holds the loop's generation, whether it is open, and how many workers are inside. A worker
+// enters by compare-and-swap on an open gate, which orders its reads after the caller's writes; its
+// leaving orders its writes before the caller's return.
 struct ThreadPool::State {
-  using Task = absl::FunctionRef<void(int thread)>;
+  using Task = absl::FunctionRef<void()>;
+
+  static constexpr uint64_t kInside = 1;
+  static constexpr uint64_t kInsideMask = (uint64_t{1} << 16) - 1;
+  static constexpr uint64_t kOpen = uint64_t{1} << 16;
+  static constexpr int kGenerationShift = 17;
+
+  static uint64_t Generation(uint64_t gate) { return gate >> kGenerationShift; }
 
   const Task* task = nullptr;
-  std::atomic<uint64_t> generation{0};
-  std::atomic<int> num_done{0};
+  std::atomic<uint64_t> gate{0};
   std::atomic<bool> stop{false};
   std::atomic<int> num_sleeping{0};
   std::mutex mutex;
@@ -48,50 +58,63 @@ struct ThreadPool::State {
   std::vector<std::thread> workers;
   bool running = false;
 
+  // Waits for a loop after `seen` and returns its generation.
+  uint64_t AwaitLoop(uint64_t seen) {
+    for (int spin = 0; spin < kSpins; ++spin) {
+      const uint64_t generation = Generation(gate.load(std::memory_order_acquire));
+      if (generation != seen) return generation;
+      Pause();
+    }
+    std::unique_lock<std::mutex> lock(mutex);
+    // Sequentially consistent with Publish: one of the two sees the other, so no wake-up is lost.
+    num_sleeping.fetch_add(1);
+    wake.wait(lock, [&] { return Generation(gate.load()) != seen; });
+    num_sleeping.fetch_sub(1);
+    return Generation(gate.load(std::memory_order_acquire));
+  }
+
+  // Joins the loop that is open now, if any.
+  void Help() {
+    uint64_t seen = gate.load(std::memory_order_relaxed);
+    while ((seen & kOpen) != 0) {
+      if (gate.compare_exchange_weak(seen, seen + kInside, std::memory_order_acquire,
+                                     std::memory_order_relaxed)) {
+        (*task)();
+        gate.fetch_sub(kInside, std::memory_order_release);
+        return;
+      }
+    }
+  }
+
   void WorkerLoop(int thread) {
     current_thread = thread;
     uint64_t seen = 0;
     while (true) {
-      int spins = 0;
-      while (generation.load(std::memory_order_acquire) == seen && spins < kSpins) {
-        Pause();
-        ++spins;
-      }
-      if (generation.load(std::memory_order_acquire) == seen) {
-        std::unique_lock<std::mutex> lock(mutex);
-        // Sequentially consistent with the caller's (generation bump, num_sleeping read): one of
-        // the two sees the other, so a wake-up is never lost.
-        num_sleeping.fetch_add(1);
-        wake.wait(lock, [&] { return generation.load() != seen; });
-        num_sleeping.fetch_sub(1);
-      }
-      ++seen;
+      seen = AwaitLoop(seen);
       if (stop.load(std::memory_order_relaxed)) return;
-      (*task)(thread);
-      num_done.fetch_add(1, std::memory_order_release);
+      Help();
     }
   }
 
-  void Publish() {
-    generation.fetch_add(1);
+  void Publish(uint64_t flags) {
+    const uint64_t generation = Generation(gate.load(std::memory_order_relaxed)) + 1;
+    gate.store(generation << kGenerationShift | flags);
     if (num_sleeping.load() > 0) {
       std::lock_guard<std::mutex> lock(mutex);
       wake.notify_all();
     }
   }
 
-  // Runs t(0) .. t(num_threads - 1), t(0) on the caller.
+  // Calls t on the caller and on workers that are free.
   void Run(Task t) {
     TW_CHECK(!running);
     running = true;
     task = &t;
-    num_done.store(0, std::memory_order_relaxed);
-    Publish();
-    t(0);
-    const int num_workers = static_cast<int>(workers.size());
-    int spins = 0;
-    while (num_done.load(std::memory_order_acquire) < num_workers) {
-      if (++spins < kSpins) {
+    Publish(kOpen);
+    t();
+    gate.fetch_and(~kOpen, std::memory_order_acq_rel);
+    for (int spin = 0; (gate.load(std::memory_order_acquire) & kInsideMask) != 0; ++spin) {
+      if (spin < kSpins) {
         Pause();
       } else {
         std::this_thread::yield();
@@ -112,7 +135,7 @@ ThreadPool::ThreadPool(int num_threads)
 
 ThreadPool::~ThreadPool() {
   state_->stop.store(true, std::memory_order_relaxed);
-  state_->Publish();
+  state_->Publish(/*flags=*/0);
   for (std::thread& worker : state_->workers) worker.join();
 }
 
@@ -128,11 +151,8 @@ void ThreadPool::ParallelFor(int64_t num_items, int64_t grain,
     body(0, num_items);
     return;
   }
-  state_->Run([&](int thread) {
-    if (thread >= num_ranges) return;
-    const int64_t begin = num_items * thread / num_ranges;
-    const int64_t end = num_items * (thread + 1) / num_ranges;
-    body(begin, end);
+  ParallelForDynamic(num_ranges, [&](int64_t range) {
+    body(num_items * range / num_ranges, num_items * (range + 1) / num_ranges);
   });
 }
 
@@ -143,7 +163,7 @@ void ThreadPool::ParallelForDynamic(int64_t num_items, absl::FunctionRef<void(in
     return;
   }
   std::atomic<int64_t> next{0};
-  state_->Run([&](int) {
+  state_->Run([&] {
     while (true) {
       const int64_t item = next.fetch_add(1, std::memory_order_relaxed);
       if (item >= num_items) return;

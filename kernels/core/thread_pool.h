@@ -10,8 +10,9 @@ namespace thinwire {
 
 // A fixed set of threads that run one loop at a time. The calling thread is one of them, so a pool
 // of size 1 has no thread of its own and costs nothing. Workers wait for the next loop by spinning
-// for some microseconds (a decode step issues a loop every few microseconds) and then sleep.
-// Thread-compatible: one caller at a time. Loops do not nest.
+// for some microseconds (a decode step issues a loop every few microseconds) and then sleep; a loop
+// never waits for a worker that has not begun to help. Thread-compatible: one caller at a time.
+// Loops do not nest.
 class ThreadPool {
  public:
   // num_threads >= 1.
