@@ -41,4 +41,8 @@ std::vector<std::unique_ptr<Command>> MakeUnimplementedCommands(CLI::App& app);
 absl::Status UsageError(const absl::Status& status);
 bool IsUsageError(const absl::Status& status);
 
+// Marks an error as one that standard error has shown already.
+absl::Status AlreadyPrinted(const absl::Status& status);
+bool IsAlreadyPrinted(const absl::Status& status);
+
 }  // namespace thinwire

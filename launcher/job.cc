@@ -6,16 +6,20 @@
 #include <cstdlib>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/core/stream.h"
+#include "launcher/log.h"
 
 namespace thinwire {
 namespace {
 
 constexpr absl::Duration kLeaveTimeout = absl::Seconds(30);
-constexpr absl::Duration kGrace = absl::Seconds(3);
+constexpr absl::Duration kGrace = absl::Seconds(2);
+// Between one rank and the next, so that one of them says why.
+constexpr absl::Duration kTurn = absl::Milliseconds(300);
 
 }  // namespace
 
@@ -38,13 +42,19 @@ int Job::NumThreads(int requested) const {
   return share;
 }
 
-int Job::Leave(int exit_code) {
+int Job::Leave(int exit_code, const absl::Status& why) {
   if (size() > 1) {
     ThreadPool pool(1);
     Stream stream = Stream::Cpu(&pool);
     world_->set_timeout(kLeaveTimeout);
-    if (!world_->Barrier(stream).ok()) {
-      if (!leader()) absl::SleepFor(kGrace);
+    const absl::Status met = world_->Barrier(stream);
+    if (!met.ok()) {
+      if (!leader()) {
+        absl::SleepFor(kGrace + std::min(rank(), 8) * kTurn);
+        PrintError(absl::StrCat("rank ", rank(), ": ", (why.ok() ? met : why).message()));
+      } else if (why.ok()) {
+        PrintError(met.message());
+      }
       bootstrap_->Abort(exit_code == 0 ? 1 : exit_code);
     }
   }

@@ -25,9 +25,9 @@ class Job {
   int NumThreads(int requested) const;
 
   // Leaves the job in step with the other ranks. Where they cannot be met any more (a rank failed
-  // alone, or hangs), ends all of them; ranks other than 0 give rank 0 a moment to say why before.
-  // Returns exit_code.
-  int Leave(int exit_code);
+  // alone, or hangs), ends all of them; ranks other than 0 give rank 0 a moment to say why before,
+  // and say `why` themselves where it does not. Returns exit_code.
+  int Leave(int exit_code, const absl::Status& why);
 
  private:
   Job() = default;

@@ -7,6 +7,8 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/str_cat.h"
+
 namespace thinwire {
 namespace {
 
@@ -26,7 +28,12 @@ void LogInfo(absl::string_view message) { spdlog::info(View(message)); }
 void LogWarning(absl::string_view message) { spdlog::warn(View(message)); }
 
 void PrintError(absl::string_view message) {
-  std::fprintf(stderr, "thinwire: %.*s\n", static_cast<int>(message.size()), message.data());
+  std::string line = absl::StrCat("thinwire: ", message);
+  for (char& c : line) {
+    if (c == '\n' || c == '\r') c = ' ';
+  }
+  line += '\n';
+  std::fputs(line.c_str(), stderr);  // one write: lines of several ranks do not mix
   std::fflush(stderr);
 }
 

@@ -12,7 +12,7 @@ void LogDebug(absl::string_view message);
 void LogInfo(absl::string_view message);
 void LogWarning(absl::string_view message);
 
-// "thinwire: message", always, without time or level: why the program fails.
+// "thinwire: message", always, in one line, without time or level: why the program fails.
 void PrintError(absl::string_view message);
 
 }  // namespace thinwire

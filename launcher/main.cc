@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "launcher/command.h"
 #include "launcher/job.h"
 #include "launcher/log.h"
@@ -14,6 +16,7 @@ namespace thinwire {
 namespace {
 
 constexpr char kUsageUrl[] = "thinwire/usage";
+constexpr char kPrintedUrl[] = "thinwire/printed";
 
 constexpr char kDescription[] =
     "thinwire: tensor- and pipeline-parallel inference that moves few bits.\n"
@@ -21,7 +24,27 @@ constexpr char kDescription[] =
     "  thinwire run --model DIR --prompt \"Once upon a time\"\n"
     "  mpirun -np 4 thinwire run --model DIR --tp 2 --pp 2 --prompts prompts.jsonl --json";
 
+absl::Status Marked(absl::Status status, absl::string_view url) {
+  if (!status.ok()) status.SetPayload(url, absl::Cord());
+  return status;
+}
+
 int ExitCode(const absl::Status& status) { return status.ok() ? 0 : IsUsageError(status) ? 2 : 1; }
+
+// The innermost subcommand that was named: CLI11 unwinds out of it.
+const CLI::App* Topic(const CLI::App& app) {
+  const CLI::App* topic = &app;
+  while (!topic->get_subcommands().empty()) topic = topic->get_subcommands().back();
+  return topic;
+}
+
+std::vector<std::string> VisibleSubcommands(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* sub : app.get_subcommands(nullptr)) {
+    if (!sub->get_group().empty() && !sub->get_name().empty()) names.push_back(sub->get_name());
+  }
+  return names;
+}
 
 // Parses the command line; false when the program is to exit with `exit_code` after rank 0 printed
 // `text`.
@@ -30,18 +53,21 @@ bool Parse(CLI::App& app, int argc, char** argv, std::string& text, int& exit_co
     app.parse(argc, argv);
     return true;
   } catch (const CLI::CallForHelp&) {
-    // CLI11 unwinds out of the subcommand that was asked about.
-    const std::vector<CLI::App*> chosen = app.get_subcommands();
-    const CLI::App* topic = &app;
-    for (const CLI::App* sub : chosen) {
-      topic = sub;
-      if (!sub->get_subcommands().empty()) topic = sub->get_subcommands().front();
-    }
-    text = topic->help();
+    text = Topic(app)->help();
     exit_code = 0;
   } catch (const CLI::CallForVersion& version) {
     text = std::string(version.what()) + "\n";
     exit_code = 0;
+  } catch (const CLI::RequiredError& error) {
+    // CLI11 sees what is missing before the misspelt argument that was to be it.
+    const CLI::App* topic = Topic(app);
+    const std::vector<std::string> unknown = topic->remaining();
+    text = unknown.empty() ? error.what()
+                           : absl::StrCat("The argument was not expected: ", unknown.front());
+    if (topic->get_require_subcommand_min() > 0 && topic->get_subcommands().empty()) {
+      absl::StrAppend(&text, "; expected one of ", absl::StrJoin(VisibleSubcommands(*topic), ", "));
+    }
+    exit_code = 2;
   } catch (const CLI::ParseError& error) {
     text = error.what();
     exit_code = 2;
@@ -88,26 +114,26 @@ int Main(int argc, char** argv) {
     if (job->leader()) {
       PrintError(text + " (see thinwire --help)");
     }
-    return job->Leave(exit_code);
+    return job->Leave(exit_code, absl::InvalidArgumentError(text));
   }
   for (const std::unique_ptr<Command>& command : commands) {
     if (!command->chosen()) continue;
     const absl::Status status = command->Run(*job);
-    if (!status.ok() && job->leader()) PrintError(status.message());
-    return job->Leave(ExitCode(status));
+    if (!status.ok() && job->leader() && !IsAlreadyPrinted(status)) PrintError(status.message());
+    return job->Leave(ExitCode(status), status);
   }
   return 2;
 }
 
 }  // namespace
 
-absl::Status UsageError(const absl::Status& status) {
-  absl::Status usage = status;
-  if (!usage.ok()) usage.SetPayload(kUsageUrl, absl::Cord());
-  return usage;
-}
-
+absl::Status UsageError(const absl::Status& status) { return Marked(status, kUsageUrl); }
 bool IsUsageError(const absl::Status& status) { return status.GetPayload(kUsageUrl).has_value(); }
+
+absl::Status AlreadyPrinted(const absl::Status& status) { return Marked(status, kPrintedUrl); }
+bool IsAlreadyPrinted(const absl::Status& status) {
+  return status.GetPayload(kPrintedUrl).has_value();
+}
 
 }  // namespace thinwire
 

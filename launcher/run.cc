@@ -96,33 +96,29 @@ class RunCommand : public Command {
   absl::Status Lead(Engine& engine) {
     TW_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(flags_.model));
     // A report that cannot be written is known before the work, not after.
-    std::optional<AtomicFile> report;
-    if (!report_path_.empty()) {
-      TW_ASSIGN_OR_RETURN(report, AtomicFile::Create(report_path_));
-    }
+    if (!report_path_.empty()) TW_RETURN_IF_ERROR(AtomicFile::CheckCreatable(report_path_));
     TW_ASSIGN_OR_RETURN(const PromptSource source, MakeSource());
     const auto start = std::chrono::steady_clock::now();
     const TextBatchCallbacks callbacks = {
-        .on_result = [this](const TextResult& result) { Take(result); },
-        .on_text = StreamsText()
-                       ? [this](const std::string&, const std::string& piece) { WriteText(piece); }
-                       : decltype(TextBatchCallbacks::on_text)(),
+        .on_result = [this](const TextResult& result) { return Take(result); },
+        .on_text = StreamsText() ? [](const std::string&,
+                                      const std::string& piece) { return WriteOutput(piece); }
+                                 : decltype(TextBatchCallbacks::on_text)(),
     };
-    TW_RETURN_IF_ERROR(RunTextBatch(engine, *tokenizer, source, callbacks));
+    const absl::Status ran = RunTextBatch(engine, *tokenizer, source, callbacks);
     summary_.seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     progress_.Finish();
-    TW_RETURN_IF_ERROR(output_status_);
+    TW_RETURN_IF_ERROR(ran);
     if (summary_.num_prompts == 0) {
       return absl::InvalidArgumentError(absl::StrCat(prompts_path_, ": no prompts"));
     }
-    TW_RETURN_IF_ERROR(Report(engine, report));
-    if (summary_.num_failed > 0) {
-      if (summary_.num_prompts == 1) return first_failure_;
-      return absl::InvalidArgumentError(absl::StrCat(
-          summary_.num_failed, " of ", summary_.num_prompts, " prompts failed; the others ran"));
+    TW_RETURN_IF_ERROR(Report(engine));
+    if (summary_.num_failed > 0 && !prompts_path_.empty()) {
+      LogWarning(absl::StrCat(summary_.num_failed, " of ", summary_.num_prompts,
+                              " prompts failed; the others ran"));
     }
-    return absl::OkStatus();
+    return first_failure_;
   }
 
   // A single prompt to a terminal appears as it is generated.
@@ -143,22 +139,18 @@ class RunCommand : public Command {
     return PromptSource([file] { return file->Next(); });
   }
 
-  void WriteText(const std::string& text) {
-    if (output_status_.ok()) output_status_ = WriteOutput(text);
-  }
-
-  void Take(const TextResult& result) {
+  absl::Status Take(const TextResult& result) {
     summary_.model_dir = flags_.model;
     ++summary_.num_prompts;
     if (result.status.ok()) {
       summary_.ttft_ms.push_back(result.ttft_ms);
     } else {
       ++summary_.num_failed;
-      if (first_failure_.ok()) first_failure_ = result.status;
       progress_.Finish();
-      // The only prompt's failure is the command's own, printed once.
-      if (!prompts_path_.empty()) PrintError(result.status.message());
+      if (first_failure_.ok()) first_failure_ = AlreadyPrinted(result.status);
+      PrintError(result.status.message());
     }
+    progress_.Update(summary_.num_prompts, 0);
     if (json_) {
       nlohmann::ordered_json line = {{"id", result.id},
                                      {"prompt_tokens", result.num_prompt_tokens},
@@ -166,16 +158,14 @@ class RunCommand : public Command {
                                      {"text", result.text},
                                      {"finish_reason", result.finish_reason}};
       if (!result.status.ok()) line["error"] = std::string(result.status.message());
-      WriteText(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
-    } else if (StreamsText()) {
-      if (result.status.ok()) WriteText("\n");
-    } else if (result.status.ok()) {
-      WriteText(absl::StrCat(result.id, ": ", result.text, "\n"));
+      return WriteOutput(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) +
+                         "\n");
     }
-    progress_.Update(summary_.num_prompts, 0);
+    if (!result.status.ok()) return absl::OkStatus();
+    return WriteOutput(StreamsText() ? "\n" : absl::StrCat(result.id, ": ", result.text, "\n"));
   }
 
-  absl::Status Report(Engine& engine, std::optional<AtomicFile>& report) {
+  absl::Status Report(Engine& engine) {
     TW_ASSIGN_OR_RETURN(const std::vector<RankReport> reports, engine.CollectReports());
     const EngineCounters counters = engine.counters();
     Ledger wire;
@@ -185,9 +175,9 @@ class RunCommand : public Command {
         summary_.num_prompts, counters.num_prompt_tokens, counters.num_generated_tokens,
         summary_.seconds, counters.num_generated_tokens / std::max(summary_.seconds, 1e-9)));
     LogInfo(DescribeWire(wire));
-    if (!report.has_value()) return absl::OkStatus();
-    TW_RETURN_IF_ERROR(report->Write(RunReportJson(summary_, engine.rank(), counters, reports)));
-    return report->Commit();
+    if (report_path_.empty()) return absl::OkStatus();
+    return WriteFileAtomically(report_path_,
+                               RunReportJson(summary_, engine.rank(), counters, reports));
   }
 
   CLI::App* app_;
@@ -200,7 +190,6 @@ class RunCommand : public Command {
 
   RunSummary summary_;
   absl::Status first_failure_;
-  absl::Status output_status_;
   Progress progress_{"prompts done:", true};
 };
 

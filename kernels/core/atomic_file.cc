@@ -18,14 +18,28 @@ namespace thinwire {
 absl::StatusOr<AtomicFile> AtomicFile::Create(const std::string& path) {
   AtomicFile file;
   file.path_ = path;
-  file.temporary_path_ = absl::StrCat(path, ".tmp.", getpid());
   struct stat info;
-  if (stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode)) {
+  const bool exists = stat(path.c_str(), &info) == 0;
+  if (exists && S_ISDIR(info.st_mode)) {
     return absl::FailedPreconditionError(absl::StrCat(path, ": is a directory; expected a file"));
   }
-  file.fd_ = open(file.temporary_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (exists && !S_ISREG(info.st_mode)) {
+    file.fd_ = open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  } else {
+    file.temporary_path_ = absl::StrCat(path, ".tmp.", getpid());
+    file.fd_ = open(file.temporary_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  }
   if (file.fd_ < 0) return absl::ErrnoToStatus(errno, absl::StrCat(path, ": cannot be written"));
   return file;
+}
+
+absl::Status AtomicFile::CheckCreatable(const std::string& path) {
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0 || S_ISREG(info.st_mode) || S_ISDIR(info.st_mode)) {
+    return Create(path).status();
+  }
+  if (access(path.c_str(), W_OK) == 0) return absl::OkStatus();
+  return absl::ErrnoToStatus(errno, absl::StrCat(path, ": cannot be written"));
 }
 
 AtomicFile::AtomicFile(AtomicFile&& other) noexcept
@@ -43,7 +57,7 @@ AtomicFile& AtomicFile::operator=(AtomicFile&& other) noexcept {
 AtomicFile::~AtomicFile() {
   if (fd_ < 0) return;
   close(fd_);
-  unlink(temporary_path_.c_str());
+  if (!temporary_path_.empty()) unlink(temporary_path_.c_str());
 }
 
 absl::Status AtomicFile::Write(absl::string_view bytes) {
@@ -61,8 +75,11 @@ absl::Status AtomicFile::Write(absl::string_view bytes) {
 
 absl::Status AtomicFile::Commit() {
   TW_CHECK_GE(fd_, 0);
-  if (fsync(fd_) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("writing ", path_));
-  if (rename(temporary_path_.c_str(), path_.c_str()) != 0) {
+  // A pipe or a device has nothing to flush (EINVAL), and keeps its name.
+  if (fsync(fd_) != 0 && !(temporary_path_.empty() && errno == EINVAL)) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("writing ", path_));
+  }
+  if (!temporary_path_.empty() && rename(temporary_path_.c_str(), path_.c_str()) != 0) {
     return absl::ErrnoToStatus(errno, absl::StrCat("renaming to ", path_));
   }
   close(std::exchange(fd_, -1));

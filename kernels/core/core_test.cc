@@ -1,3 +1,4 @@
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -179,6 +180,29 @@ TEST(AtomicFileTest, NothingAppearsBeforeCommit) {
   EXPECT_EQ(std::filesystem::file_size(path), 5u);
   std::filesystem::remove(path);
   EXPECT_EQ(AtomicFile::Create("/no/such/folder/x").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST(AtomicFileTest, CheckingLeavesNothingBehind) {
+  const std::string path = TempPath("checked");
+  EXPECT_TRUE(AtomicFile::CheckCreatable(path).ok());
+  EXPECT_FALSE(std::filesystem::exists(path));
+  EXPECT_EQ(AtomicFile::CheckCreatable(TempPath("no") + "/x").code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(AtomicFile::CheckCreatable("/").code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(AtomicFileTest, APipeIsWrittenNotReplaced) {
+  const std::string path = TempPath("pipe");
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  const int reader = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  ASSERT_GE(reader, 0);
+  EXPECT_TRUE(AtomicFile::CheckCreatable(path).ok());
+  EXPECT_TRUE(WriteFileAtomically(path, "whole").ok());
+  char text[6] = {};
+  EXPECT_EQ(read(reader, text, sizeof(text)), 5);
+  EXPECT_STREQ(text, "whole");
+  EXPECT_TRUE(std::filesystem::is_fifo(path));
+  close(reader);
+  std::filesystem::remove(path);
 }
 
 TEST(StatusTest, AnnotatePutsContextInFront) {

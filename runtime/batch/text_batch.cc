@@ -33,6 +33,7 @@ struct Job {
 
   StreamDecoder decoder;
   std::vector<std::string> stops;
+  int64_t request_id = -1;  // the engine's
   bool stopped_by_text = false;
   bool done = false;
   TextResult result;
@@ -54,7 +55,7 @@ class TextBatch {
     const int64_t max_live = 2 * engine_.rank().options().max_seqs;
     bool exhausted = false;
     while (true) {
-      while (!exhausted && engine_.num_live() < max_live) {
+      while (!exhausted && callback_status_.ok() && engine_.num_live() < max_live) {
         std::optional<PromptFile::Line> line = source();
         if (line.has_value()) {
           Start(*std::move(line));
@@ -63,6 +64,7 @@ class TextBatch {
         }
       }
       Emit();
+      if (!callback_status_.ok()) return CancelAll();
       if (!engine_.HasWork() && exhausted) return absl::OkStatus();
       TW_RETURN_IF_ERROR(engine_.Step());
     }
@@ -106,31 +108,44 @@ class TextBatch {
       job.result.ttft_ms = completion.ttft_ms;
       job.done = true;
     };
-    return engine_.Submit(std::move(request)).status();
+    TW_ASSIGN_OR_RETURN(job.request_id, engine_.Submit(std::move(request)));
+    return absl::OkStatus();
   }
 
-  // False when a stop string ended the text.
+  // False when a stop string ended the text, or nobody wants it any more.
   bool Take(Job& job, const std::string& piece) {
     if (piece.empty()) return true;
     const size_t before = job.result.text.size();
     job.stopped_by_text = job.Append(piece);
     if (callbacks_.on_text != nullptr && job.result.text.size() > before) {
-      callbacks_.on_text(job.result.id, job.result.text.substr(before));
+      Note(callbacks_.on_text(job.result.id, job.result.text.substr(before)));
     }
-    return !job.stopped_by_text;
+    return !job.stopped_by_text && callback_status_.ok();
   }
 
   void Emit() {
-    while (!jobs_.empty() && jobs_.front()->done) {
-      callbacks_.on_result(jobs_.front()->result);
+    while (callback_status_.ok() && !jobs_.empty() && jobs_.front()->done) {
+      Note(callbacks_.on_result(jobs_.front()->result));
       jobs_.pop_front();
     }
+  }
+
+  void Note(const absl::Status& status) { callback_status_.Update(status); }
+
+  // Leaves the engine idle.
+  absl::Status CancelAll() {
+    for (const std::unique_ptr<Job>& job : jobs_) {
+      if (!job->done) engine_.Cancel(job->request_id);
+    }
+    while (engine_.HasWork()) TW_RETURN_IF_ERROR(engine_.Step());
+    return callback_status_;
   }
 
   Engine& engine_;
   const Tokenizer& tokenizer_;
   const TextBatchCallbacks& callbacks_;
   std::deque<std::unique_ptr<Job>> jobs_;  // in the order of the source
+  absl::Status callback_status_;           // the first error of a callback
 };
 
 }  // namespace

@@ -27,17 +27,18 @@ struct TextResult {
 // The next prompt, or why a line is none, or nothing at the end.
 using PromptSource = std::function<std::optional<PromptFile::Line>()>;
 
+// An error that a callback returns ends the batch: what still runs is cancelled.
 struct TextBatchCallbacks {
   // Called once per prompt, in the order of the source.
-  std::function<void(const TextResult&)> on_result;
+  std::function<absl::Status(const TextResult&)> on_result;
   // Text of a prompt as it is generated; only sensible for a single prompt. May be null.
-  std::function<void(const std::string& id, const std::string& piece)> on_text;
+  std::function<absl::Status(const std::string& id, const std::string& piece)> on_text;
 };
 
 // Runs every prompt of `source` to its end. Prompts are read and tokenised as the engine takes
 // them, so memory is bounded by what is in the engine and by results that wait for an earlier one.
-// A prompt that cannot run is a result with a status. The returned error is the engine's: final,
-// with prompts left unanswered.
+// A prompt that cannot run is a result with a status. The returned error leaves prompts unanswered:
+// a callback's, and the engine is whole and idle; or the engine's, which is final.
 absl::Status RunTextBatch(Engine& engine, const Tokenizer& tokenizer, const PromptSource& source,
                           const TextBatchCallbacks& callbacks);
 

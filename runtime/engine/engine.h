@@ -81,7 +81,8 @@ class Engine {
   // final: the engine is broken on all ranks.
   absl::Status Step();
 
-  bool HasWork() const { return !live_.empty(); }
+  // Requests, or steps in flight of requests that were cancelled.
+  bool HasWork() const { return !live_.empty() || !in_flight_.empty(); }
   int64_t num_live() const { return static_cast<int64_t>(live_.size()); }
 
   // No work may be left for the following. Reports of all ranks, by rank.
