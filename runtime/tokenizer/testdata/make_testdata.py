@@ -3,6 +3,7 @@
 Usage: make_testdata.py TEXT_FILE   (needs the Python packages tokenizers and sentencepiece)
 """
 
+import io
 import json
 import os
 import random
@@ -336,13 +337,15 @@ def make_json_fixture(name, tokenizer, variants, merges_as_strings=False):
 def make_sentencepiece_fixture(name, path, num_random=12, **options):
     rng = random.Random(name)
     os.makedirs(os.path.join(HERE, name), exist_ok=True)
-    prefix = os.path.join(HERE, name, "tokenizer")
+    model_file = os.path.join(HERE, name, "tokenizer.model")
+    written = io.BytesIO()  # given paths, the model would contain them
     sentencepiece.SentencePieceTrainer.train(
-        input=path, model_prefix=prefix, byte_fallback=True, character_coverage=0.9995,
-        normalization_rule_name="identity", split_digits=True, minloglevel=2,
-        max_sentence_length=100000, input_sentence_size=800, shuffle_input_sentence=False, **options)
-    os.remove(prefix + ".vocab")
-    model = sentencepiece.SentencePieceProcessor(model_file=prefix + ".model")
+        sentence_iterator=iter(line.rstrip("\r\n") for line in lines(path)), model_writer=written,
+        byte_fallback=True, character_coverage=0.9995, normalization_rule_name="identity",
+        split_digits=True, minloglevel=2, max_sentence_length=100000, **options)
+    with open(model_file, "wb") as f:
+        f.write(written.getvalue())
+    model = sentencepiece.SentencePieceProcessor(model_file=model_file)
     encode, decode = [], []
     for text in TEXTS + [random_text(rng) for _ in range(num_random)]:
         ids = model.encode(text)
