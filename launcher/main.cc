@@ -78,6 +78,7 @@ bool Parse(CLI::App& app, int argc, char** argv, std::string& text, int& exit_co
 int Main(int argc, char** argv) {
   CLI::App app(kDescription, "thinwire");
   app.require_subcommand(1);
+  app.fallthrough();  // --log-level may stand anywhere
   app.set_version_flag("--version", "thinwire " THINWIRE_VERSION);
   app.get_formatter()->column_width(34);
   std::string log_level = "info";
