@@ -26,9 +26,9 @@ absl::string_view SiteName(Site site);
 
 // One rank's traffic at one site.
 struct LedgerEntry {
-  int64_t logical_bytes = 0;  // what this rank would have sent had every element been fp16 and
-                              // every sum a ring all-reduce (2 (p-1)/p n elements per rank);
-                              // messages that are not activations count as they are
+  int64_t logical_bytes = 0;   // what this rank would have sent had every element been fp16 and
+                               // every sum a ring all-reduce (2 (p-1)/p n elements per rank);
+                               // messages that are not activations count as they are
   int64_t payload_bytes = 0;   // elements or codes that this rank handed to the transport
   int64_t metadata_bytes = 0;  // gains, scales and lengths that travel beside them
   int64_t calls = 0;

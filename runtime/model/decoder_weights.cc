@@ -64,9 +64,9 @@ absl::Status Reader::FindFloat(const std::string& name, DType& dtype) const {
                                             config_.architecture, " needs it"));
   }
   if (!info->loadable || !IsFloat(info->dtype)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(checkpoint_.dir(), ": tensor '", name, "' has dtype ", info->stored_dtype,
-                     "; expected F32, F16 or BF16"));
+    return absl::InvalidArgumentError(absl::StrCat(checkpoint_.dir(), ": tensor '", name,
+                                                   "' has dtype ", info->stored_dtype,
+                                                   "; expected F32, F16 or BF16"));
   }
   dtype = info->dtype;
   return absl::OkStatus();
