@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels/host_rates/fastest.h"
+#include "kernels/core/fastest.h"
 #include "kernels/linear/blas.h"
 
 namespace thinwire {

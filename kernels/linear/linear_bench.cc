@@ -6,7 +6,7 @@
 
 #include "benchmark/benchmark.h"
 #include "kernels/convert/convert.h"
-#include "kernels/host_rates/fastest.h"
+#include "kernels/core/fastest.h"
 #include "kernels/host_rates/host_rates.h"
 #include "kernels/linear/blas.h"
 #include "kernels/linear/linear_cpu.h"

@@ -9,8 +9,8 @@
 
 #include "absl/functional/function_ref.h"
 #include "benchmark/benchmark.h"
+#include "kernels/core/fastest.h"
 #include "kernels/core/thread_pool.h"
-#include "kernels/host_rates/fastest.h"
 
 namespace thinwire {
 
