@@ -1,5 +1,5 @@
-# Sourced by launcher/demo.sh and tests/run.sh: installs what thinwire is built from, on Debian 12 or
-# Ubuntu 24.04. Needs root or sudo only if something is missing.
+# Sourced by launcher/demo.sh and tests/run.sh: installs what thinwire is built from, on Debian 12
+# or Ubuntu 24.04. Needs root or sudo only if something is missing.
 thinwire_packages=(
   build-essential cmake ninja-build ccache pkg-config  # build
   libabsl-dev             # Status, strings, containers

@@ -2,7 +2,8 @@
 # Installs the packages, builds, and runs every test.
 #   tests/run.sh                        preset cpu-release
 #   tests/run.sh cpu-debug cpu-tsan     other presets, one after the other
-# THINWIRE_MODELS=DIR: a folder of larger models; tests that need it are skipped (and counted) without.
+# THINWIRE_MODELS=DIR: a folder of larger models; tests that need it are skipped (and counted)
+# without.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launcher/packages.sh
