@@ -147,7 +147,8 @@ class TextTest(unittest.TestCase):
 
 class CMakeTest(unittest.TestCase):
     def test_commands_have_arguments_and_conditions(self):
-        commands = cmake_commands('a(b "c d" # e\n  $<F:(g)>)\nif(X)\n  h()\nelse()\n  i()\nendif()')
+        commands = cmake_commands(
+            'a(b "c d" # e\n  $<F:(g)>)\nif(X)\n  h()\nelse()\n  i()\nendif()')
         self.assertEqual([c.name for c in commands], ["a", "h", "i"])
         self.assertEqual(commands[0].args, ["b", "c d", "$<F:(g)>"])
         self.assertEqual([c.conditions for c in commands], [[], ["X"], ["NOT (X) "]])

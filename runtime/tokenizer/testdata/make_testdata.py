@@ -1,4 +1,5 @@
-"""Makes the fixtures beside this file: tokenizers, and what Hugging Face tokenizers and SentencePiece do with them.
+"""Makes the fixtures beside this file: tokenizers, and what Hugging Face tokenizers and
+SentencePiece do with them.
 
 Usage: make_testdata.py TEXT_FILE   (needs the Python packages tokenizers and sentencepiece)
 """
@@ -67,10 +68,11 @@ TEXTS = [
 
 # Fragments of random texts.
 FRAGMENTS = [
-    " ", " ", "  ", "\n", "\r\n", "\t", "the", "The", " and", "ing", "'s", "'LL", "1", "23", "456", ".", ",",
-    "!", "(", ")", "_", "-", "é", "e\u0301", "ß", "İ", "中", "文", "日本", "한", "ع", "क्ष", "😀", "👨‍👩‍👧",
-    "\u200d", "\u00a0", "\u3000", "\u2028", "\x00", "\x1c", "\x85", "▁", "Ġ", "<s>", "</s>", "<unk>",
-    "<mask>", "[WORD]", "NORM", "norm", "<0x41>", "½", "²", "Ⅷ", "٣", "\U0010ffff", "\ufffd", "ﬁ", "x", "zq",
+    " ", " ", "  ", "\n", "\r\n", "\t", "the", "The", " and", "ing", "'s", "'LL", "1", "23", "456",
+    ".", ",", "!", "(", ")", "_", "-", "é", "e\u0301", "ß", "İ", "中", "文", "日本", "한", "ع", "क्ष",
+    "😀", "👨‍👩‍👧", "\u200d", "\u00a0", "\u3000", "\u2028", "\x00", "\x1c", "\x85", "▁", "Ġ", "<s>",
+    "</s>", "<unk>", "<mask>", "[WORD]", "NORM", "norm", "<0x41>", "½", "²", "Ⅷ", "٣", "\U0010ffff",
+    "\ufffd", "ﬁ", "x", "zq",
 ]
 
 
@@ -152,9 +154,11 @@ def variants_of_byte_level():
 
     def added_tokens(t):
         t.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-        t.add_tokens([token("NORM", normalized=True), token("[WORD]", single_word=True, normalized=False),
+        t.add_tokens([token("NORM", normalized=True),
+                      token("[WORD]", single_word=True, normalized=False),
                       token("<mask>", rstrip=True, lstrip=True, normalized=False),
-                      token("ing a", normalized=True, single_word=True), token("é", normalized=False),
+                      token("ing a", normalized=True, single_word=True),
+                      token("é", normalized=False),
                       token("  ", normalized=False)])
 
     def strip(t):
@@ -180,19 +184,22 @@ def variants_of_byte_level():
 
     def bert_processing(t):
         t.post_processor = processors.Sequence(
-            [processors.ByteLevel(trim_offsets=False), processors.BertProcessing(("</s>", 2), ("<s>", 0)),
+            [processors.ByteLevel(trim_offsets=False),
+             processors.BertProcessing(("</s>", 2), ("<s>", 0)),
              template("<pad>", 1)])
 
     def no_decoder(t):
         t.decoder = None
 
     def removed_decoder(t):
-        t.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(Regex(r"[aeiou]+"), "_"),
+        t.decoder = decoders.Sequence([decoders.ByteLevel(),
+                                       decoders.Replace(Regex(r"[aeiou]+"), "_"),
                                        decoders.Strip("T", 1, 0)])
 
     changes = [plain, opt_like, added_tokens, strip, digits, whitespace, whitespace_split,
                bert_processing, no_decoder, removed_decoder]
-    for behavior in ("removed", "isolated", "merged_with_previous", "merged_with_next", "contiguous"):
+    for behavior in ("removed", "isolated", "merged_with_previous", "merged_with_next",
+                     "contiguous"):
         for invert in (False, True):
             def split(t, behavior=behavior, invert=invert):
                 t.pre_tokenizer = pre_tokenizers.Sequence([
@@ -221,7 +228,8 @@ def variants_of_llama3():
 
 def variants_of_llama2():
     def legacy(t):
-        t.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        t.normalizer = normalizers.Sequence([normalizers.Prepend("▁"),
+                                             normalizers.Replace(" ", "▁")])
 
     def metaspace(scheme, split):
         def change(t):
@@ -239,7 +247,8 @@ def variants_of_llama2():
 
     def normalized_tokens(t):
         legacy(t)
-        t.add_tokens([token("NORM", normalized=True), token("<mask>", normalized=False, rstrip=True)])
+        t.add_tokens([token("NORM", normalized=True),
+                      token("<mask>", normalized=False, rstrip=True)])
 
     def unknown(t):
         legacy(t)
@@ -255,14 +264,16 @@ def variants_of_llama2():
 
     def split_first(t):
         t.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(",", "isolated"), pre_tokenizers.Metaspace(prepend_scheme="first")])
+            [pre_tokenizers.Split(",", "isolated"),
+             pre_tokenizers.Metaspace(prepend_scheme="first")])
 
     def replace_after_fuse(t):
         legacy(t)
         t.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(),
                                        decoders.Fuse(), decoders.Replace("the", "T H E")])
 
-    changes = [legacy] + [metaspace(s, b) for s in ("first", "always", "never") for b in (False, True)]
+    changes = [legacy]
+    changes += [metaspace(s, b) for s in ("first", "always", "never") for b in (False, True)]
     changes += [metaspace_decoder, metaspace_decoder_never, normalized_tokens, unknown,
                 unknown_not_fused, dropped, split_first, replace_after_fuse]
     return [(change.__name__, change) for change in changes]
@@ -279,7 +290,8 @@ def train_affixes(path):
 
 
 def cases(tokenizer, rng, whole, with_decode):
-    """encode: [text, ids, ids with special tokens]; decode: [ids, text, text without special tokens]."""
+    """encode: [text, ids, ids with special tokens];
+    decode: [ids, text, text without special tokens]."""
     size = tokenizer.get_vocab_size()
     texts = TEXTS if whole else [""] + rng.sample(TEXTS, 9)
     texts = texts + [random_text(rng) for _ in range(12 if whole else 6)]
@@ -293,7 +305,8 @@ def cases(tokenizer, rng, whole, with_decode):
         if rng.random() < 0.5:  # many byte tokens
             ids = [rng.randrange(3, 262) if rng.random() < 0.7 else i for i in ids]
         id_lists.append(ids)
-    # Version 0.23 decodes these to their normalised form, and never skips them; earlier ones did not.
+    # Version 0.23 decodes these to their normalised form, and never skips them; earlier ones did
+    # not.
     changed = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.normalized}
     id_lists = [[i for i in ids if i not in changed] for ids in id_lists]
     decode = [[ids, tokenizer.decode(ids, skip_special_tokens=False),
