@@ -59,7 +59,7 @@ class BenchCommand : public Command {
     for (const char* name : {"comm", "kernels", "serve"}) {
       CLI::App* missing = app_->add_subcommand(name);
       missing->group("");
-      missing->allow_extras();
+      missing->allow_extras()->fallthrough(false);
       missing->set_help_flag();
       missing_.push_back(missing);
     }

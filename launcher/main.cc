@@ -1,5 +1,6 @@
 // thinwire: one program, one subcommand per file.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <csignal>
 #include <memory>
 #include <string>
@@ -11,6 +12,7 @@
 #include "launcher/command.h"
 #include "launcher/job.h"
 #include "launcher/log.h"
+#include "launcher/output.h"
 
 namespace thinwire {
 namespace {
@@ -46,6 +48,17 @@ std::vector<std::string> VisibleSubcommands(const CLI::App& app) {
   return names;
 }
 
+// What nobody took, in the order of the command line; empty if there is nothing.
+std::string FirstUnexpected(const CLI::App& app, int argc, char** argv) {
+  const std::vector<std::string> unexpected = app.remaining(/*recurse=*/true);
+  for (int i = 1; i < argc; ++i) {
+    if (std::find(unexpected.begin(), unexpected.end(), argv[i]) != unexpected.end()) {
+      return argv[i];
+    }
+  }
+  return unexpected.empty() ? "" : unexpected.front();
+}
+
 // Parses the command line; false when the program is to exit with `exit_code` after rank 0 printed
 // `text`.
 bool Parse(CLI::App& app, int argc, char** argv, std::string& text, int& exit_code) {
@@ -58,18 +71,15 @@ bool Parse(CLI::App& app, int argc, char** argv, std::string& text, int& exit_co
   } catch (const CLI::CallForVersion& version) {
     text = std::string(version.what()) + "\n";
     exit_code = 0;
-  } catch (const CLI::RequiredError& error) {
+  } catch (const CLI::ParseError& error) {
+    text = error.what();
     // CLI11 sees what is missing before the misspelt argument that was to be it.
+    const std::string unexpected = FirstUnexpected(app, argc, argv);
+    if (!unexpected.empty()) text = absl::StrCat("unexpected argument '", unexpected, "'");
     const CLI::App* topic = Topic(app);
-    const std::vector<std::string> unknown = topic->remaining();
-    text = unknown.empty() ? error.what()
-                           : absl::StrCat("The argument was not expected: ", unknown.front());
     if (topic->get_require_subcommand_min() > 0 && topic->get_subcommands().empty()) {
       absl::StrAppend(&text, "; expected one of ", absl::StrJoin(VisibleSubcommands(*topic), ", "));
     }
-    exit_code = 2;
-  } catch (const CLI::ParseError& error) {
-    text = error.what();
     exit_code = 2;
   }
   return false;
@@ -98,8 +108,9 @@ int Main(int argc, char** argv) {
   const bool parsed = Parse(app, argc, argv, text, exit_code);
   const int environment_rank = RankFromEnvironment();
   if (!parsed && exit_code == 0) {
-    if (environment_rank == 0) std::fputs(text.c_str(), stdout);
-    return 0;
+    const absl::Status shown = environment_rank == 0 ? WriteOutput(text) : absl::OkStatus();
+    if (!shown.ok()) PrintError(shown.message());
+    return ExitCode(shown);
   }
   SetUpLog(environment_rank, log_level);
   std::signal(SIGPIPE, SIG_IGN);  // a closed standard output is an error of the write

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -68,6 +69,7 @@ class RunCommand : public Command {
     app_->add_option("--seed", params_.sampling.seed,
                      "Same seed, same text, whatever --tp, --pp and the other prompts")
         ->type_name("S")
+        ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()))
         ->capture_default_str();
     app_->add_option("--stop", params_.stop, "Text before which generation ends; repeatable")
         ->type_name("TEXT");
@@ -129,7 +131,7 @@ class RunCommand : public Command {
       Prompt prompt = {.id = "0", .text = prompt_, .params = params_};
       return PromptSource([prompt = std::move(prompt), taken = false]() mutable {
         std::optional<PromptFile::Line> line;
-        if (!taken) line = PromptFile::Line{1, prompt};
+        if (!taken) line = PromptFile::Line{1, prompt.id, prompt};
         taken = true;
         return line;
       });

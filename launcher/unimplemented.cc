@@ -17,7 +17,7 @@ class UnimplementedCommand : public Command {
   UnimplementedCommand(CLI::App& app, const std::string& name)
       : app_(app.add_subcommand(name)), name_(name) {
     app_->group("");  // not listed in --help
-    app_->allow_extras();
+    app_->allow_extras()->fallthrough(false);
     app_->set_help_flag();
   }
 

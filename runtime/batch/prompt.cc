@@ -86,7 +86,8 @@ absl::Status ReadTokenIds(const Json& list, std::vector<int32_t>& out) {
 }  // namespace
 
 absl::StatusOr<Prompt> ParsePrompt(absl::string_view json, const GenerationParams& defaults,
-                                   absl::string_view default_id) {
+                                   absl::string_view default_id, std::string* id_found) {
+  if (id_found != nullptr) *id_found = std::string(default_id);
   const Json object = Json::parse(json.begin(), json.end(), /*cb=*/nullptr,
                                   /*allow_exceptions=*/false);
   if (object.is_discarded()) return absl::InvalidArgumentError("not valid JSON");
@@ -102,6 +103,7 @@ absl::StatusOr<Prompt> ParsePrompt(absl::string_view json, const GenerationParam
       return Unexpected("id", "a string or an integer", *id);
     }
     prompt.id = id->is_string() ? id->get<std::string>() : id->dump();
+    if (id_found != nullptr) *id_found = prompt.id;
   }
   const Json* text = Member(object, "prompt");
   const Json* token_ids = Member(object, "token_ids");
@@ -153,11 +155,12 @@ std::optional<PromptFile::Line> PromptFile::Next() {
   while (std::getline(file_, text)) {
     ++line_number_;
     if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
-    absl::StatusOr<Prompt> prompt = ParsePrompt(text, defaults_, absl::StrCat(line_number_));
+    std::string id;
+    absl::StatusOr<Prompt> prompt = ParsePrompt(text, defaults_, absl::StrCat(line_number_), &id);
     if (!prompt.ok()) {
       prompt = Annotate(prompt.status(), absl::StrCat(path_, ":", line_number_));
     }
-    return Line{line_number_, std::move(prompt)};
+    return Line{line_number_, std::move(id), std::move(prompt)};
   }
   return std::nullopt;
 }

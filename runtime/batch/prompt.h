@@ -32,14 +32,16 @@ struct Prompt {
 // given comes from `defaults`. "id" may be a string or an integer, and is `default_id` where
 // absent. Other members are ignored. InvalidArgument names the member, what was expected and what
 // was found.
+// Where it fails, `id` is what the line says all the same, or default_id.
 absl::StatusOr<Prompt> ParsePrompt(absl::string_view json, const GenerationParams& defaults,
-                                   absl::string_view default_id);
+                                   absl::string_view default_id, std::string* id = nullptr);
 
 // Reads a JSONL file line by line; blank lines are passed over. Move-only.
 class PromptFile {
  public:
   struct Line {
     int64_t number = 0;             // from 1
+    std::string id;                 // the prompt's, also where the rest of the line is wrong
     absl::StatusOr<Prompt> prompt;  // errors start with "FILE:NUMBER: "
   };
 

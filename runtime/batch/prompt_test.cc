@@ -82,6 +82,18 @@ TEST(PromptFileTest, BadLinesAreNumberedAndTheOthersRead) {
   EXPECT_FALSE(file.Next().has_value());
 }
 
+TEST(PromptFileTest, BadLinesKeepTheirId) {
+  const TestFolder folder;
+  PromptFile file =
+      PromptFile::Open(folder.Write("p.jsonl", "{\"id\":\"a\"}\n{\"id\":[]}"), {}).value();
+  std::optional<PromptFile::Line> line = file.Next();
+  EXPECT_FALSE(line->prompt.ok());
+  EXPECT_EQ(line->id, "a");
+  line = file.Next();
+  EXPECT_FALSE(line->prompt.ok());
+  EXPECT_EQ(line->id, "2");
+}
+
 TEST(PromptFileTest, MissingFilesAndFoldersAreNamed) {
   const TestFolder folder;
   EXPECT_EQ(PromptFile::Open("/no/such/file", {}).status().code(), absl::StatusCode::kNotFound);

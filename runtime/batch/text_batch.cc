@@ -74,12 +74,11 @@ class TextBatch {
   void Start(PromptFile::Line line) {
     jobs_.push_back(std::make_unique<Job>(tokenizer_));
     Job& job = *jobs_.back();
+    job.result.id = line.id;
     if (!line.prompt.ok()) {
-      job.result.id = absl::StrCat(line.number);
       Fail(job, line.prompt.status());
       return;
     }
-    job.result.id = line.prompt->id;
     const absl::Status status = Submit(*std::move(line.prompt), job);
     if (!status.ok()) Fail(job, Annotate(status, absl::StrCat("prompt '", job.result.id, "'")));
   }

@@ -156,6 +156,11 @@ const TensorInfo* Checkpoint::Find(absl::string_view name) const {
   return it == tensors_.end() ? nullptr : &files_[it->second.file].tensors()[it->second.tensor];
 }
 
+const std::string& Checkpoint::PathOf(absl::string_view name) const {
+  const auto it = tensors_.find(name);
+  return it == tensors_.end() ? dir_ : files_[it->second.file].path();
+}
+
 std::vector<absl::string_view> Checkpoint::Names() const {
   std::vector<absl::string_view> names;
   names.reserve(tensors_.size());

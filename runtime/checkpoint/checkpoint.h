@@ -42,6 +42,9 @@ class Checkpoint {
   // Null if there is none. The pointer stays valid as long as the checkpoint, also when that moves.
   const TensorInfo* Find(absl::string_view name) const;
 
+  // The file that has tensor `name`, for messages; the folder if none has.
+  const std::string& PathOf(absl::string_view name) const;
+
   // All names, sorted; they point into the checkpoint.
   std::vector<absl::string_view> Names() const;
 

@@ -64,7 +64,7 @@ absl::Status Reader::FindFloat(const std::string& name, DType& dtype) const {
                                             config_.architecture, " needs it"));
   }
   if (!info->loadable || !IsFloat(info->dtype)) {
-    return absl::InvalidArgumentError(absl::StrCat(checkpoint_.dir(), ": tensor '", name,
+    return absl::InvalidArgumentError(absl::StrCat(checkpoint_.PathOf(name), ": tensor '", name,
                                                    "' has dtype ", info->stored_dtype,
                                                    "; expected F32, F16 or BF16"));
   }

@@ -96,8 +96,9 @@ class Running:
     """A command in a process group of its own, and all that it starts, known by a mark in the
     environment. Leaving the context kills what is left."""
 
-    def __init__(self, args, ranks=0, stdin=subprocess.DEVNULL, stdout=None, stderr=None, env=None):
-        self.command = command_line(args, ranks)
+    def __init__(self, args, ranks=0, stdin=subprocess.DEVNULL, stdout=None, stderr=None, env=None,
+                 command=None):
+        self.command = command or command_line(args, ranks)
         self.mark = f"{MARK}={uuid.uuid4()}"
         self.start = time.monotonic()
         self._files = [tempfile.TemporaryFile() for _ in range(2)]
@@ -234,12 +235,12 @@ class TestCase(unittest.TestCase):
             self.assertIn(str(part), result.errors[0], result)
         return result.errors[0]
 
-    def fail_alike(self, args, exit_code, *parts, parallel=("--tp", "2"), stdout=""):
-        """The command fails in the same words on one rank and on two under mpirun."""
+    def fail_alike(self, args, exit_code, *parts, parallel=("--tp", "2"), stdout="", ranks=True):
+        """The command fails in the same words on one rank and (if `ranks`) on two under mpirun."""
         alone = run(args)
         line = self.check_error(alone, exit_code, *parts)
         self.assertEqual(alone.stdout, stdout, alone)
-        if MPIEXEC:
+        if MPIEXEC and ranks:
             together = run([*args, *parallel], ranks=2)
             self.assertEqual(self.check_error(together, exit_code, *parts), line)
             self.assertEqual(together.stdout, stdout, together)
