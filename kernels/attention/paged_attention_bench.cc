@@ -3,29 +3,29 @@
 // context, heads, KV heads, head_dim, threads.
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "benchmark/benchmark.h"
 #include "kernels/attention/paged_attention.h"
-#include "kernels/convert/convert.h"
+#include "kernels/core/tensor.h"
 #include "kernels/host_rates/host_rates.h"
 #include "kernels/testing/benchmark_rates.h"
+#include "kernels/testing/rounded.h"
 
 namespace thinwire {
 namespace {
 
 constexpr int64_t kPageSize = 16;
 
-std::vector<uint8_t> RandomElements(DType dtype, int64_t n) {
+Tensor RandomMatrix(DType dtype, int64_t rows, int64_t columns) {
   std::mt19937 random(3);
   std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
-  std::vector<float> values(static_cast<size_t>(n));
+  std::vector<float> values(static_cast<size_t>(rows * columns));
   for (float& value : values) value = uniform(random);
-  std::vector<uint8_t> elements(static_cast<size_t>(DTypeBytes(dtype, n)));
-  ConvertFromFloat(values.data(), elements.data(), dtype, n);
-  return elements;
+  return RoundedTensor(values, dtype, rows, columns);
 }
 
 void BM_PagedAttention(benchmark::State& state) {
@@ -33,11 +33,11 @@ void BM_PagedAttention(benchmark::State& state) {
   const int64_t num_tokens = state.range(1), context = state.range(2), heads = state.range(3);
   const int64_t kv_heads = state.range(4), head_dim = state.range(5);
   const int64_t num_pages = (context + kPageSize - 1) / kPageSize;
-  const int64_t page_elements = num_pages * kv_heads * kPageSize * head_dim;
-  const std::vector<uint8_t> k = RandomElements(dtype, page_elements);
-  const std::vector<uint8_t> v = k;
-  const std::vector<uint8_t> q = RandomElements(dtype, num_tokens * heads * head_dim);
-  std::vector<uint8_t> out(q.size());
+  const int64_t page_elements = kv_heads * kPageSize * head_dim;
+  const Tensor k = RandomMatrix(dtype, num_pages, page_elements);
+  const Tensor v = RandomMatrix(dtype, num_pages, page_elements);
+  const Tensor q = RandomMatrix(dtype, num_tokens, heads * head_dim);
+  Tensor out = Tensor::Allocate(dtype, {num_tokens, heads * head_dim}, Device::Cpu()).value();
   std::vector<int32_t> page_ids(static_cast<size_t>(num_pages));
   for (size_t i = 0; i < page_ids.size(); ++i) page_ids[i] = static_cast<int32_t>(i);
   std::shuffle(page_ids.begin(), page_ids.end(), std::mt19937(5));
@@ -45,14 +45,15 @@ void BM_PagedAttention(benchmark::State& state) {
   const int32_t context_lens[] = {static_cast<int32_t>(context)};
   const int32_t page_offsets[] = {0, static_cast<int32_t>(num_pages)};
   PagedAttentionArgs args;
-  args.q = ConstTensorView(q.data(), dtype, {num_tokens, heads * head_dim});
-  args.out = TensorView(out.data(), dtype, {num_tokens, heads * head_dim});
+  args.q = q.view();
+  args.out = out.mutable_view();
   args.token_offsets = token_offsets;
   args.context_lens = context_lens;
   args.page_offsets = page_offsets;
   args.page_ids = page_ids;
-  args.k_pages = ConstTensorView(k.data(), dtype, {num_pages, kv_heads, kPageSize, head_dim});
-  args.v_pages = ConstTensorView(v.data(), dtype, {num_pages, kv_heads, kPageSize, head_dim});
+  const std::initializer_list<int64_t> pages = {num_pages, kv_heads, kPageSize, head_dim};
+  args.k_pages = ConstTensorView(k.view().raw(), dtype, pages);
+  args.v_pages = ConstTensorView(v.view().raw(), dtype, pages);
   args.num_heads = heads;
   args.scale = 0.125f;
   ThreadPool pool(static_cast<int>(state.range(6)));
@@ -67,7 +68,7 @@ void BM_PagedAttention(benchmark::State& state) {
     state.counters["GFLOP/s"] = flops / best * 1e-9;
     state.counters["of_sgemm"] = flops / best / MeasureSgemmRate(pool);
   } else {
-    const auto num_bytes = 2 * static_cast<int64_t>(k.size());
+    const int64_t num_bytes = 2 * k.size_bytes();
     const double rate = static_cast<double>(num_bytes) / best;
     state.counters["GB/s"] = rate * 1e-9;
     state.counters["of_read"] = rate / MeasureReadRate(num_bytes, pool);

@@ -1,5 +1,7 @@
 #include "kernels/core/buffer.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <utility>
 
@@ -12,7 +14,9 @@
 namespace thinwire {
 namespace {
 
-constexpr int64_t kAlignment = 64;  // one cache line; the widest vector register
+constexpr size_t kAlignment = 64;  // one cache line; the widest vector register
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr int64_t kHugeFrom = int64_t{4} << 20;
 
 }  // namespace
 
@@ -24,12 +28,16 @@ absl::StatusOr<Buffer> Buffer::Allocate(int64_t size_bytes, Device device) {
   if (device.kind == DeviceKind::kCuda) {
     TW_ASSIGN_OR_RETURN(buffer.data_, backend::Allocate(size_bytes, device));
   } else {
-    const int64_t rounded = (size_bytes + kAlignment - 1) / kAlignment * kAlignment;
-    buffer.data_ = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded));
+    const size_t alignment = size_bytes >= kHugeFrom ? kHugePage : kAlignment;
+    const size_t rounded =
+        (static_cast<size_t>(size_bytes) + alignment - 1) / alignment * alignment;
+    buffer.data_ = static_cast<std::byte*>(std::aligned_alloc(alignment, rounded));
     if (buffer.data_ == nullptr) {
       return absl::ResourceExhaustedError(
           absl::StrCat("cannot allocate ", size_bytes, " bytes on ", DeviceName(device)));
     }
+    // Only a wish: where it is refused, the memory serves as well.
+    if (alignment == kHugePage) madvise(buffer.data_, rounded, MADV_HUGEPAGE);
   }
   buffer.size_bytes_ = size_bytes;
   return buffer;

@@ -1,7 +1,9 @@
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -98,6 +100,27 @@ TEST(BufferTest, IsAlignedAndMoves) {
   EXPECT_EQ(b.data(), data);
   EXPECT_EQ(b.size_bytes(), 100);
   EXPECT_EQ(Buffer::Allocate(0, Device::Cpu())->size_bytes(), 0);
+}
+
+TEST(BufferTest, LargeOnesCostMemoryOnlyAsTheyFill) {
+  constexpr size_t kSize = size_t{64} << 20;
+  constexpr size_t kHugePage = size_t{2} << 20;
+  const Buffer buffer = Buffer::Allocate(kSize, Device::Cpu()).value();
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % kHugePage, 0u);
+  buffer.data()[kSize / 2] = std::byte{1};
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  std::vector<unsigned char> resident(kSize / page);
+  ASSERT_EQ(mincore(buffer.data(), kSize, resident.data()), 0);
+  const auto num_resident = std::count_if(resident.begin(), resident.end(),
+                                          [](unsigned char flags) { return (flags & 1) != 0; });
+  // The page written to; a memory checker may mark the start.
+  EXPECT_LE(num_resident * page, 2 * kHugePage);
+  EXPECT_GE(num_resident, 1);
+}
+
+TEST(BufferTest, SizesBeyondAllMemoryAreRefused) {
+  const auto buffer = Buffer::Allocate(std::numeric_limits<int64_t>::max(), Device::Cpu());
+  EXPECT_EQ(buffer.status().code(), absl::StatusCode::kResourceExhausted);
 }
 
 TEST(BufferTest, CudaIsRefusedWithAReasonWhereThereIsNone) {

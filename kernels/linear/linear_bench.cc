@@ -5,12 +5,13 @@
 #include <vector>
 
 #include "benchmark/benchmark.h"
-#include "kernels/convert/convert.h"
 #include "kernels/core/fastest.h"
+#include "kernels/core/tensor.h"
 #include "kernels/host_rates/host_rates.h"
 #include "kernels/linear/blas.h"
 #include "kernels/linear/linear_cpu.h"
 #include "kernels/testing/benchmark_rates.h"
+#include "kernels/testing/rounded.h"
 
 namespace thinwire {
 namespace {
@@ -18,22 +19,18 @@ namespace {
 struct Problem {
   Problem(DType weight_dtype, int64_t num_tokens, int64_t out, int64_t in)
       : x(static_cast<size_t>(num_tokens * in), 0.01f),
-        weight(static_cast<size_t>(DTypeBytes(weight_dtype, out * in))),
+        weight(RoundedTensor(std::vector<float>(static_cast<size_t>(out * in), 0.03f), weight_dtype,
+                             out, in)),
         bias(static_cast<size_t>(out), 0.5f),
         y(static_cast<size_t>(num_tokens * out)) {
-    const std::vector<float> values(static_cast<size_t>(in), 0.03f);
-    for (int64_t o = 0; o < out; ++o) {
-      ConvertFromFloat(values.data(), weight.data() + DTypeBytes(weight_dtype, o * in),
-                       weight_dtype, in);
-    }
     args.x = ConstTensorView(x.data(), DType::kF32, {num_tokens, in});
-    args.weight = ConstTensorView(weight.data(), weight_dtype, {out, in});
+    args.weight = weight.view();
     args.bias = ConstTensorView(bias.data(), DType::kF32, {out});
     args.y = TensorView(y.data(), DType::kF32, {num_tokens, out});
   }
 
   std::vector<float> x;
-  std::vector<uint8_t> weight;
+  Tensor weight;
   std::vector<float> bias;
   std::vector<float> y;
   LinearArgs args;
@@ -52,7 +49,7 @@ void BM_Linear(benchmark::State& state) {
   state.SetLabel(std::string(DTypeName(dtype)));
   state.counters["us"] = best * 1e6;
   state.counters["GFLOP/s"] = flops / best * 1e-9;
-  const auto num_bytes = static_cast<int64_t>(problem.weight.size());
+  const int64_t num_bytes = problem.weight.size_bytes();
   const double rate = static_cast<double>(num_bytes) / best;
   state.counters["GB/s"] = rate * 1e-9;
   state.counters["of_read"] = rate / MeasureReadRate(num_bytes, pool);
