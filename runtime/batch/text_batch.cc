@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
+#include "runtime/batch/stop_text.h"
 #include "runtime/tokenizer/stream_decoder.h"
 
 namespace thinwire {
@@ -16,25 +17,9 @@ namespace {
 struct Job {
   Job(const Tokenizer& tokenizer) : decoder(tokenizer, /*skip_special_tokens=*/true) {}
 
-  // Takes a piece of text; true when a stop string has ended the text.
-  bool Append(const std::string& piece) {
-    const size_t before = result.text.size();
-    result.text += piece;
-    size_t cut = std::string::npos;
-    for (const std::string& stop : stops) {
-      // A stop string may have begun in earlier pieces.
-      const size_t from = before >= stop.size() ? before - stop.size() + 1 : 0;
-      cut = std::min(cut, result.text.find(stop, from));
-    }
-    if (cut == std::string::npos) return false;
-    result.text.resize(cut);
-    return true;
-  }
-
   StreamDecoder decoder;
-  std::vector<std::string> stops;
+  StopText stop{{}};
   int64_t request_id = -1;  // the engine's
-  bool stopped_by_text = false;
   bool done = false;
   TextResult result;
 };
@@ -59,6 +44,7 @@ class TextBatch {
         std::optional<PromptFile::Line> line = source();
         if (line.has_value()) {
           Start(*std::move(line));
+          Emit();  // a line that cannot run is answered at once
         } else {
           exhausted = true;
         }
@@ -92,7 +78,7 @@ class TextBatch {
       request.prompt_ids = std::move(prompt.token_ids);
     }
     job.result.num_prompt_tokens = static_cast<int64_t>(request.prompt_ids.size());
-    job.stops = std::move(prompt.params.stop);
+    job.stop = StopText(std::move(prompt.params.stop));
     request.max_new_tokens = prompt.params.max_tokens;
     request.sampling = prompt.params.sampling;
     if (!prompt.params.ignore_eos) request.stop_token_ids = engine_.rank().config().eos_token_ids;
@@ -100,10 +86,11 @@ class TextBatch {
       return Take(job, job.decoder.Push(token_id));
     };
     request.on_done = [this, &job](Completion completion) {
-      if (!job.stopped_by_text) Take(job, job.decoder.Flush());
+      Take(job, job.decoder.Flush());
+      Show(job, job.stop.Flush());
       job.result.token_ids = std::move(completion.token_ids);
       job.result.finish_reason = std::string(
-          FinishReasonName(job.stopped_by_text ? FinishReason::kStop : completion.finish_reason));
+          FinishReasonName(job.stop.stopped() ? FinishReason::kStop : completion.finish_reason));
       job.result.ttft_ms = completion.ttft_ms;
       job.done = true;
     };
@@ -111,15 +98,16 @@ class TextBatch {
     return absl::OkStatus();
   }
 
-  // False when a stop string ended the text, or nobody wants it any more.
+  // Takes decoded text; false when a stop string has ended it, or nobody wants it any more.
   bool Take(Job& job, const std::string& piece) {
-    if (piece.empty()) return true;
-    const size_t before = job.result.text.size();
-    job.stopped_by_text = job.Append(piece);
-    if (callbacks_.on_text != nullptr && job.result.text.size() > before) {
-      Note(callbacks_.on_text(job.result.id, job.result.text.substr(before)));
-    }
-    return !job.stopped_by_text && callback_status_.ok();
+    Show(job, job.stop.Push(piece));
+    return !job.stop.stopped() && callback_status_.ok();
+  }
+
+  void Show(Job& job, const std::string& text) {
+    if (text.empty()) return;
+    job.result.text += text;
+    if (callbacks_.on_text != nullptr) Note(callbacks_.on_text(job.result.id, text));
   }
 
   void Emit() {
