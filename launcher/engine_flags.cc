@@ -124,6 +124,7 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
     LogInfo(absl::StrCat(
         config.architecture, ", ", config.num_layers, " layers, hidden ", config.hidden, ", tp ",
         flags.tp, " x pp ", flags.pp, ", ", session->pool_->num_threads(), " threads a rank, ",
+        session->rank_->Report().memory.weight_bytes / 1000000, " MB of weights on rank 0, ",
         session->rank_->scheduler_limits().num_pages, " KV pages of ", flags.page_size, " tokens"));
   }
   return session;
