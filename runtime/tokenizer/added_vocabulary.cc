@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "runtime/tokenizer/unicode.h"
@@ -59,9 +58,11 @@ bool StringMatcher::Find(absl::string_view text, size_t from, Match* match) cons
 absl::StatusOr<AddedVocabulary> AddedVocabulary::Create(
     std::vector<AddedToken> tokens, absl::FunctionRef<std::string(absl::string_view)> normalize) {
   AddedVocabulary vocabulary;
-  absl::flat_hash_set<std::string> seen;
   for (AddedToken& token : tokens) {
-    if (token.content.empty() || !seen.insert(token.content).second) continue;
+    if (token.content.empty()) continue;
+    if (!vocabulary.by_content_.emplace(token.content, token.id).second) continue;
+    vocabulary.by_id_.emplace(token.id, vocabulary.tokens_.size());
+    vocabulary.end_id_ = std::max(vocabulary.end_id_, token.id + int64_t{1});
     if (token.single_word && !vocabulary.word_.has_value()) {
       TW_ASSIGN_OR_RETURN(vocabulary.word_,
                           Regex::CompileNative(absl::StrCat("[", kRustWordCharacters, "]")));
@@ -81,6 +82,16 @@ absl::StatusOr<AddedVocabulary> AddedVocabulary::Create(
     }
   }
   return vocabulary;
+}
+
+const AddedToken* AddedVocabulary::FindById(int32_t id) const {
+  const auto found = by_id_.find(id);
+  return found == by_id_.end() ? nullptr : &tokens_[found->second];
+}
+
+int32_t AddedVocabulary::IdOf(absl::string_view content) const {
+  const auto found = by_content_.find(content);
+  return found == by_content_.end() ? -1 : found->second;
 }
 
 absl::StatusOr<bool> AddedVocabulary::TouchesWord(absl::string_view text,

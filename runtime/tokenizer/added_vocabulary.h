@@ -70,11 +70,23 @@ class AddedVocabulary {
 
   const std::vector<AddedToken>& tokens() const { return tokens_; }
 
+  // The token with the id, the first if there are several; null if there is none.
+  const AddedToken* FindById(int32_t id) const;
+
+  // -1 for what is no added token.
+  int32_t IdOf(absl::string_view content) const;
+
+  // One more than the largest id; 0 without tokens.
+  int64_t end_id() const { return end_id_; }
+
  private:
   // Whether a word character stands right before or right after the match.
   absl::StatusOr<bool> TouchesWord(absl::string_view text, const ByteRange& match) const;
 
   std::vector<AddedToken> tokens_;
+  absl::flat_hash_map<int32_t, size_t> by_id_;            // indices into tokens_
+  absl::flat_hash_map<std::string, int32_t> by_content_;  // ids
+  int64_t end_id_ = 0;
   StringMatcher plain_;
   StringMatcher normalized_;
   std::optional<Regex> word_;  // one word character; set when a token is single_word

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "runtime/json/json_file.h"
 
 namespace thinwire {
 
@@ -76,14 +77,8 @@ absl::StatusOr<bool> JsonReader::GetBoolOr(absl::string_view key, bool fallback)
 }
 
 absl::Status JsonReader::Expected(absl::string_view what) const {
-  // Bytes that are no UTF-8 cannot occur in parsed JSON; `replace` keeps dump() from throwing
-  // anyway.
-  std::string found = value_->is_structured()
-                          ? absl::StrCat(value_->type_name(), " of ", value_->size())
-                          : value_->dump(-1, ' ', true, json::error_handler_t::replace);
-  constexpr size_t kShown = 60;
-  if (found.size() > kShown) found = absl::StrCat(found.substr(0, kShown), "...");
-  return absl::InvalidArgumentError(absl::StrCat(place_, ": expected ", what, ", found ", found));
+  return absl::InvalidArgumentError(
+      absl::StrCat(place_, ": expected ", what, ", found ", DescribeJson(*value_)));
 }
 
 absl::Status JsonReader::Unsupported(absl::string_view what, absl::string_view list) const {

@@ -5,7 +5,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "nlohmann/json.hpp"
@@ -44,7 +43,7 @@ class JsonTokenizer : public Tokenizer {
   std::unique_ptr<Detokenizer> NewDetokenizer(bool skip_special_tokens) const override;
   int64_t vocab_size() const override { return vocab_size_; }
   bool IsSpecial(int32_t id) const override {
-    const AddedToken* token = FindAdded(id);
+    const AddedToken* token = added_.FindById(id);
     return token != nullptr && token->special;
   }
   int32_t TokenToId(absl::string_view token) const override;
@@ -58,10 +57,6 @@ class JsonTokenizer : public Tokenizer {
   explicit JsonTokenizer(BpeModel model) : model_(std::move(model)) {}
 
   absl::Status ReadAddedTokens(const JsonReader& json);
-  const AddedToken* FindAdded(int32_t id) const {
-    const auto found = added_by_id_.find(id);
-    return found == added_by_id_.end() ? nullptr : &added_.tokens()[found->second];
-  }
 
   // Encodes text that holds no added token of the kind that is looked for in raw text.
   absl::Status EncodeText(absl::string_view text, bool at_start, BpeModel::WordCache* cache,
@@ -73,8 +68,6 @@ class JsonTokenizer : public Tokenizer {
   std::unique_ptr<Decoder> decoder_;
   PostProcessor post_processor_;
   AddedVocabulary added_;
-  absl::flat_hash_map<int32_t, size_t> added_by_id_;  // indices into added_.tokens()
-  absl::flat_hash_map<std::string, int32_t> added_ids_;
   int64_t vocab_size_ = 0;
   int32_t bos_id_ = -1;
   int32_t eos_id_ = -1;
@@ -168,27 +161,24 @@ absl::Status JsonTokenizer::ReadAddedTokens(const JsonReader& json) {
                         return text;
                       }));
   TW_RETURN_IF_ERROR(normalizer_status);
-  vocab_size_ = model_.size();
-  for (size_t i = 0; i < added_.tokens().size(); ++i) {
-    const AddedToken& token = added_.tokens()[i];
-    if (!added_by_id_.emplace(token.id, i).second) {
+  for (const AddedToken& token : added_.tokens()) {
+    if (added_.FindById(token.id) != &token) {
       return absl::InvalidArgumentError(
           absl::StrCat(json.place(), "added_tokens: two tokens have id ", token.id));
     }
-    added_ids_.emplace(token.content, token.id);
-    vocab_size_ = std::max<int64_t>(vocab_size_, token.id + int64_t{1});
   }
+  vocab_size_ = std::max<int64_t>(model_.size(), added_.end_id());
   return absl::OkStatus();
 }
 
 absl::string_view JsonTokenizer::TokenOf(int32_t id) const {
-  if (const AddedToken* token = FindAdded(id)) return token->content;
+  if (const AddedToken* token = added_.FindById(id)) return token->content;
   return id >= 0 && id < model_.size() ? model_.TokenOf(id) : absl::string_view();
 }
 
 int32_t JsonTokenizer::TokenToId(absl::string_view token) const {
-  const auto found = added_ids_.find(token);
-  return found == added_ids_.end() ? model_.IdOf(token) : found->second;
+  const int32_t id = added_.IdOf(token);
+  return id >= 0 ? id : model_.IdOf(token);
 }
 
 absl::Status JsonTokenizer::EncodeText(absl::string_view text, bool at_start,

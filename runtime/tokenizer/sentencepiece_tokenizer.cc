@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
@@ -32,16 +31,13 @@ class SentencePieceTokenizer : public Tokenizer {
   int32_t eos_id() const override { return eos_id_; }
 
   const SentencePieceModel& model() const { return model_; }
-  // Null for ids that are not an added token's.
-  const AddedToken* FindAdded(int32_t id) const;
+  const AddedVocabulary& added() const { return added_; }
 
  private:
   absl::Status AddTokens(const std::string& path, const TokenizerConfig& config);
 
   SentencePieceModel model_;
   AddedVocabulary added_;
-  absl::flat_hash_map<int32_t, size_t> added_by_id_;  // indices into added_.tokens()
-  absl::flat_hash_map<std::string, int32_t> added_ids_;
   int64_t vocab_size_ = 0;
   int32_t bos_id_ = -1;
   int32_t eos_id_ = -1;
@@ -62,7 +58,7 @@ class PieceDetokenizer : public Detokenizer {
       TakeBytes(/*finish=*/true, text);  // bytes on both sides of it form no character
       return;
     }
-    if (const AddedToken* token = tokenizer_->FindAdded(id)) {
+    if (const AddedToken* token = tokenizer_->added().FindById(id)) {
       Emit(token->content, text);
       return;
     }
@@ -163,30 +159,19 @@ absl::Status SentencePieceTokenizer::AddTokens(const std::string& path,
                       AddedVocabulary::Create(std::move(tokens), [](absl::string_view content) {
                         return std::string(content);
                       }));
-  vocab_size_ = num_pieces;
-  for (size_t i = 0; i < added_.tokens().size(); ++i) {
-    const AddedToken& token = added_.tokens()[i];
-    added_by_id_.emplace(token.id, i);
-    added_ids_.emplace(token.content, token.id);
-    vocab_size_ = std::max<int64_t>(vocab_size_, token.id + int64_t{1});
-  }
+  vocab_size_ = std::max<int64_t>(num_pieces, added_.end_id());
   return absl::OkStatus();
 }
 
-const AddedToken* SentencePieceTokenizer::FindAdded(int32_t id) const {
-  const auto found = added_by_id_.find(id);
-  return found == added_by_id_.end() ? nullptr : &added_.tokens()[found->second];
-}
-
 bool SentencePieceTokenizer::IsSpecial(int32_t id) const {
-  if (const AddedToken* token = FindAdded(id)) return token->special;
+  if (const AddedToken* token = added_.FindById(id)) return token->special;
   return id >= 0 && id < static_cast<int64_t>(model_.pieces().size()) &&
          model_.pieces()[id].kind == SentencePieceModel::Kind::kControl;
 }
 
 int32_t SentencePieceTokenizer::TokenToId(absl::string_view token) const {
-  const auto found = added_ids_.find(token);
-  return found == added_ids_.end() ? model_.IdOf(std::string(token)) : found->second;
+  const int32_t id = added_.IdOf(token);
+  return id >= 0 ? id : model_.IdOf(std::string(token));
 }
 
 absl::StatusOr<std::vector<int32_t>> SentencePieceTokenizer::Encode(absl::string_view text,
