@@ -8,7 +8,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 trap 'echo "demo failed in line $LINENO: see the lines above" >&2' ERR
 
 prompt=${1:-"The history of the city begins with"}
-model=tests/models/llama-nano
+sampling=(--max-tokens 48 --temperature 0.7 --top-p 0.9 --seed 7)
+model=tests/models/opt-nano
 report=$(mktemp --suffix .json)
 
 echo "== packages"
@@ -29,11 +30,11 @@ echo "== what is in $model"
 "$thinwire" inspect "$model"
 
 echo "== one process"
-"$thinwire" run --model "$model" --prompt "$prompt" --max-tokens 48
+"$thinwire" run --model "$model" --prompt "$prompt" "${sampling[@]}"
 
 echo "== two ranks, every layer cut in two: the same text"
 mpirun --oversubscribe -np 2 "$thinwire" run --model "$model" --tp 2 --prompt "$prompt" \
-  --max-tokens 48 --report "$report"
+  "${sampling[@]}" --report "$report"
 
 echo "== wire report"
 sed -n '/"wire"/,/^  }/p' "$report"
