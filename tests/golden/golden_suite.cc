@@ -112,6 +112,16 @@ double LargestDifference(absl::Span<const float> expected, const std::vector<flo
   return largest;
 }
 
+// `found` may have fewer.
+void ExpectSameScores(const std::vector<Completion>& expected,
+                      const std::vector<Completion>& found) {
+  for (size_t i = 0; i < found.size(); ++i) {
+    EXPECT_LE(LargestDifference(expected[i].prompt_log_probs, found[i].prompt_log_probs),
+              kLogitTolerance)
+        << "prompt " << i;
+  }
+}
+
 absl::StatusOr<Perplexity> Score(const EngineOptions& options, const Mesh& mesh,
                                  const Golden& golden) {
   std::vector<int32_t> ids = golden.nll_ids;
@@ -303,7 +313,7 @@ TEST_P(GoldenModelTest, SampledTokensAreTheSameOnEveryMesh) {
   EXPECT_NE(expected.front(), expected[expected.size() / kNumSeeds]);
 }
 
-TEST_P(GoldenModelTest, EngineOptionsChangeNoToken) {
+TEST_P(GoldenModelTest, EngineOptionsChangeNoTokenAndNoScore) {
   struct Case {
     const char* name;
     int64_t page_size = 16;
@@ -324,7 +334,10 @@ TEST_P(GoldenModelTest, EngineOptionsChangeNoToken) {
        .max_step_tokens = 7,
        .few_pages = true},
   };
-  const std::vector<Request> all = GreedyRequests(golden_);
+  std::vector<Request> all = GreedyRequests(golden_);
+  for (Request& request : all) request.score_prompt = true;
+  const absl::StatusOr<Answers> plain = Generate(OptionsFor(GetParam().model_dir), Mesh(), all);
+  ASSERT_TRUE(plain.ok()) << plain.status();
   // Where pages are few, the last and longest prompt would leave no room for company.
   const std::vector<Request> shorter(all.begin(), all.end() - 1);
   int64_t longest = 0;
@@ -350,6 +363,7 @@ TEST_P(GoldenModelTest, EngineOptionsChangeNoToken) {
           Generate(options, mesh, c.few_pages ? shorter : all, c.submission);
       ASSERT_TRUE(answers.ok()) << answers.status();
       ExpectGreedy(golden_, answers->completions);
+      ExpectSameScores(plain->completions, answers->completions);
       if (c.few_pages) {
         EXPECT_GT(answers->counters.num_preemptions, 0);
       }
