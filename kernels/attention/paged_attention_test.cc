@@ -413,7 +413,7 @@ TEST(KvWriteTest, RowsLandInTheirSlots) {
 }
 
 TEST(KvWriteTest, ArgumentsThatDoNotFitAreNamed) {
-  std::vector<float> rows(2 * 8), pages(3 * 2 * 4 * 4);
+  std::vector<float> rows(size_t{2} * 8), pages(size_t{3} * 2 * 4 * 4);
   ThreadPool pool(1);
   Stream stream = Stream::Cpu(&pool);
   const std::vector<int64_t> slots = {1, 12};

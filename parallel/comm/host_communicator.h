@@ -12,7 +12,7 @@ namespace thinwire {
 // AllReduce of at most this many bytes takes one step, in which every rank sends all of them to
 // every other: half the latency for more bytes. Two ranks always take one step, as the bytes are
 // equal.
-inline constexpr int64_t kOneStepAllReduceBytes = 16 * 1024;
+inline constexpr int64_t kOneStepAllReduceBytes = int64_t{16} << 10;
 
 // Bytes that HostCommunicator sends on rank `rank` of `size` to all-reduce n elements: (p-1) n
 // elements in one step; n + (p-2) |chunk| in two, where chunk r of n is [n r / p, n (r+1) / p).

@@ -42,7 +42,7 @@ class Group {
  public:
   explicit Group(int size) : inboxes_(size) {
     for (Inbox& inbox : inboxes_) {
-      inbox.queues.resize(2 * size);
+      inbox.queues.resize(2 * static_cast<size_t>(size));
       inbox.departed.resize(size);
     }
   }
@@ -235,6 +235,7 @@ std::vector<std::unique_ptr<Communicator>> CreateLocalCommunicators(int size) {
   TW_CHECK_GE(size, 1);
   const auto group = std::make_shared<Group>(size);
   std::vector<std::unique_ptr<Communicator>> communicators;
+  communicators.reserve(size);
   for (int rank = 0; rank < size; ++rank) {
     communicators.push_back(
         std::make_unique<HostCommunicator>(std::make_unique<LocalTransport>(group, rank)));

@@ -1,0 +1,44 @@
+"""Perplexity of the trained models as Hugging Face's implementation measures it, to 4 decimals."""
+
+import support
+from support import LLAMA, OPT
+
+# The expected figures are transformers' 5.17, in fp32 on the CPU.
+WIKI = "wiki.test.raw"
+
+
+@support.too_slow_sanitized
+@support.needs_models
+class PerplexityTest(support.TestCase):
+
+    def check(self, model, text, window, expected, *flags, ranks=0):
+        line, = self.succeed(["eval", "--model", model, "--text", support.evaluation_text(text),
+                              "--window", window, "--json", *flags], ranks, timeout=600).lines
+        self.assertEqual(f"{line['perplexity']:.4f}", expected)
+
+    def test_opt_mini(self):
+        self.check(support.larger_model("opt-mini"), WIKI, 512, "29.1002")
+
+    def test_opt_mini_with_outlying_channels(self):
+        self.check(support.larger_model("opt-mini-outlier"), WIKI, 512, "29.1006")
+
+    def test_llama_mini(self):
+        self.check(support.larger_model("llama-mini"), WIKI, 512, "32.9220")
+
+    @support.needs_mpi
+    def test_llama_mini_cut_in_two(self):
+        self.check(support.larger_model("llama-mini"), WIKI, 256, "36.7017", "--tp", "2", ranks=2)
+
+    def test_nano_models(self):
+        for model, window, expected in ((OPT, 256, "30.0998"), (OPT, 512, "27.9639"),
+                                        (LLAMA, 256, "31.2681"), (LLAMA, 512, "30.0109")):
+            with self.subTest(model=model.name, window=window):
+                self.check(model, WIKI, window, expected)
+
+    @support.needs_mpi
+    def test_a_nano_model_in_two_stages(self):
+        self.check(OPT, WIKI, 512, "27.9639", "--pp", "2", ranks=2)
+
+
+if __name__ == "__main__":
+    support.main()
