@@ -163,8 +163,8 @@ class TextTest(GenerationTest):
             self.assertEqual(len(line["token_ids"]), 4)
 
     def test_any_text_is_a_prompt(self):
-        texts = ["Zürich, naïve café", "日本語のテキスト", "🙂👩‍👩‍👧‍👦🏳️‍🌈", "e\u0301 \u202e\u0000 \ufeff", "\t\n  \r\n",
-                 "</s><s><pad>", "\U0010ffff", "a" * 300]
+        texts = ["Zürich, naïve café", "日本語のテキスト", "🙂👩‍👩‍👧‍👦🏳️‍🌈", "e\u0301 \u202e\u0000 \ufeff",
+                 "\t\n  \r\n", "</s><s><pad>", "\U0010ffff", "a" * 300]
         for model in (OPT, LLAMA):
             lines = self.generate_lines([{"prompt": text} for text in texts], "--max-tokens", "4",
                                         model=model)
