@@ -87,7 +87,7 @@ class ManyPrompts(support.TestCase):
 
     def run_with_report(self, args, ranks=0):
         path = self.folder / "report.json"
-        result = self.succeed([*args, "--report", path], ranks, timeout=600)
+        result = self.succeed([*args, "--report", path], ranks, timeout=900)
         report = json.loads(path.read_text())
         print(f"{max(ranks, 1)} ranks, {result.seconds:.0f} s:",
               {key: report[key] for key in ("prompt_tokens", "generated_tokens", "steps",
