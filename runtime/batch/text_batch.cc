@@ -15,7 +15,7 @@ namespace {
 
 // One prompt on its way through the engine.
 struct Job {
-  Job(const Tokenizer& tokenizer) : decoder(tokenizer, /*skip_special_tokens=*/true) {}
+  explicit Job(const Tokenizer& tokenizer) : decoder(tokenizer, /*skip_special_tokens=*/true) {}
 
   StreamDecoder decoder;
   StopText stop{{}};

@@ -186,8 +186,8 @@ absl::StatusOr<std::vector<RankReport>> EngineRank::CollectReports() {
   reports.push_back(Report());
   for (int peer = 1; peer < world_->size(); ++peer) {
     TW_ASSIGN_OR_RETURN(const std::string bytes, wire_->RecvBytes(peer, stream_));
-    TW_ASSIGN_OR_RETURN(RankReport report, RankReport::Parse(bytes));
-    reports.push_back(std::move(report));
+    TW_ASSIGN_OR_RETURN(const RankReport report, RankReport::Parse(bytes));
+    reports.push_back(report);
   }
   return reports;
 }
