@@ -22,7 +22,8 @@ absl::Status AgreeOnStatus(const absl::Status& mine, Communicator& world, Stream
   StatusRecord record;
   record.code = static_cast<int32_t>(mine.code());
   const size_t length = std::min(mine.message().size(), sizeof(record.message) - 1);
-  std::memcpy(record.message, mine.message().data(), length);
+  // The message of OK has no address.
+  if (length > 0) std::memcpy(record.message, mine.message().data(), length);
 
   constexpr auto kBytes = static_cast<int64_t>(sizeof(StatusRecord));
   std::vector<StatusRecord> all(world.size());
