@@ -23,8 +23,8 @@ namespace {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 // Sanitizers make each step about ten times slower. What they look for shows without the longest
 // prompts and the later windows.
-constexpr size_t kMaxPrompts = 5;
-constexpr size_t kMaxNllWindows = 2;
+constexpr size_t kMaxPrompts = 4;
+constexpr size_t kMaxNllWindows = 1;
 constexpr int kNumSeeds = 2;
 #else
 constexpr size_t kMaxPrompts = 1000;
