@@ -2,12 +2,18 @@
 # Installs the packages, builds, and runs every test.
 #   tests/run.sh                        preset cpu-release
 #   tests/run.sh cpu-debug cpu-tsan     other presets, one after the other
+#   tests/run.sh --without e2e PRESET   without the tests of a label
 # THINWIRE_MODELS=DIR: a folder of larger models; tests that need it are skipped (and counted)
 # without.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launcher/packages.sh
 
+without=()
+if [ "${1:-}" = --without ]; then
+  without=(--label-exclude "$2")
+  shift 2
+fi
 if [ $# -eq 0 ]; then set -- cpu-release; fi
 if [ -n "${THINWIRE_MODELS:-}" ]; then
   THINWIRE_MODELS=$(realpath "$THINWIRE_MODELS") || exit 1
@@ -24,9 +30,9 @@ for preset in "$@"; do
   echo "== $preset: test"
   log=build/$preset/tests.log
   # GPU tests need a GPU.
-  exclude=()
+  exclude=("${without[@]}")
   if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L >/dev/null 2>&1; then
-    exclude=(--label-exclude gpu)
+    exclude+=(--label-exclude gpu)
   fi
   set +e
   ctest --preset "$preset" --parallel "$(nproc)" "${exclude[@]}" | tee "$log"
