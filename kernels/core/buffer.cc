@@ -36,8 +36,12 @@ absl::StatusOr<Buffer> Buffer::Allocate(int64_t size_bytes, Device device) {
       return absl::ResourceExhaustedError(
           absl::StrCat("cannot allocate ", size_bytes, " bytes on ", DeviceName(device)));
     }
-    // Only a wish: where it is refused, the memory serves as well.
-    if (alignment == kHugePage) madvise(buffer.data_, rounded, MADV_HUGEPAGE);
+    // Only a wish: where it is refused, the memory serves as well. The last, partial huge page is
+    // left out, so that no memory beyond the buffer becomes resident.
+    if (alignment == kHugePage) {
+      const size_t whole = static_cast<size_t>(size_bytes) / kHugePage * kHugePage;
+      (void)madvise(buffer.data_, whole, MADV_HUGEPAGE);
+    }
   }
   buffer.size_bytes_ = size_bytes;
   return buffer;
