@@ -47,12 +47,8 @@ class FaultTest(support.TestCase):
         return lambda: os.kill(pid, number)
 
 
-class KillTest(FaultTest):
-
-    def check(self, tp, pp, rank):
-        running = self.start(tp, pp)
-        result = self.end(running, self.signal_rank(running, rank, signal.SIGKILL))
-        self.assertIn("signal 9", result.stderr)
+class EveryRank:
+    """Calls check(tp, pp, rank) for each place that a rank can have."""
 
     def test_the_leader_of_two(self):
         self.check(2, 1, 0)
@@ -76,7 +72,15 @@ class KillTest(FaultTest):
         self.check(2, 2, 3)
 
 
-class HangTest(FaultTest):
+class KillTest(EveryRank, FaultTest):
+
+    def check(self, tp, pp, rank):
+        running = self.start(tp, pp)
+        result = self.end(running, self.signal_rank(running, rank, signal.SIGKILL))
+        self.assertIn("signal 9", result.stderr)
+
+
+class HangTest(EveryRank, FaultTest):
 
     def check(self, tp, pp, rank):
         running = self.start(tp, pp, "--step-timeout", "2")
@@ -86,27 +90,6 @@ class HangTest(FaultTest):
         self.assertIn(len(result.errors), (1, 2) if rank == 0 else (1,), result)
         # Not always the one that hangs: those that wait for its neighbours give up as soon.
         self.assertRegex(result.errors[0], r"rank \d", result)
-
-    def test_the_leader_of_two(self):
-        self.check(2, 1, 0)
-
-    def test_the_other_of_two(self):
-        self.check(2, 1, 1)
-
-    def test_the_last_stage_of_two(self):
-        self.check(1, 2, 1)
-
-    def test_the_leader_of_four(self):
-        self.check(2, 2, 0)
-
-    def test_the_middle_of_four(self):
-        self.check(2, 2, 1)
-
-    def test_the_sampling_rank_of_four(self):
-        self.check(2, 2, 2)
-
-    def test_the_last_of_four(self):
-        self.check(2, 2, 3)
 
 
 class SignalTest(FaultTest):
