@@ -1,0 +1,102 @@
+// How K or V of one layer lie in pages of codes of 1 to 8 bits.
+//
+// A row (one token, one KV head) holds a head's channels in the head's own order, cut into units of
+// 16: channel order[16 u + i] is lane i of unit u, and all codes of unit u have bits[u] bits.
+//
+// Bytes of a row: consecutive units are gathered into words of at most 32 bits a lane, each word
+// taking as many whole units as fit. In a word, unit after unit lies from the lowest bit up, the
+// same in all 16 lanes, so that unpacking a unit is one shift of 16 lanes and a mask. A word of w
+// bits is stored without gaps in parts, for each bit set in w from 32 down to 1, which hold the
+// word's lowest bits first:
+//   32, 16, 8: one little-endian integer of that many bits a lane, lane after lane;
+//   4, 2, 1:   8, 4 or 2 bytes as one little-endian integer. Of 4 and 2, lane i is the field at bit
+//              size * (i / 2), plus for odd i half of the integer's bits; of 1, bit i is lane i.
+// Words follow each other; a row of w_1, w_2, ... has 2 (w_1 + w_2 + ...) bytes = 2 sum(bits).
+// Rows of all heads of a layer are as long as the widest; what is left of a shorter one is zero.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/core/device.h"
+
+namespace thinwire {
+
+// Channels in a unit.
+inline constexpr int64_t kKvUnit = 16;
+
+// The codes of one KV head: x[order[j]] ~= step[j] * (code[j] - zero[j]).
+struct KvHeadCodes {
+  std::vector<int32_t> order;  // [head_dim] position j holds channel order[j]; a permutation
+  std::vector<uint8_t> bits;   // [head_dim / 16] of each unit, 1 to 8, descending (equal: allowed)
+  std::vector<float> step;     // [head_dim] by position; > 0, finite
+  std::vector<float> zero;     // [head_dim] by position; finite, need not be an integer
+};
+
+// A part of a word, see above.
+struct KvWordPart {
+  int32_t size;    // bits a lane: 32, 16, 8, 4, 2 or 1
+  int32_t shift;   // lowest bit in the word
+  int32_t offset;  // bytes from the row's first
+};
+
+// Units [first_unit, first_unit + num_units) of a row.
+struct KvWord {
+  int32_t first_unit;
+  int32_t num_units;
+  int32_t num_parts;
+  KvWordPart parts[6];
+};
+
+// Where a unit lies in its word.
+struct KvUnit {
+  int32_t bits;
+  int32_t shift;
+};
+
+// The codes of all KV heads of one layer's K or V on one rank, checked and laid out. Move-only.
+class KvCodes {
+ public:
+  // heads: not empty. head_dim: 16 to 4096. InvalidArgument names the head and what is wrong with
+  // it. Unimplemented when head_dim is not a multiple of 16 or the device is not the CPU.
+  static absl::StatusOr<KvCodes> Create(int64_t head_dim, std::vector<KvHeadCodes> heads,
+                                        Device device);
+
+  KvCodes(KvCodes&&) noexcept = default;
+  KvCodes& operator=(KvCodes&&) noexcept = default;
+
+  int64_t num_heads() const { return static_cast<int64_t>(heads_.size()); }
+  int64_t head_dim() const { return head_dim_; }
+  Device device() const { return device_; }
+
+  // Bytes of a row of any head; head_dim * bits / 8 where all units have equal bits.
+  int64_t row_bytes() const { return row_bytes_; }
+
+  const KvHeadCodes& head(int64_t h) const { return heads_[static_cast<size_t>(h)]; }
+
+  // The row layout of head h: its words, and its units [head_dim / 16].
+  absl::Span<const KvWord> words(int64_t h) const { return layouts_[static_cast<size_t>(h)].words; }
+  absl::Span<const KvUnit> units(int64_t h) const { return layouts_[static_cast<size_t>(h)].units; }
+
+  // codes[j] of position j to the row_bytes() bytes of a row, and back. Slow; for tests and tools.
+  void PackRow(int64_t h, absl::Span<const uint8_t> codes, uint8_t* row) const;
+  void UnpackRow(int64_t h, const uint8_t* row, absl::Span<uint8_t> codes) const;
+
+ private:
+  struct Layout {
+    std::vector<KvWord> words;
+    std::vector<KvUnit> units;
+  };
+
+  KvCodes() = default;
+
+  int64_t head_dim_ = 0;
+  int64_t row_bytes_ = 0;
+  Device device_;
+  std::vector<KvHeadCodes> heads_;
+  std::vector<Layout> layouts_;
+};
+
+}  // namespace thinwire
