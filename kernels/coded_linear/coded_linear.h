@@ -1,0 +1,61 @@
+// Linear layers whose weights are codes: on activations in floating point, and on activations that
+// are codes themselves.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "kernels/coded_linear/coded_weights.h"
+#include "kernels/core/stream.h"
+#include "kernels/core/tensor_view.h"
+
+namespace thinwire {
+
+// y[t, o] = sum_i x[t, i] * w[o, i] + bias[o]
+struct CodedLinearArgs {
+  ConstTensorView x;                      // [num_tokens, in_features] fp32 | fp16 | bf16; rows may
+                                          // be strided
+  const CodedWeights* weights = nullptr;  // [out_features, in_features]
+  ConstTensorView bias;                   // [out_features] fp32, or empty
+  TensorView y;  // [num_tokens, out_features] dtype of x; rows may be strided; no alias
+};
+
+// Products and sums in fp32. num_tokens may be 0. InvalidArgument names the shapes that do not fit;
+// Unimplemented on a device without this operator.
+absl::Status CodedLinear(const CodedLinearArgs& args, Stream& stream);
+
+// The definition, in double, for tests.
+absl::Status CodedLinearReference(const CodedLinearArgs& args);
+
+// y[t, o] = gain[t] * (sum_s step[s] * scale[o, g(s)] * isum[t, o, s] - offset[o]) + bias[o],
+// isum[t, o, s] = sum_{i in s} codes[t, i] * (wcode[o, i] - wzero[o, g(s)])
+//
+// over segments s of consecutive columns, each inside one group g(s) of the weights. With codes
+// that mean x[t, i] = gain[t] * step[i] * (codes[t, i] - zero[i]) and offset = W (step * zero),
+// that is W x + bias (arXiv 2304.01089, section 3.2; the zeros cost nothing at run time).
+struct IntegerLinearArgs {
+  ConstTensorView codes;                      // [num_tokens, in_features] uint8; rows may be
+                                              // strided
+  ConstTensorView gains;                      // [num_tokens] fp32, or empty for ones
+  absl::Span<const int32_t> segment_offsets;  // [num_segments + 1] columns, ascending from 0 to
+                                              // in_features; multiples of 16 are fast
+  absl::Span<const float> segment_step;       // [num_segments]
+  const CodedWeights* weights = nullptr;      // [out_features, in_features]
+  ConstTensorView offset;                     // [out_features] fp32, or empty for zeros
+  ConstTensorView bias;                       // [out_features] fp32, or empty for zeros
+  TensorView y;                               // [num_tokens, out_features] fp32 | fp16 | bf16; rows
+                                              // may be strided
+};
+
+// isum is exact in int32 (so that a segment has at most (2^31 - 1) / 255 / the largest code or zero
+// of the weights columns: 561433 at 4 bits with zeros up to 15, 33025 at 8); segments are added in
+// fp32 in ascending order. So an element of y is bit for bit the same beside any other tokens, with
+// any number of threads, and when the weights are any subset of the output rows. num_tokens may be
+// 0. InvalidArgument names what does not fit; Unimplemented on a device without this operator.
+absl::Status IntegerLinear(const IntegerLinearArgs& args, Stream& stream);
+
+// The definition, isum in int64 and the rest in double, for tests.
+absl::Status IntegerLinearReference(const IntegerLinearArgs& args);
+
+}  // namespace thinwire
