@@ -1,0 +1,72 @@
+// Weights as integer codes with error feedback: GPTQ (Frantar et al., arXiv 2210.17323).
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/core/thread_pool.h"
+#include "runtime/quant/gptq_codes.h"
+
+namespace thinwire {
+
+struct GptqOptions {
+  int bits = 4;  // [1, 8]
+
+  // Scales and zeros from the weights as given, instead of from the columns as error feedback has
+  // moved them by the group's begin.
+  bool static_groups = false;
+
+  // The range of a (row, group) is [min(0, min w), max(0, max w)], shrunk at both ends by the
+  // factor f = 1 - j (1 - smallest_shrink) / shrink_steps, j = 0 .. shrink_steps, that minimises
+  // sum_i h_i |w_i - w^_i|^error_power; the first of equals. 0 steps: min-max.
+  int shrink_steps = 0;
+  float smallest_shrink = 0.5f;
+  float error_power = 2.0f;
+
+  // h_i above: H_ii, instead of 1.
+  bool search_by_hessian = false;
+
+  // Sweeps of coordinate descent over the codes afterwards, scales and zeros fixed: column n in
+  // order moves to the code nearest to q_n - (E H)_n / H_nn, E = Q - W. Never raises tr(E H E^T).
+  int sweeps = 0;
+};
+
+// What one call works on; everything borrowed for its duration.
+struct GptqProblem {
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+
+  // [out, in] fp32, columns in the order they are quantised in (which the caller chooses; hessian
+  // and factor are in it too).
+  absl::Span<const float> weights;
+
+  // [in, in] symmetric: diagonal for the search, whole for sweeps and the reported error. Usually
+  // the undamped one; its scale does not matter. May be empty when neither is asked for.
+  absl::Span<const double> hessian;
+
+  // [in, in] upper triangular, of the damped Hessian: UpperFactorOfInverse. Empty: no error
+  // feedback (round to nearest).
+  absl::Span<const double> factor;
+
+  absl::Span<const int32_t> group_offsets;
+};
+
+struct GptqResult {
+  GptqCodes codes;
+  // tr(E H E^T) / tr(W H W^T) with the problem's hessian, E = Q - W; 0 when there is none or the
+  // denominator is 0.
+  double relative_error = 0.0;
+};
+
+// Rows are independent of each other and of the number of threads: a row subset gives the same
+// codes, bit for bit, where it begins at a multiple of 64.
+//
+// A group of zeros gets scale 1, zero 0 and codes 0. Scales are rounded to fp16 before codes are
+// chosen; one that rounds to 0 becomes 2^-24.
+// InvalidArgument: NaN or infinity in the weights or a scale beyond fp16 (row and column named).
+absl::StatusOr<GptqResult> Gptq(const GptqProblem& problem, const GptqOptions& options,
+                                ThreadPool& pool);
+
+}  // namespace thinwire
