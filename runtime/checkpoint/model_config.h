@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "absl/strings/string_view.h"
 #include "kernels/activation/activation.h"
 #include "kernels/core/dtype.h"
+#include "runtime/checkpoint/gptq_config.h"
 
 namespace thinwire {
 
@@ -67,6 +69,9 @@ struct ModelConfig {
 
   // What the weights are said to be stored in: a hint, the tensors themselves decide.
   DType weights_dtype = DType::kF16;
+
+  // How the linear layers that are stored as codes are packed; none: all weights are dense.
+  std::optional<GptqConfig> gptq;
 };
 
 // Reads dir/config.json and, if it exists, dir/generation_config.json (its eos_token_id wins if

@@ -1,0 +1,63 @@
+// How many bits weights, activations and the KV cache have: the names of schemes, and which site of
+// a decoder layer gets which width.
+#pragma once
+
+#include <array>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace thinwire {
+
+enum class WeightFormat { kDense, kGptq };
+
+struct QuantScheme {
+  int weight_bits = 16;  // 16, 4 or 3
+  int act_bits = 16;     // 16, 8 or 4
+  int kv_bits = 16;      // 16, 8, 4 or 3
+
+  WeightFormat weight_format() const {
+    return weight_bits == 16 ? WeightFormat::kDense : WeightFormat::kGptq;
+  }
+  // Whether anything is rounded at run time: activations or K and V.
+  bool has_codes() const { return act_bits != 16 || kv_bits != 16; }
+
+  friend bool operator==(const QuantScheme&, const QuantScheme&) = default;
+};
+
+// Reads, for W of 16, 4, 3:
+// - "wWaA", A of 16, 8, 4: activations A, K and V like them;
+// - "wWaAkvK", K of 16, 8, 4, 3: activations A, K and V K;
+// - "wWaKkv", K of 8, 4, 3: K and V K, activations 16.
+// InvalidArgument quotes the name and lists what is known.
+absl::StatusOr<QuantScheme> ParseScheme(absl::string_view name);
+
+// The names of RPTQ (Yuan et al., arXiv 2304.01089, table 1) where there is one: w16a16, w4a16,
+// w4a8, w4a4, w4a4kv, w4a3kv, w3a3kv; else "w4a8kv4", with all three widths. ParseScheme reads it
+// back.
+std::string SchemeName(const QuantScheme& scheme);
+
+// Where activations of a decoder layer are put in order and coded; R1 to R5 are RPTQ's names.
+enum class QuantSite {
+  kQkvIn,   // R1: the first norm's output, which q, k and v read; [hidden]
+  kQ,       // R2: queries; [num_heads * head_dim]
+  kK,       // R2: keys, as cached; [num_kv_heads * head_dim]
+  kV,       // R3: values, as cached; [num_kv_heads * head_dim]
+  kOutIn,   // R3: the attention's output, which o_proj reads; [num_heads * head_dim]
+  kMlpIn,   // R4: the second norm's output, which fc1 or gate and up read; [hidden]
+  kDownIn,  // R5: what fc2 or down reads; [ffn]
+};
+
+inline constexpr std::array<QuantSite, 7> kQuantSites = {
+    QuantSite::kQkvIn, QuantSite::kQ,     QuantSite::kK,     QuantSite::kV,
+    QuantSite::kOutIn, QuantSite::kMlpIn, QuantSite::kDownIn};
+
+// "qkv_in", "q", "k", "v", "out_in", "mlp_in", "down_in".
+absl::string_view SiteName(QuantSite site);
+
+// Bits of a channel of `site` on average: norm outputs never have fewer than 8, as in RPTQ. 16: not
+// coded.
+int SiteBits(const QuantScheme& scheme, QuantSite site);
+
+}  // namespace thinwire
