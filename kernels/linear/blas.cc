@@ -11,6 +11,14 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
 
+// LAPACK's part of the library, which <cblas.h> does not declare. Column-major: its upper triangle
+// is our lower one.
+extern "C" {
+void dpotrf_(const char* uplo, const blasint* n, double* a, const blasint* lda, blasint* info);
+void dtrtri_(const char* uplo, const char* diag, const blasint* n, double* a, const blasint* lda,
+             blasint* info);
+}
+
 namespace thinwire {
 namespace {
 
@@ -25,12 +33,21 @@ blasint Dim(int64_t value) {
   return static_cast<blasint>(value);
 }
 
-void Sgemm(CBLAS_TRANSPOSE transpose_b, int64_t m, int64_t n, int64_t k, const float* a,
-           int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+void Sgemm(CBLAS_TRANSPOSE transpose_a, CBLAS_TRANSPOSE transpose_b, int64_t m, int64_t n,
+           int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float beta,
+           float* c, int64_t ldc) {
   if (m == 0 || n == 0) return;
   UseOneThread();
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, transpose_b, Dim(m), Dim(n), Dim(k), 1.0f, a, Dim(lda),
-              b, Dim(ldb), beta, c, Dim(ldc));
+  cblas_sgemm(CblasRowMajor, transpose_a, transpose_b, Dim(m), Dim(n), Dim(k), 1.0f, a, Dim(lda), b,
+              Dim(ldb), beta, c, Dim(ldc));
+}
+
+void Dgemm(CBLAS_TRANSPOSE transpose_b, int64_t m, int64_t n, int64_t k, const double* a,
+           int64_t lda, const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
+  if (m == 0 || n == 0) return;
+  UseOneThread();
+  cblas_dgemm(CblasRowMajor, CblasNoTrans, transpose_b, Dim(m), Dim(n), Dim(k), 1.0, a, Dim(lda), b,
+              Dim(ldb), beta, c, Dim(ldc));
 }
 
 struct Shape {
@@ -86,12 +103,46 @@ absl::Status CheckShape(const Shape& shape) {
 
 void SgemmNT(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
              int64_t ldb, float beta, float* c, int64_t ldc) {
-  Sgemm(CblasTrans, m, n, k, a, lda, b, ldb, beta, c, ldc);
+  Sgemm(CblasNoTrans, CblasTrans, m, n, k, a, lda, b, ldb, beta, c, ldc);
 }
 
 void SgemmNN(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
              int64_t ldb, float beta, float* c, int64_t ldc) {
-  Sgemm(CblasNoTrans, m, n, k, a, lda, b, ldb, beta, c, ldc);
+  Sgemm(CblasNoTrans, CblasNoTrans, m, n, k, a, lda, b, ldb, beta, c, ldc);
+}
+
+void SgemmTN(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+             int64_t ldb, float beta, float* c, int64_t ldc) {
+  Sgemm(CblasTrans, CblasNoTrans, m, n, k, a, lda, b, ldb, beta, c, ldc);
+}
+
+void DgemmNT(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
+             int64_t ldb, double beta, double* c, int64_t ldc) {
+  Dgemm(CblasTrans, m, n, k, a, lda, b, ldb, beta, c, ldc);
+}
+
+void DgemmNN(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
+             int64_t ldb, double beta, double* c, int64_t ldc) {
+  Dgemm(CblasNoTrans, m, n, k, a, lda, b, ldb, beta, c, ldc);
+}
+
+int64_t CholeskyFactor(int64_t n, double* a) {
+  if (n == 0) return -1;
+  UseOneThread();
+  const blasint dim = Dim(n);
+  blasint info = 0;
+  dpotrf_("U", &dim, a, &dim, &info);
+  TW_CHECK(info >= 0);
+  return int64_t{info} - 1;
+}
+
+void InvertLowerTriangle(int64_t n, double* a) {
+  if (n == 0) return;
+  UseOneThread();
+  const blasint dim = Dim(n);
+  blasint info = 0;
+  dtrtri_("U", "N", &dim, a, &dim, &info);
+  TW_CHECK_EQ(info, 0);
 }
 
 std::string BlasDescription() {

@@ -22,6 +22,25 @@ void SgemmNT(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const
 void SgemmNN(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
              int64_t ldb, float beta, float* c, int64_t ldc);
 
+// c[m, n] = beta * c + a[k, m]^T b[k, n]; the same otherwise.
+void SgemmTN(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+             int64_t ldb, float beta, float* c, int64_t ldc);
+
+// The same in fp64.
+void DgemmNT(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
+             int64_t ldb, double beta, double* c, int64_t ldc);
+void DgemmNN(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
+             int64_t ldb, double beta, double* c, int64_t ldc);
+
+// a[n, n] (row-major, symmetric; only the lower triangle is read) becomes L in its lower triangle,
+// a = L L^T; the strict upper triangle stays. Returns -1, or the row whose pivot is not positive:
+// `a` is not positive definite then and partly overwritten. A NaN may pass unnoticed.
+int64_t CholeskyFactor(int64_t n, double* a);
+
+// a[n, n]'s lower triangle, row-major, becomes its inverse; the strict upper triangle stays. No
+// diagonal element may be 0.
+void InvertLowerTriangle(int64_t n, double* a);
+
 // Library, version, build and the processor core it chose: "OpenBLAS 0.3.21 ... (SkylakeX)".
 std::string BlasDescription();
 

@@ -219,5 +219,50 @@ TEST(BlasTest, TheLibraryNamesItselfAndMultipliesCorrectly) {
   EXPECT_TRUE(status.ok()) << status;
 }
 
+TEST(BlasTest, TransposedAndDoubleProductsEqualPlainSums) {
+  constexpr int64_t kM = 37;
+  constexpr int64_t kN = 19;
+  constexpr int64_t kK = 130;
+  std::mt19937 random(5);
+  std::uniform_int_distribution<int> uniform(-8, 8);  // so that all sums are exact
+  std::vector<double> a(kM * kK);
+  std::vector<double> b(kK * kN);
+  for (double& value : a) value = uniform(random);
+  for (double& value : b) value = uniform(random);
+  std::vector<float> a_transposed(kK * kM);
+  std::vector<double> b_transposed(kN * kK);
+  std::vector<double> expected(kM * kN, 1.0);
+  for (int64_t l = 0; l < kK; ++l) {
+    for (int64_t i = 0; i < kM; ++i) {
+      a_transposed[l * kM + i] = static_cast<float>(a[i * kK + l]);
+      for (int64_t j = 0; j < kN; ++j) expected[i * kN + j] += a[i * kK + l] * b[l * kN + j];
+    }
+    for (int64_t j = 0; j < kN; ++j) b_transposed[j * kK + l] = b[l * kN + j];
+  }
+  const std::vector<float> b_single(b.begin(), b.end());
+  std::vector<float> single(kM * kN, 1.0f);
+  SgemmTN(kM, kN, kK, a_transposed.data(), kM, b_single.data(), kN, 1.0f, single.data(), kN);
+  EXPECT_EQ(std::vector<double>(single.begin(), single.end()), expected);
+  std::vector<double> c(kM * kN, 1.0);
+  DgemmNN(kM, kN, kK, a.data(), kK, b.data(), kN, 1.0, c.data(), kN);
+  EXPECT_EQ(c, expected);
+  c.assign(kM * kN, 1.0);
+  DgemmNT(kM, kN, kK, a.data(), kK, b_transposed.data(), kK, 1.0, c.data(), kN);
+  EXPECT_EQ(c, expected);
+}
+
+TEST(BlasTest, CholeskyFactorsAndInvertsLowerTriangles) {
+  // L = {{2, 0}, {1, 3}}; the upper triangles hold what must not be read or written.
+  double a[] = {4.0, 77.0, 2.0, 10.0};
+  EXPECT_EQ(CholeskyFactor(2, a), -1);
+  EXPECT_EQ(std::vector<double>(a, a + 4), (std::vector<double>{2.0, 77.0, 1.0, 3.0}));
+  double l[] = {2.0, 77.0, 1.0, 4.0};
+  InvertLowerTriangle(2, l);
+  EXPECT_EQ(std::vector<double>(l, l + 4), (std::vector<double>{0.5, 77.0, -0.125, 0.25}));
+  double indefinite[] = {1.0, 0.0, 2.0, 1.0};
+  EXPECT_EQ(CholeskyFactor(2, indefinite), 1);
+  EXPECT_EQ(CholeskyFactor(0, nullptr), -1);
+}
+
 }  // namespace
 }  // namespace thinwire

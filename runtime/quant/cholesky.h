@@ -18,7 +18,7 @@ enum class Damping {
 // the diagonal as it came.
 void DampHessian(Damping kind, double damp, int64_t width, absl::Span<double> hessian);
 
-// `matrix` [width, width], symmetric positive definite (only the lower triangle is read), becomes
+// `matrix` [width, width], symmetric positive definite (only the upper triangle is read), becomes
 // the upper triangular U with matrix^-1 = U^T U, zeros below the diagonal. In double, on the
 // calling thread: 2/3 width^3 operations; the same bits every time.
 //

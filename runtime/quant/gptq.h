@@ -31,6 +31,9 @@ struct GptqOptions {
   // Sweeps of coordinate descent over the codes afterwards, scales and zeros fixed: column n in
   // order moves to the code nearest to q_n - (E H)_n / H_nn, E = Q - W. Never raises tr(E H E^T).
   int sweeps = 0;
+
+  // Report relative_error: about the cost of the rest.
+  bool measure_error = true;
 };
 
 // What one call works on; everything borrowed for its duration.
@@ -55,13 +58,13 @@ struct GptqProblem {
 
 struct GptqResult {
   GptqCodes codes;
-  // tr(E H E^T) / tr(W H W^T) with the problem's hessian, E = Q - W; 0 when there is none or the
-  // denominator is 0.
+  // tr(E H E^T) / tr(W H W^T) with the problem's hessian, E = Q - W (RelativeError); 0 when there
+  // is none, none was asked for, or the denominator is 0.
   double relative_error = 0.0;
 };
 
-// Rows are independent of each other and of the number of threads: a row subset gives the same
-// codes, bit for bit, where it begins at a multiple of 64.
+// Rows are independent of each other, and codes, scales and zeros do not depend on the number of
+// threads. Whole blocks of 64 rows give bit for bit the same alone as among others.
 //
 // A group of zeros gets scale 1, zero 0 and codes 0. Scales are rounded to fp16 before codes are
 // chosen; one that rounds to 0 becomes 2^-24.

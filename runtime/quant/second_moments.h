@@ -65,9 +65,10 @@ class SecondMoments {
   std::vector<double> Variance(bool centred) const;
 
  private:
-  double* Product();
-  const double* Product() const { return sums_.data() + 1 + width_; }
-  const double* Shift() const { return Product() + width_ * width_; }
+  double* Product();  // sum x x^T
+  const double* Product() const;
+  const double* Shift() const;  // sum (y - x), then sum (y - x) x^T
+  std::vector<double> MeanOf(const double* sums) const;
 
   int64_t width_;
   bool with_target_;
