@@ -1,10 +1,13 @@
 #include "runtime/checkpoint/checkpoint_summary.h"
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "kernels/core/status_macros.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/checkpoint/gptq_tensors.h"
 
 namespace thinwire {
 namespace {
@@ -21,12 +24,33 @@ std::string PartOf(absl::string_view name) {
   return absl::StrContains(name, "lm_head") ? "head" : "other";
 }
 
-void Add(const TensorInfo& tensor, TensorGroup& group) {
+void Add(const TensorInfo& tensor, int64_t num_parameters, TensorGroup& group) {
+  ++group.num_tensors;
+  group.num_parameters += num_parameters;
+  group.size_bytes += tensor.size_bytes;
+}
+
+int64_t NumElements(const TensorInfo& tensor) {
   int64_t count = 1;
   for (const int64_t dim : tensor.shape) count *= dim;
-  ++group.num_tensors;
-  group.num_parameters += count;
-  group.size_bytes += tensor.size_bytes;
+  return count;
+}
+
+// Whether `name` is a tensor of a GPTQ layer other than its bias; `part` is which.
+bool IsGptqTensor(const Checkpoint& checkpoint, absl::string_view name, absl::string_view* part) {
+  for (const absl::string_view known : {"qweight", "qzeros", "scales", "g_idx"}) {
+    absl::string_view layer = name;
+    if (!absl::ConsumeSuffix(&layer, known) || !absl::ConsumeSuffix(&layer, ".")) continue;
+    *part = known;
+    return HasGptqLinear(checkpoint, layer);
+  }
+  return false;
+}
+
+// The weights that the words of a layer hold: its codes, not the bits behind the last of them.
+int64_t NumCodes(const TensorInfo& qweight, int bits) {
+  if (qweight.shape.size() != 2) return 0;
+  return qweight.shape[0] * 32 / bits * qweight.shape[1];
 }
 
 }  // namespace
@@ -41,9 +65,17 @@ absl::StatusOr<CheckpointSummary> SummarizeCheckpoint(const std::string& dir) {
   TW_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(dir));
   for (const absl::string_view name : checkpoint.Names()) {
     const TensorInfo& tensor = *checkpoint.Find(name);
-    Add(tensor, summary.total);
-    Add(tensor, summary.by_part[PartOf(name)]);
-    Add(tensor, summary.by_dtype[tensor.stored_dtype]);
+    int64_t num_parameters = NumElements(tensor);
+    std::string dtype = tensor.stored_dtype;
+    absl::string_view part;
+    if (summary.config.gptq.has_value() && IsGptqTensor(checkpoint, name, &part)) {
+      const int bits = summary.config.gptq->bits;
+      num_parameters = part == "qweight" ? NumCodes(tensor, bits) : 0;
+      dtype = absl::StrCat("gptq", bits);
+    }
+    Add(tensor, num_parameters, summary.total);
+    Add(tensor, num_parameters, summary.by_part[PartOf(name)]);
+    Add(tensor, num_parameters, summary.by_dtype[dtype]);
   }
   const ModelConfig& config = summary.config;
   summary.num_files = checkpoint.num_files();

@@ -11,6 +11,7 @@
 
 namespace thinwire {
 
+// Weights stored as codes count once, and their scales, zeros and groups only by their bytes.
 struct TensorGroup {
   int64_t num_tensors = 0;
   int64_t num_parameters = 0;
@@ -26,8 +27,9 @@ struct CheckpointSummary {
   TensorGroup total;
   // "embedding", "attention", "mlp", "norm", "head", "other".
   std::map<std::string, TensorGroup> by_part;
-  std::map<std::string, TensorGroup> by_dtype;  // as the files spell it: "F16"
-  int64_t kv_elements_per_token = 0;            // K and V of all layers
+  // As the files spell it: "F16". A GPTQ layer, with its scales, zeros and groups, is "gptq4".
+  std::map<std::string, TensorGroup> by_dtype;
+  int64_t kv_elements_per_token = 0;  // K and V of all layers
   std::vector<int> usable_tp_sizes;
 };
 

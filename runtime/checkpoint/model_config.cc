@@ -86,15 +86,14 @@ absl::StatusOr<const Family*> FindFamily(const JsonFields& fields) {
   return UnknownModel(fields, "model_type", model_type);
 }
 
-absl::Status CheckNotQuantised(const JsonFields& fields) {
-  const json* quantization = fields.Get("quantization_config");
-  if (quantization == nullptr) return absl::OkStatus();
-  std::string method = "not given";
-  if (quantization->is_object() && quantization->contains("quant_method")) {
-    method = DescribeJson((*quantization)["quant_method"]);
-  }
-  return absl::UnimplementedError(absl::StrCat(
-      fields.context(), ": quantised checkpoint (quant_method ", method, ") not supported"));
+absl::StatusOr<std::optional<GptqConfig>> ParseQuantization(const JsonFields& fields) {
+  if (!fields.Has("quantization_config")) return std::nullopt;
+  TW_ASSIGN_OR_RETURN(const JsonFields quantization, fields.Object("quantization_config"));
+  TW_ASSIGN_OR_RETURN(const std::string method, quantization.String("quant_method"));
+  if (method == "gptq") return ParseGptqConfig(quantization);
+  return absl::UnimplementedError(absl::StrCat(quantization.context(), ": quant_method ",
+                                               QuotedForMessage(method),
+                                               " is not supported; supported: gptq"));
 }
 
 absl::StatusOr<ActivationKind> ParseActivation(const JsonFields& fields, absl::string_view key,
@@ -282,8 +281,8 @@ absl::Status ParseLlama(const JsonFields& fields, ModelConfig* config) {
 
 absl::StatusOr<ModelConfig> ParseConfig(const JsonFields& fields) {
   TW_ASSIGN_OR_RETURN(const Family* family, FindFamily(fields));
-  TW_RETURN_IF_ERROR(CheckNotQuantised(fields));
   ModelConfig config;
+  TW_ASSIGN_OR_RETURN(config.gptq, ParseQuantization(fields));
   config.family = family->family;
   config.architecture = family->architecture;
   TW_ASSIGN_OR_RETURN(config.vocab, fields.Int("vocab_size", 1, kMaxVocab));

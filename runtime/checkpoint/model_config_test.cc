@@ -318,10 +318,51 @@ TEST(ModelConfigTest, OtherModelsAreRefusedByName) {
   ExpectError("{}", kInvalid, "\"model_type\": expected a string, found nothing");
 }
 
-TEST(ModelConfigTest, QuantisedCheckpointsAreRefused) {
-  ExpectError(With(kLlama2_7b, {{"quantization_config", {{"quant_method", "gptq"}, {"bits", 4}}}}),
-              kUnimplemented, "quantised checkpoint (quant_method \"gptq\") not supported");
-  EXPECT_TRUE(Load(With(kLlama2_7b, {{"quantization_config", nullptr}})).ok());
+json GptqModel(const json& changes) {
+  json quantization = {{"quant_method", "gptq"}, {"bits", 4},         {"group_size", 128},
+                       {"desc_act", true},       {"sym", true},       {"damp_percent", 0.01},
+                       {"lm_head", false},       {"dynamic", nullptr}};
+  quantization.merge_patch(changes);
+  return With(kLlama2_7b, {{"quantization_config", quantization}});
+}
+
+TEST(ModelConfigTest, ReadsHowGptqWeightsArePacked) {
+  EXPECT_FALSE(Load(kLlama2_7b)->gptq.has_value());
+  EXPECT_FALSE(Load(With(kLlama2_7b, {{"quantization_config", nullptr}}))->gptq.has_value());
+  EXPECT_EQ(Load(GptqModel(json::object()))->gptq.value(),
+            (GptqConfig{.bits = 4, .group_size = 128, .desc_act = true, .sym = true}));
+  const GptqConfig other = {
+      .bits = 3, .group_size = -1, .desc_act = false, .sym = false, .zeros_as_they_are = true};
+  EXPECT_EQ(Load(GptqModel({{"bits", 3},
+                            {"group_size", -1},
+                            {"desc_act", nullptr},
+                            {"sym", false},
+                            {"checkpoint_format", "gptq_v2"}}))
+                ->gptq.value(),
+            other);
+  EXPECT_EQ(Load(With(kLlama2_7b, {{"quantization_config", GptqConfigJson(other)}}))->gptq.value(),
+            other);
+}
+
+TEST(ModelConfigTest, OtherQuantisedCheckpointsAreRefusedByName) {
+  const auto expect = [](const json& changes, absl::StatusCode code, const std::string& text) {
+    ExpectError(GptqModel(changes), code, "\"quantization_config\": " + text);
+  };
+  expect({{"quant_method", "awq"}}, kUnimplemented, "quant_method \"awq\" is not supported");
+  expect({{"quant_method", nullptr}}, kInvalid, "\"quant_method\": expected a string");
+  expect({{"bits", 5}}, kUnimplemented, "\"bits\": 5 is not supported; supported: 2, 3, 4, 8");
+  expect({{"bits", nullptr}}, kInvalid, "\"bits\": expected a positive integer");
+  expect({{"group_size", 0}}, kInvalid, "\"group_size\": expected a positive integer or -1");
+  expect({{"group_size", -2}}, kInvalid, "\"group_size\"");
+  expect({{"desc_act", 1}}, kInvalid, "\"desc_act\": expected true or false, found 1");
+  expect({{"checkpoint_format", "marlin"}}, kUnimplemented,
+         "\"checkpoint_format\": \"marlin\" is not supported");
+  expect({{"is_marlin_format", true}}, kUnimplemented, "\"is_marlin_format\"");
+  expect({{"lm_head", true}}, kUnimplemented, "\"lm_head\": true is not supported");
+  expect({{"pack_dtype", "int16"}}, kUnimplemented, "\"pack_dtype\": \"int16\"");
+  expect({{"dynamic", {{"-:lm", {{"bits", 8}}}}}}, kUnimplemented, "\"dynamic\"");
+  ExpectError(With(kLlama2_7b, {{"quantization_config", "gptq"}}), kInvalid,
+              "\"quantization_config\": expected an object");
 }
 
 TEST(ModelConfigTest, EverySizeMustBeAPositiveIntegerWithinReason) {

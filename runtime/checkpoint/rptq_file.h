@@ -4,7 +4,6 @@
 //
 // The bytes: a safetensors file. Its __metadata__ is
 //   "format": "thinwire-rptq-1"    a reader refuses other numbers as not implemented
-//   "layers": "24"                 num_layers of the model
 //   "tp": "4"                      SiteCodes of down_in stay inside as many equal blocks; "0":
 //   whole
 // and its tensors, for layer l = 0, 1, ... and SITE one of qkv_in, q, k, v, out_in, mlp_in,
@@ -17,7 +16,7 @@
 //   levels   U8  [16]              absent if the levels are all those of the bits
 //   gain     U8  [1]               1: "rms", 2: "max"; absent: ""
 // All or none of order, offsets and bits are there; none: the site is neither reordered nor coded.
-// 4-byte tensors come first, each kind in the order of layers, sites and the list above.
+// 4-byte tensors come first; in each part the order is that of layers, sites and this list.
 #pragma once
 
 #include <array>
@@ -37,7 +36,8 @@ struct SiteCodes {
   // head, of down_in inside each of the file's tp blocks. Empty: the site is left alone, and all
   // other members are empty, too.
   std::vector<int32_t> order;
-  // [num_clusters + 1] positions, ascending from 0 to width. No cluster spans two heads or blocks.
+  // [num_clusters + 1] positions, ascending from 0 to width. No cluster of codes spans two heads or
+  // blocks.
   std::vector<int32_t> offsets;
   // [num_clusters]; 1 to 8, or 16 in all of them: the site is only reordered.
   std::vector<uint8_t> bits;

@@ -10,6 +10,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "runtime/json/json_file.h"
@@ -52,6 +53,7 @@ class HeaderReader : public nlohmann::json_sax<json> {
 
   const absl::Status& status() const { return status_; }
   std::vector<TensorInfo> TakeTensors() { return std::move(tensors_); }
+  std::map<std::string, std::string> TakeMetadata() { return std::move(metadata_); }
 
   bool null() override { return Unexpected("null"); }
   bool boolean(bool value) override { return Unexpected(value ? "true" : "false"); }
@@ -75,6 +77,7 @@ class HeaderReader : public nlohmann::json_sax<json> {
 
   bool string(string_t& value) override {
     if (state_ == State::kMetadataValue) {
+      metadata_entry_->second = value;
       state_ = State::kMetadata;
       return true;
     }
@@ -114,7 +117,9 @@ class HeaderReader : public nlohmann::json_sax<json> {
       return true;
     }
     if (state_ == State::kMetadata) {
-      if (!metadata_keys_.insert(name).second) {
+      const auto [entry, inserted] = metadata_.try_emplace(name);
+      metadata_entry_ = entry;
+      if (!inserted) {
         return Fail(absl::StrCat("\"__metadata__\": expected each key once, found ",
                                  QuotedForMessage(name), " twice"));
       }
@@ -280,7 +285,8 @@ class HeaderReader : public nlohmann::json_sax<json> {
   absl::Status status_;
   State state_ = State::kFile;
   absl::flat_hash_set<std::string> names_;
-  absl::flat_hash_set<std::string> metadata_keys_;
+  std::map<std::string, std::string> metadata_;
+  std::map<std::string, std::string>::iterator metadata_entry_;  // the one being read
   std::vector<TensorInfo> tensors_;
   TensorInfo tensor_;                    // the one being read
   std::array<bool, 3> seen_ = {};        // which kFields it has
@@ -320,12 +326,21 @@ std::string ShapeString(absl::Span<const int64_t> shape) {
                       shape.size() > kMaxDims ? ", ...]" : "]");
 }
 
+absl::string_view StoredDTypeName(DType dtype) {
+  for (const StoredDType& known : kStoredDTypes) {
+    if (known.loadable && known.dtype == dtype) return known.name;
+  }
+  TW_CHECK(false);
+  return "";
+}
+
 std::string TensorInfo::DebugString() const {
   return absl::StrCat(stored_dtype, " ", ShapeString(shape));
 }
 
-absl::StatusOr<std::vector<TensorInfo>> ParseSafetensors(absl::Span<const std::byte> file,
-                                                         absl::string_view path) {
+absl::StatusOr<std::vector<TensorInfo>> ParseSafetensors(
+    absl::Span<const std::byte> file, absl::string_view path,
+    std::map<std::string, std::string>* metadata) {
   const auto file_size = static_cast<int64_t>(file.size());
   if (file_size < kLengthBytes) {
     return absl::DataLossError(absl::StrCat(path, ": expected at least ", kLengthBytes,
@@ -360,17 +375,17 @@ absl::StatusOr<std::vector<TensorInfo>> ParseSafetensors(absl::Span<const std::b
     return std::pair(a.offset, a.size_bytes) < std::pair(b.offset, b.size_bytes);
   });
   TW_RETURN_IF_ERROR(CheckCover(tensors, data_begin, file_size, path));
+  if (metadata != nullptr) *metadata = reader.TakeMetadata();
   return tensors;
 }
 
-SafetensorsFile::SafetensorsFile(MappedFile file, std::vector<TensorInfo> tensors)
-    : file_(std::move(file)), tensors_(std::move(tensors)) {}
-
 absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
-  TW_ASSIGN_OR_RETURN(MappedFile file, MappedFile::Open(path));
-  TW_ASSIGN_OR_RETURN(std::vector<TensorInfo> tensors, ParseSafetensors(file.bytes(), path));
-  file.DropPages(0, static_cast<int64_t>(file.bytes().size()));
-  return SafetensorsFile(std::move(file), std::move(tensors));
+  SafetensorsFile file;
+  TW_ASSIGN_OR_RETURN(file.file_, MappedFile::Open(path));
+  const absl::Span<const std::byte> bytes = file.file_.bytes();
+  TW_ASSIGN_OR_RETURN(file.tensors_, ParseSafetensors(bytes, path, &file.metadata_));
+  file.file_.DropPages(0, static_cast<int64_t>(bytes.size()));
+  return file;
 }
 
 }  // namespace thinwire

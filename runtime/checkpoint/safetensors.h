@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,9 @@ struct TensorInfo {
 // "[4096, 11008]": for messages.
 std::string ShapeString(absl::Span<const int64_t> shape);
 
+// How the format spells a dtype: "F32", "I32". Not for packed ones (kU4, kU3), which it lacks.
+absl::string_view StoredDTypeName(DType dtype);
+
 // Reads the header of the safetensors file whose bytes are `file`; `path` is for messages. Tensors
 // come in the order of their offsets, and lie wholly inside the file. No sequence of bytes crashes
 // it. Every error is one line naming path, tensor (if it is about one), expected and found:
@@ -39,8 +43,10 @@ std::string ShapeString(absl::Span<const int64_t> shape);
 // - InvalidArgument: the header itself is wrong: length 0 or > 100 MB, not JSON, not an object of
 //   tensors, a key twice, unknown dtype, malformed or overflowing shape, shape and offsets that
 //   disagree, offsets that are reversed, overlap or leave a gap.
-absl::StatusOr<std::vector<TensorInfo>> ParseSafetensors(absl::Span<const std::byte> file,
-                                                         absl::string_view path);
+// metadata: where to put the strings of "__metadata__", or null.
+absl::StatusOr<std::vector<TensorInfo>> ParseSafetensors(
+    absl::Span<const std::byte> file, absl::string_view path,
+    std::map<std::string, std::string>* metadata = nullptr);
 
 // An open file. Move-only; const methods may be called from several threads.
 class SafetensorsFile {
@@ -54,11 +60,15 @@ class SafetensorsFile {
   // In the order of their offsets. Pointers to them stay valid when this object moves.
   absl::Span<const TensorInfo> tensors() const { return tensors_; }
 
+  // What "__metadata__" says; empty if there is none.
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+
  private:
-  SafetensorsFile(MappedFile file, std::vector<TensorInfo> tensors);
+  SafetensorsFile() = default;
 
   MappedFile file_;
   std::vector<TensorInfo> tensors_;
+  std::map<std::string, std::string> metadata_;
 };
 
 }  // namespace thinwire

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
@@ -52,6 +53,12 @@ std::string TestFolder::Write(absl::string_view name, absl::string_view bytes) c
   file.close();
   TW_CHECK(!file.fail());
   return path;
+}
+
+std::string TestFolder::Read(absl::string_view name) const {
+  std::ifstream file(Path(name), std::ios::binary);
+  TW_CHECK(file.good());
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
 }  // namespace thinwire

@@ -48,6 +48,9 @@ class TestFolder {
   // Creates or replaces the file and returns its path.
   std::string Write(absl::string_view name, absl::string_view bytes) const;
 
+  // The bytes of a file that is there.
+  std::string Read(absl::string_view name) const;
+
  private:
   std::string path_;
 };

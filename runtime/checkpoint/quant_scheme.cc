@@ -1,0 +1,100 @@
+#include "runtime/checkpoint/quant_scheme.h"
+
+#include <algorithm>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "kernels/core/check.h"
+#include "runtime/json/json_file.h"
+
+namespace thinwire {
+namespace {
+
+// Takes one of `widths` off the front of `name`; 0 if it begins with none.
+int ConsumeBits(absl::string_view* name, std::initializer_list<int> widths) {
+  for (const int bits : widths) {
+    if (absl::ConsumePrefix(name, absl::StrCat(bits))) return bits;
+  }
+  return 0;
+}
+
+absl::Status UnknownScheme(absl::string_view name) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      "expected a scheme such as w16a16, w4a16, w4a8, w4a4, w4a4kv, w4a3kv, w3a3kv or w4a8kv4 "
+      "(weights 16, 4 or 3 bits, activations 16, 8 or 4, K and V 16, 8, 4 or 3), found ",
+      QuotedForMessage(name)));
+}
+
+}  // namespace
+
+absl::StatusOr<QuantScheme> ParseScheme(absl::string_view name) {
+  absl::string_view rest = name;
+  QuantScheme scheme;
+  if (!absl::ConsumePrefix(&rest, "w")) return UnknownScheme(name);
+  scheme.weight_bits = ConsumeBits(&rest, {16, 4, 3});
+  if (scheme.weight_bits == 0 || !absl::ConsumePrefix(&rest, "a")) return UnknownScheme(name);
+  const int second = ConsumeBits(&rest, {16, 8, 4, 3});
+  if (second == 0) return UnknownScheme(name);
+  const bool known_acts = second != 3;
+  if (rest.empty() && known_acts) {
+    scheme.act_bits = scheme.kv_bits = second;
+    return scheme;
+  }
+  if (!absl::ConsumePrefix(&rest, "kv")) return UnknownScheme(name);
+  if (rest.empty() && second != 16) {
+    scheme.kv_bits = second;
+    return scheme;
+  }
+  scheme.act_bits = second;
+  scheme.kv_bits = ConsumeBits(&rest, {16, 8, 4, 3});
+  if (!known_acts || scheme.kv_bits == 0 || !rest.empty()) return UnknownScheme(name);
+  return scheme;
+}
+
+std::string SchemeName(const QuantScheme& scheme) {
+  for (const char* name : {"w16a16", "w4a16", "w4a8", "w4a4", "w4a4kv", "w4a3kv", "w3a3kv"}) {
+    if (ParseScheme(name).value() == scheme) return name;
+  }
+  return absl::StrCat("w", scheme.weight_bits, "a", scheme.act_bits, "kv", scheme.kv_bits);
+}
+
+absl::string_view SiteName(QuantSite site) {
+  switch (site) {
+    case QuantSite::kQkvIn:
+      return "qkv_in";
+    case QuantSite::kQ:
+      return "q";
+    case QuantSite::kK:
+      return "k";
+    case QuantSite::kV:
+      return "v";
+    case QuantSite::kOutIn:
+      return "out_in";
+    case QuantSite::kMlpIn:
+      return "mlp_in";
+    case QuantSite::kDownIn:
+      return "down_in";
+  }
+  TW_CHECK(false);
+  return "";
+}
+
+int SiteBits(const QuantScheme& scheme, QuantSite site) {
+  switch (site) {
+    case QuantSite::kQkvIn:
+    case QuantSite::kMlpIn:
+      return std::max(8, scheme.act_bits);
+    case QuantSite::kQ:
+    case QuantSite::kOutIn:
+    case QuantSite::kDownIn:
+      return scheme.act_bits;
+    case QuantSite::kK:
+    case QuantSite::kV:
+      return scheme.kv_bits;
+  }
+  TW_CHECK(false);
+  return 0;
+}
+
+}  // namespace thinwire

@@ -1,0 +1,83 @@
+#include "runtime/checkpoint/quant_scheme.h"
+
+#include <set>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace thinwire {
+namespace {
+
+using ::testing::HasSubstr;
+
+QuantScheme Scheme(int weight_bits, int act_bits, int kv_bits) {
+  return {.weight_bits = weight_bits, .act_bits = act_bits, .kv_bits = kv_bits};
+}
+
+TEST(QuantSchemeTest, KnowsTheNamesOfThePaper) {
+  const std::pair<const char*, QuantScheme> names[] = {
+      {"w16a16", Scheme(16, 16, 16)}, {"w4a16", Scheme(4, 16, 16)}, {"w4a8", Scheme(4, 8, 8)},
+      {"w4a4", Scheme(4, 4, 4)},      {"w4a4kv", Scheme(4, 16, 4)}, {"w4a3kv", Scheme(4, 16, 3)},
+      {"w3a3kv", Scheme(3, 16, 3)},
+  };
+  for (const auto& [name, scheme] : names) {
+    EXPECT_EQ(ParseScheme(name).value(), scheme) << name;
+    EXPECT_EQ(SchemeName(scheme), name);
+  }
+}
+
+TEST(QuantSchemeTest, EveryMixHasANameThatReadsBack) {
+  std::set<std::string> names;
+  for (const int weight_bits : {16, 4, 3}) {
+    for (const int act_bits : {16, 8, 4}) {
+      for (const int kv_bits : {16, 8, 4, 3}) {
+        const QuantScheme scheme = Scheme(weight_bits, act_bits, kv_bits);
+        const std::string name = SchemeName(scheme);
+        EXPECT_EQ(ParseScheme(name).value(), scheme) << name;
+        names.insert(name);
+      }
+    }
+  }
+  EXPECT_EQ(names.size(), 3u * 3 * 4);
+  EXPECT_EQ(SchemeName(Scheme(4, 8, 4)), "w4a8kv4");
+  EXPECT_EQ(ParseScheme("w4a16kv4").value(), Scheme(4, 16, 4));
+  EXPECT_EQ(ParseScheme("w16a8kv").value(), Scheme(16, 16, 8));
+  EXPECT_EQ(ParseScheme("w3a4").value(), Scheme(3, 4, 4));
+}
+
+TEST(QuantSchemeTest, RefusesOtherNames) {
+  for (const char* name : {"", "w", "w4", "w4a", "w5a16", "w4a3", "w4a16kv", "w4a3kv4", "w4a4kv5",
+                           "w4a4kvv", "w4a4kv44", "w4a4kv4 ", "W4A4", "w4a1", "a4w4", "w1a16"}) {
+    const absl::Status status = ParseScheme(name).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << name;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(std::string("found \"") + name + "\""));
+  }
+}
+
+TEST(QuantSchemeTest, SitesHaveTheWidthsOfThePaper) {
+  const auto bits = [](const char* name) {
+    std::vector<int> widths;
+    for (const QuantSite site : kQuantSites) {
+      widths.push_back(SiteBits(ParseScheme(name).value(), site));
+    }
+    return widths;
+  };
+  using ::testing::ElementsAre;
+  // qkv_in, q, k, v, out_in, mlp_in, down_in.
+  EXPECT_THAT(bits("w4a16"), ElementsAre(16, 16, 16, 16, 16, 16, 16));
+  EXPECT_THAT(bits("w4a8"), ElementsAre(8, 8, 8, 8, 8, 8, 8));
+  EXPECT_THAT(bits("w4a4"), ElementsAre(8, 4, 4, 4, 4, 8, 4));
+  EXPECT_THAT(bits("w4a4kv"), ElementsAre(16, 16, 4, 4, 16, 16, 16));
+  EXPECT_THAT(bits("w3a3kv"), ElementsAre(16, 16, 3, 3, 16, 16, 16));
+  EXPECT_THAT(bits("w4a8kv4"), ElementsAre(8, 8, 4, 4, 8, 8, 8));
+}
+
+TEST(QuantSchemeTest, SitesHaveDistinctNames) {
+  std::set<absl::string_view> names;
+  for (const QuantSite site : kQuantSites) names.insert(SiteName(site));
+  EXPECT_EQ(names.size(), kQuantSites.size());
+  EXPECT_EQ(SiteName(QuantSite::kDownIn), "down_in");
+}
+
+}  // namespace
+}  // namespace thinwire
