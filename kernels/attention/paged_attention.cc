@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/attention/paged_attention_cpu.h"
+#include "kernels/attention/paged_sequences.h"
 #include "kernels/core/status_macros.h"
 
 namespace thinwire {
@@ -44,51 +45,13 @@ absl::Status CheckTensors(const PagedAttentionArgs& args, Device device) {
   return absl::OkStatus();
 }
 
-absl::Status CheckSequences(const PagedAttentionArgs& args) {
-  const size_t num_seqs = args.context_lens.size();
-  if (args.token_offsets.size() != num_seqs + 1 || args.page_offsets.size() != num_seqs + 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "paged_attention: ", num_seqs, " context_lens, ", args.token_offsets.size(),
-        " token_offsets, ", args.page_offsets.size(), " page_offsets: expected one more of each"));
-  }
-  if (args.token_offsets.front() != 0 || args.token_offsets.back() != args.q.dim(0)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("paged_attention: token_offsets from ", args.token_offsets.front(), " to ",
-                     args.token_offsets.back(), ": expected 0 to ", args.q.dim(0)));
-  }
-  const int64_t page_size = args.k_pages.dim(2);
-  for (size_t s = 0; s < num_seqs; ++s) {
-    const int64_t num_tokens = int64_t{args.token_offsets[s + 1]} - args.token_offsets[s];
-    const int64_t context = args.context_lens[s];
-    if (num_tokens < 1 || context < num_tokens) {
-      return absl::InvalidArgumentError(absl::StrCat("paged_attention: sequence ", s, " has ",
-                                                     num_tokens, " query tokens in a context of ",
-                                                     context));
-    }
-    const int64_t begin = args.page_offsets[s];
-    const int64_t end = args.page_offsets[s + 1];
-    const int64_t needed = (context + page_size - 1) / page_size;
-    if (begin < 0 || end - begin < needed || end > static_cast<int64_t>(args.page_ids.size())) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "paged_attention: sequence ", s, " has page_ids [", begin, ", ", end, ") of ",
-          args.page_ids.size(), ": expected ", needed, " pages for a context of ", context));
-    }
-    for (int64_t i = begin; i < begin + needed; ++i) {
-      if (args.page_ids[i] < 0 || args.page_ids[i] >= args.k_pages.dim(0)) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("paged_attention: sequence ", s, " has page ", args.page_ids[i],
-                         ": expected 0 to ", args.k_pages.dim(0) - 1));
-      }
-    }
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::Status PagedAttention(const PagedAttentionArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckTensors(args, stream.device()));
-  TW_RETURN_IF_ERROR(CheckSequences(args));
+  TW_RETURN_IF_ERROR(
+      CheckSequences({args.q.dim(0), args.token_offsets, args.context_lens, args.page_offsets,
+                      args.page_ids, args.k_pages.dim(0), args.k_pages.dim(2)}));
   if (args.q.dim(0) == 0) return absl::OkStatus();
   if (stream.device().kind != DeviceKind::kCpu) {
     return absl::UnimplementedError(

@@ -45,22 +45,22 @@ class ScratchCursor {
 
 class CpuAttention {
  public:
-  explicit CpuAttention(const PagedAttentionArgs& args)
-      : args_(args),
-        num_kv_heads_(args.k_pages.dim(1)),
-        page_size_(args.k_pages.dim(2)),
-        head_dim_(args.k_pages.dim(3)),
-        group_(args.num_heads / num_kv_heads_),
+  CpuAttention(const AttentionCall& call, const StoredKeys& stored)
+      : call_(call),
+        stored_(stored),
+        num_kv_heads_(call.num_kv_heads),
+        head_dim_(call.head_dim),
+        group_(call.num_heads / num_kv_heads_),
         max_blocks_((std::max(kTaskRows, group_) + kBlockRows - 1) / kBlockRows) {}
 
   // Later tokens of a prompt see more keys: first, so that no thread begins a long task last.
   std::vector<Task> Tasks() const {
     std::vector<Task> tasks;
     const int64_t task_tokens = std::max<int64_t>(1, kTaskRows / group_);
-    const auto num_seqs = static_cast<int64_t>(args_.context_lens.size());
+    const auto num_seqs = static_cast<int64_t>(call_.context_lens.size());
     for (const bool few : {false, true}) {
       for (int64_t s = 0; s < num_seqs; ++s) {
-        const int64_t num_tokens = args_.token_offsets[s + 1] - args_.token_offsets[s];
+        const int64_t num_tokens = call_.token_offsets[s + 1] - call_.token_offsets[s];
         if (IsFew(num_tokens) != few) continue;
         for (int64_t end = num_tokens; end > 0;) {
           const int64_t begin = (end - 1) / task_tokens * task_tokens;
@@ -75,19 +75,21 @@ class CpuAttention {
   int64_t ScratchBytes() const {
     const int64_t stride = PaddedFloats(head_dim_);
     const int64_t few = 2 * ScratchCursor::Bytes<float>(kFewRows * stride) +
-                        ScratchCursor::Bytes<float>(kFewRows * kFewRowsChunk);
+                        ScratchCursor::Bytes<float>(kFewRows * kFewRowsChunk) +
+                        ScratchCursor::Bytes<float>(head_dim_);
     const int64_t rows = max_blocks_ * kBlockRows;
     const int64_t many = ScratchCursor::Bytes<KeyRange>(rows) +
                          2 * ScratchCursor::Bytes<float>(rows * head_dim_) +
                          2 * ScratchCursor::Bytes<float>(rows) +
                          ScratchCursor::Bytes<float>(kManyRowsChunk * kBlockRows) +
                          ScratchCursor::Bytes<float>(2 * kManyRowsChunk * head_dim_) +
-                         ScratchCursor::Bytes<float>(kTransposed * head_dim_);
+                         ScratchCursor::Bytes<float>(kTransposed * head_dim_) +
+                         ScratchCursor::Bytes<float>(head_dim_);
     return std::max(few, many);
   }
 
   void Run(const Task& task, std::byte* scratch) const {
-    const int64_t num_tokens = args_.token_offsets[task.seq + 1] - args_.token_offsets[task.seq];
+    const int64_t num_tokens = call_.token_offsets[task.seq + 1] - call_.token_offsets[task.seq];
     if (IsFew(num_tokens)) {
       RunFew(task, ScratchCursor(scratch));
     } else {
@@ -101,43 +103,43 @@ class CpuAttention {
 
   bool IsFew(int64_t num_tokens) const { return num_tokens * group_ <= kFewRows; }
 
-  HeadPages Pages(const Task& task) const {
-    const ConstTensorView& k = args_.k_pages;
-    const int64_t head_bytes = DTypeBytes(k.dtype(), task.kv_head * page_size_ * head_dim_);
-    return {static_cast<const std::byte*>(k.raw()) + head_bytes,
-            static_cast<const std::byte*>(args_.v_pages.raw()) + head_bytes,
-            k.dtype(),
-            head_dim_,
-            page_size_,
-            num_kv_heads_ * page_size_ * head_dim_,
-            args_.page_ids.data() + args_.page_offsets[task.seq]};
-  }
-
   // Elements from the first of a tensor [num_tokens, num_heads * head_dim] to a task's row.
   int64_t RowOffset(const Task& task, int64_t row, int64_t token_stride) const {
-    const int64_t token = args_.token_offsets[task.seq] + task.first_token + row / group_;
+    const int64_t token = call_.token_offsets[task.seq] + task.first_token + row / group_;
     return token * token_stride + (task.kv_head * group_ + row % group_) * head_dim_;
   }
 
   KeyRange Keys(const Task& task, int64_t row) const {
-    const int64_t num_tokens = args_.token_offsets[task.seq + 1] - args_.token_offsets[task.seq];
+    const int64_t num_tokens = call_.token_offsets[task.seq + 1] - call_.token_offsets[task.seq];
     const int64_t end =
-        args_.context_lens[task.seq] - num_tokens + task.first_token + row / group_ + 1;
-    const int64_t begin = args_.window > 0 ? std::max<int64_t>(0, end - args_.window) : 0;
+        call_.context_lens[task.seq] - num_tokens + task.first_token + row / group_ + 1;
+    const int64_t begin = call_.window > 0 ? std::max<int64_t>(0, end - call_.window) : 0;
     return {static_cast<int32_t>(begin), static_cast<int32_t>(end)};
   }
 
-  void LoadQuery(const Task& task, int64_t row, float* to) const {
-    const auto* q = static_cast<const std::byte*>(args_.q.raw());
-    const int64_t offset = RowOffset(task, row, args_.q.row_stride());
-    ConvertToFloat(q + DTypeBytes(args_.q.dtype(), offset), args_.q.dtype(), to, head_dim_);
-    for (int64_t i = 0; i < head_dim_; ++i) to[i] *= args_.scale;
+  // ordered: scratch [head_dim].
+  void LoadQuery(const Task& task, int64_t row, float* ordered, float* to) const {
+    const auto* q = static_cast<const std::byte*>(call_.q.raw());
+    const int64_t offset = RowOffset(task, row, call_.q.row_stride());
+    const int32_t* order = stored_.KOrder(task.kv_head);
+    float* loaded = order == nullptr ? to : ordered;
+    ConvertToFloat(q + DTypeBytes(call_.q.dtype(), offset), call_.q.dtype(), loaded, head_dim_);
+    if (order == nullptr) {
+      for (int64_t i = 0; i < head_dim_; ++i) to[i] *= call_.scale;
+    } else {
+      for (int64_t i = 0; i < head_dim_; ++i) to[i] = ordered[order[i]] * call_.scale;
+    }
   }
 
-  void StoreOut(const Task& task, int64_t row, const float* from) const {
-    auto* out = static_cast<std::byte*>(args_.out.mutable_raw());
-    const int64_t offset = RowOffset(task, row, args_.out.row_stride());
-    ConvertFromFloat(from, out + DTypeBytes(args_.out.dtype(), offset), args_.out.dtype(),
+  void StoreOut(const Task& task, int64_t row, const float* from, float* ordered) const {
+    auto* out = static_cast<std::byte*>(call_.out.mutable_raw());
+    const int64_t offset = RowOffset(task, row, call_.out.row_stride());
+    const int32_t* order = stored_.VOrder(task.kv_head);
+    if (order != nullptr) {
+      for (int64_t i = 0; i < head_dim_; ++i) ordered[order[i]] = from[i];
+      from = ordered;
+    }
+    ConvertFromFloat(from, out + DTypeBytes(call_.out.dtype(), offset), call_.out.dtype(),
                      head_dim_);
   }
 
@@ -147,14 +149,15 @@ class CpuAttention {
     auto* q = scratch.Take<float>(kFewRows * stride);
     auto* out = scratch.Take<float>(kFewRows * stride);
     auto* scores = scratch.Take<float>(kFewRows * kFewRowsChunk);
+    auto* ordered = scratch.Take<float>(head_dim_);
     KeyRange keys[kFewRows];
     std::fill(q, q + num_rows * stride, 0.0f);
     for (int64_t r = 0; r < num_rows; ++r) {
-      LoadQuery(task, r, q + r * stride);
+      LoadQuery(task, r, ordered, q + r * stride);
       keys[r] = Keys(task, r);
     }
-    AttendFewRows({Pages(task), num_rows, q, keys, scores, out});
-    for (int64_t r = 0; r < num_rows; ++r) StoreOut(task, r, out + r * stride);
+    stored_.AttendFew(task.seq, task.kv_head, {num_rows, q, keys, scores, out});
+    for (int64_t r = 0; r < num_rows; ++r) StoreOut(task, r, out + r * stride, ordered);
   }
 
   void RunMany(const Task& task, ScratchCursor scratch) const {
@@ -169,6 +172,7 @@ class CpuAttention {
     auto* scores = scratch.Take<float>(kManyRowsChunk * kBlockRows);
     auto* wide = scratch.Take<float>(2 * kManyRowsChunk * head_dim_);
     auto* staged = scratch.Take<float>(kTransposed * head_dim_);
+    auto* ordered = scratch.Take<float>(head_dim_);
     for (int64_t r = 0; r < rows; ++r) {
       keys[r] = r < num_rows ? Keys(task, r) : KeyRange{0, 0};
     }
@@ -176,7 +180,7 @@ class CpuAttention {
       for (int64_t r = 0; r < kTransposed; ++r) {
         float* to = staged + r * head_dim_;
         if (first + r < num_rows) {
-          LoadQuery(task, first + r, to);
+          LoadQuery(task, first + r, ordered, to);
         } else {
           std::fill(to, to + head_dim_, 0.0f);
         }
@@ -188,7 +192,10 @@ class CpuAttention {
         }
       }
     }
-    AttendManyRows({Pages(task), num_rows, q, keys, scores, wide, maxima, sums, out});
+    const auto widen = [&](int64_t begin, int64_t end, float* k, float* v) {
+      stored_.Widen(task.seq, task.kv_head, begin, end, k, v);
+    };
+    AttendManyRows({head_dim_, widen, num_rows, q, keys, scores, wide, maxima, sums, out});
     for (int64_t first = 0; first < num_rows; first += kTransposed) {
       const float* block = out + first / kBlockRows * kBlockRows * head_dim_ + first % kBlockRows;
       for (int64_t i = 0; i < head_dim_; ++i) {
@@ -197,13 +204,14 @@ class CpuAttention {
         }
       }
       const int64_t count = std::min(kTransposed, num_rows - first);
-      for (int64_t r = 0; r < count; ++r) StoreOut(task, first + r, staged + r * head_dim_);
+      for (int64_t r = 0; r < count; ++r)
+        StoreOut(task, first + r, staged + r * head_dim_, ordered);
     }
   }
 
-  const PagedAttentionArgs& args_;
+  const AttentionCall& call_;
+  const StoredKeys& stored_;
   const int64_t num_kv_heads_;
-  const int64_t page_size_;
   const int64_t head_dim_;
   const int64_t group_;
   const int64_t max_blocks_;
@@ -213,18 +221,57 @@ class CpuAttention {
 constexpr int64_t kSerialMultiplyAdds = 32 * 1024;
 
 // Of the scores, masked ones included.
-int64_t NumMultiplyAdds(const PagedAttentionArgs& args) {
+int64_t NumMultiplyAdds(const AttentionCall& call) {
   int64_t scores = 0;
-  for (size_t s = 0; s < args.context_lens.size(); ++s) {
-    scores += int64_t{args.token_offsets[s + 1] - args.token_offsets[s]} * args.context_lens[s];
+  for (size_t s = 0; s < call.context_lens.size(); ++s) {
+    scores += int64_t{call.token_offsets[s + 1] - call.token_offsets[s]} * call.context_lens[s];
   }
-  return scores * args.q.dim(1);
+  return scores * call.q.dim(1);
 }
+
+// Keys and values in the type of q and out.
+class FloatKeys final : public StoredKeys {
+ public:
+  explicit FloatKeys(const PagedAttentionArgs& args) : args_(args) {}
+
+  void AttendFew(int64_t seq, int64_t kv_head, const FewRows& rows) const override {
+    AttendFewRows(Pages(seq, kv_head), rows);
+  }
+
+  // fp32 is copied too: attention passes over the rows many times, which pages far apart slow down.
+  void Widen(int64_t seq, int64_t kv_head, int64_t begin, int64_t end, float* k,
+             float* v) const override {
+    const HeadPages pages = Pages(seq, kv_head);
+    for (int64_t j = begin; j < end;) {
+      const int64_t run = pages.Run(j, end);
+      const int64_t row = (j - begin) * pages.head_dim;
+      ConvertToFloat(pages.k + pages.Offset(j), pages.dtype, k + row, run * pages.head_dim);
+      ConvertToFloat(pages.v + pages.Offset(j), pages.dtype, v + row, run * pages.head_dim);
+      j += run;
+    }
+  }
+
+ private:
+  HeadPages Pages(int64_t seq, int64_t kv_head) const {
+    const ConstTensorView& k = args_.k_pages;
+    const int64_t page_size = k.dim(2), head_dim = k.dim(3);
+    const int64_t head_bytes = DTypeBytes(k.dtype(), kv_head * page_size * head_dim);
+    return {static_cast<const std::byte*>(k.raw()) + head_bytes,
+            static_cast<const std::byte*>(args_.v_pages.raw()) + head_bytes,
+            k.dtype(),
+            head_dim,
+            page_size,
+            k.dim(1) * page_size * head_dim,
+            args_.page_ids.data() + args_.page_offsets[seq]};
+  }
+
+  const PagedAttentionArgs& args_;
+};
 
 }  // namespace
 
-absl::Status PagedAttentionCpu(const PagedAttentionArgs& args, Stream& stream) {
-  const CpuAttention attention(args);
+absl::Status AttendCpu(const AttentionCall& call, const StoredKeys& stored, Stream& stream) {
+  const CpuAttention attention(call, stored);
   const std::vector<Task> tasks = attention.Tasks();
   const int64_t thread_bytes = attention.ScratchBytes();
   ThreadPool& pool = stream.pool();
@@ -232,12 +279,26 @@ absl::Status PagedAttentionCpu(const PagedAttentionArgs& args, Stream& stream) {
   const auto run = [&](int64_t i) {
     attention.Run(tasks[i], scratch + ThreadPool::CurrentThread() * thread_bytes);
   };
-  if (NumMultiplyAdds(args) < kSerialMultiplyAdds) {
+  if (NumMultiplyAdds(call) < kSerialMultiplyAdds) {
     for (int64_t i = 0; i < static_cast<int64_t>(tasks.size()); ++i) run(i);
   } else {
     pool.ParallelForDynamic(static_cast<int64_t>(tasks.size()), run);
   }
   return absl::OkStatus();
+}
+
+absl::Status PagedAttentionCpu(const PagedAttentionArgs& args, Stream& stream) {
+  const FloatKeys stored(args);
+  const AttentionCall call = {args.q,
+                              args.out,
+                              args.token_offsets,
+                              args.context_lens,
+                              args.k_pages.dim(1),
+                              args.k_pages.dim(3),
+                              args.num_heads,
+                              args.scale,
+                              args.window};
+  return AttendCpu(call, stored, stream);
 }
 
 }  // namespace thinwire

@@ -10,7 +10,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "kernels/attention/paged_attention.h"
 #include "kernels/core/dtype.h"
 #include "kernels/core/stream.h"
@@ -64,20 +66,22 @@ struct KeyRange {
 };
 
 // Rows given and returned as fp32 [num_rows, PaddedFloats(head_dim)].
-struct FewRowsArgs {
-  HeadPages pages;
+struct FewRows {
   int64_t num_rows;      // at most kFewRows
-  const float* q;        // scaled; zero beyond head_dim
+  float* q;              // scaled; zero beyond head_dim; may be overwritten
   const KeyRange* keys;  // [num_rows]
   float* scores;         // scratch [num_rows, kFewRowsChunk]
   float* out;
 };
-void AttendFewRows(const FewRowsArgs& args);
+void AttendFewRows(const HeadPages& pages, const FewRows& rows);
 
 // Rows given and returned as fp32, transposed in blocks: [head_dim, kBlockRows] of block 0, of
 // block 1, ... Both ends of `keys` grow with the row.
 struct ManyRowsArgs {
-  HeadPages pages;
+  int64_t head_dim;
+  // Writes the keys and values of positions [begin, end), at most kManyRowsChunk, as fp32
+  // [end - begin, head_dim].
+  absl::FunctionRef<void(int64_t begin, int64_t end, float* k, float* v)> widen;
   int64_t num_rows;
   const float* q;        // scaled; zero beyond num_rows
   const KeyRange* keys;  // [num_rows rounded up to kBlockRows], those beyond num_rows empty: {0, 0}
@@ -89,7 +93,39 @@ struct ManyRowsArgs {
 };
 void AttendManyRows(const ManyRowsArgs& args);
 
+// What calls of attention have in common, as in PagedAttentionArgs.
+struct AttentionCall {
+  ConstTensorView q;
+  TensorView out;
+  absl::Span<const int32_t> token_offsets;
+  absl::Span<const int32_t> context_lens;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  int64_t num_heads;
+  float scale;
+  int64_t window;
+};
+
+// How the keys and values of a call's sequences lie in memory. Both calls come from several threads
+// at once.
+class StoredKeys {
+ public:
+  virtual ~StoredKeys() = default;
+
+  // The channel that each position of a row holds, [head_dim]: q is given and out is taken in this
+  // order. Null: as in the model.
+  virtual const int32_t* KOrder(int64_t /*kv_head*/) const { return nullptr; }
+  virtual const int32_t* VOrder(int64_t /*kv_head*/) const { return nullptr; }
+
+  virtual void AttendFew(int64_t seq, int64_t kv_head, const FewRows& rows) const = 0;
+
+  // As ManyRowsArgs::widen.
+  virtual void Widen(int64_t seq, int64_t kv_head, int64_t begin, int64_t end, float* k,
+                     float* v) const = 0;
+};
+
 // Arguments are checked and on the CPU. Scratch per thread is bounded whatever the context.
+absl::Status AttendCpu(const AttentionCall& call, const StoredKeys& stored, Stream& stream);
 absl::Status PagedAttentionCpu(const PagedAttentionArgs& args, Stream& stream);
 
 }  // namespace thinwire

@@ -6,7 +6,6 @@
 #include <cstdint>
 
 #include "kernels/attention/paged_attention_cpu.h"
-#include "kernels/convert/convert.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attention/paged_attention_many_cpu.cc"
@@ -217,8 +216,7 @@ void AttendBlock(const Chunk& chunk, const Block& block, int64_t num_rows, int64
 }
 
 void AttendMany(const ManyRowsArgs& args) {
-  const HeadPages& pages = args.pages;
-  const int64_t head_dim = pages.head_dim;
+  const int64_t head_dim = args.head_dim;
   const int64_t num_blocks = (args.num_rows + kBlockRows - 1) / kBlockRows;
   std::fill(args.maxima, args.maxima + num_blocks * kBlockRows, kMasked);
   std::fill(args.sums, args.sums + num_blocks * kBlockRows, 0.0f);
@@ -227,22 +225,15 @@ void AttendMany(const ManyRowsArgs& args) {
   const int64_t last = args.keys[args.num_rows - 1].end;
   const float* k_rows[kManyRowsChunk];
   const float* v_rows[kManyRowsChunk];
-  for (int64_t begin = first; begin < last; begin += kManyRowsChunk) {
-    const int64_t end = std::min(last, begin + kManyRowsChunk);
-    for (int64_t j = begin; j < end;) {
-      const int64_t run = pages.Run(j, end);
-      // fp32 is copied too: the tiles below pass over the rows many times, which pages far apart
-      // slow down.
-      float* k_wide = args.wide + (j - begin) * head_dim;
-      float* v_wide = k_wide + kManyRowsChunk * head_dim;
-      ConvertToFloat(pages.k + pages.Offset(j), pages.dtype, k_wide, run * head_dim);
-      ConvertToFloat(pages.v + pages.Offset(j), pages.dtype, v_wide, run * head_dim);
-      for (int64_t i = 0; i < run; ++i) {
-        k_rows[j - begin + i] = k_wide + i * head_dim;
-        v_rows[j - begin + i] = v_wide + i * head_dim;
-      }
-      j += run;
-    }
+  for (int64_t j = 0; j < kManyRowsChunk; ++j) {
+    k_rows[j] = args.wide + j * head_dim;
+    v_rows[j] = k_rows[j] + kManyRowsChunk * head_dim;
+  }
+  // Chunks end at multiples of their size, wherever the first begins: the order of a row's sums is
+  // a function of its positions, not of the other rows.
+  for (int64_t begin = first, end = 0; begin < last; begin = end) {
+    end = std::min(last, (begin / kManyRowsChunk + 1) * kManyRowsChunk);
+    args.widen(begin, end, args.wide, args.wide + kManyRowsChunk * head_dim);
     for (int64_t b = 0; b < num_blocks; ++b) {
       const int64_t num_rows = std::min(kBlockRows, args.num_rows - b * kBlockRows);
       const KeyRange* keys = args.keys + b * kBlockRows;
