@@ -55,7 +55,7 @@ struct IntegerLinearArgs {
 // 0. InvalidArgument names what does not fit; Unimplemented on a device without this operator.
 absl::Status IntegerLinear(const IntegerLinearArgs& args, Stream& stream);
 
-// The definition, isum in int64 and the rest in double, for tests.
+// The definition, sums over a segment exact and the rest in double, for tests.
 absl::Status IntegerLinearReference(const IntegerLinearArgs& args);
 
 }  // namespace thinwire

@@ -1,0 +1,30 @@
+// What the two ways of IntegerLinear share. Private to kernels/coded_linear.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/coded_linear/coded_linear_cpu.h"
+#include "kernels/core/stream.h"
+
+namespace thinwire {
+
+// A call's arguments as the kernels want them.
+struct IntegerCall {
+  const IntegerLinearArgs* args = nullptr;
+  std::vector<Segment> segments;
+  const uint8_t* x = nullptr;  // rearranged codes, [num_tokens, x_stride]
+  int64_t x_stride = 0;
+  const int32_t* code_sums = nullptr;  // of each segment, [num_tokens, num_segments]
+  std::byte* scratch = nullptr;        // for the kernel: 64-byte aligned
+};
+
+// Rearranges the codes, unless they lie as wanted already, and adds them up. Uses the stream's
+// scratch; `scratch_bytes` of it are the kernel's.
+absl::StatusOr<IntegerCall> PrepareIntegerCall(const IntegerLinearArgs& args,
+                                               std::vector<Segment> segments, int64_t scratch_bytes,
+                                               Stream& stream);
+
+}  // namespace thinwire

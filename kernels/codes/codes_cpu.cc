@@ -1,0 +1,163 @@
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/codes/codes_internal.h"
+#include "kernels/core/check.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/codes/codes_cpu.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.h.
+#include "hwy/highway.h"
+#include "kernels/codes/codes_inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace thinwire {
+namespace HWY_NAMESPACE {
+
+// Calls body(i, n, load) for vectors of a row: columns [i, i + n) and load(pointer to the row's
+// first element), the values of a parallel row there as floats, zero beyond n.
+template <class Body>
+HWY_INLINE void ForEachVector(int64_t width, Body body) {
+  const hn::ScalableTag<float> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+  for (; i + lanes <= width; i += lanes) {
+    body(i, static_cast<size_t>(lanes),
+         [d, i](const auto* row) HWY_ATTR { return LoadFloats(d, row + i); });
+  }
+  if (i < width) {
+    const auto rest = static_cast<size_t>(width - i);
+    body(i, rest,
+         [d, i, rest](const auto* row) HWY_ATTR { return LoadFloatsPartial(d, row + i, rest); });
+  }
+}
+
+template <typename T>
+float RowGain(GainKind kind, const T* HWY_RESTRICT x, const float* HWY_RESTRICT inverse_step,
+              int64_t width) {
+  const hn::ScalableTag<float> d;
+  auto sum = hn::Zero(d);
+  auto largest = hn::Zero(d);
+  ForEachVector(width, [&](int64_t, size_t, auto load) HWY_ATTR {
+    const auto u = hn::Mul(load(x), load(inverse_step));
+    sum = hn::MulAdd(u, u, sum);
+    largest = hn::Max(largest, hn::Abs(u));
+  });
+  if (kind == GainKind::kMax) return RoundGain(hn::GetLane(hn::MaxOfLanes(d, largest)));
+  const float mean = hn::GetLane(hn::SumOfLanes(d, sum)) / static_cast<float>(width);
+  return RoundGain(std::sqrt(mean));
+}
+
+template <typename T>
+void QuantizeRowsOf(const QuantizeArgs& args, int64_t begin, int64_t end) {
+  const hn::ScalableTag<float> d;
+  const int64_t width = args.x.dim(1);
+  const float* const inverse_step = args.inverse_step.data<float>();
+  const float* const zero = args.zero.data<float>();
+  const uint8_t* const max_code = args.max_code.data<uint8_t>();
+  const uint8_t* const snap = args.snap.empty() ? nullptr : args.snap.data<uint8_t>();
+  for (int64_t t = begin; t < end; ++t) {
+    const T* const x = args.x.data<T>() + t * args.x.row_stride();
+    uint8_t* const codes = args.codes.mutable_data<uint8_t>() + t * args.codes.row_stride();
+    float gain = 1.0f;
+    if (args.gain != GainKind::kNone) gain = RowGain(args.gain, x, inverse_step, width);
+    if (!args.gains.empty()) args.gains.mutable_data<float>()[t] = gain;
+    const auto inverse_gain = hn::Set(d, 1.0f / gain);
+    if (args.gain == GainKind::kNone) {
+      ForEachVector(width, [&](int64_t i, size_t n, auto load) HWY_ATTR {
+        StoreCodes(d, hn::MulAdd(load(x), load(inverse_step), load(zero)), max_code + i, codes + i,
+                   n);
+      });
+    } else {
+      ForEachVector(width, [&](int64_t i, size_t n, auto load) HWY_ATTR {
+        const auto u = hn::Mul(load(x), load(inverse_step));
+        StoreCodes(d, hn::MulAdd(u, inverse_gain, load(zero)), max_code + i, codes + i, n);
+      });
+    }
+    if (snap == nullptr) continue;
+    for (int64_t c = 0; c < width; ++c) codes[c] = snap[codes[c]];
+  }
+}
+
+void QuantizeRows(const QuantizeArgs& args, int64_t begin, int64_t end) {
+  switch (args.x.dtype()) {
+    case DType::kF32:
+      return QuantizeRowsOf<float>(args, begin, end);
+    case DType::kF16:
+      return QuantizeRowsOf<Half>(args, begin, end);
+    case DType::kBF16:
+      return QuantizeRowsOf<BFloat16>(args, begin, end);
+    default:
+      TW_CHECK(IsFloat(args.x.dtype()));
+  }
+}
+
+template <typename T>
+void RoundRowsOf(const RoundToCodesArgs& args, int64_t begin, int64_t end) {
+  const hn::ScalableTag<float> d;
+  const float* const step = args.step.data<float>();
+  const float* const inverse_step = args.inverse_step.data<float>();
+  const float* const zero = args.zero.data<float>();
+  const uint8_t* const max_code = args.max_code.data<uint8_t>();
+  for (int64_t t = begin; t < end; ++t) {
+    T* const x = args.x.mutable_data<T>() + t * args.x.row_stride();
+    ForEachVector(args.x.dim(1), [&](int64_t i, size_t n, auto load) HWY_ATTR {
+      const auto zeros = load(zero);
+      const auto codes = RoundCodes(d, hn::MulAdd(load(x), load(inverse_step), zeros),
+                                    LoadMaxCodes(d, max_code + i, n));
+      const auto value = hn::Mul(load(step), hn::Sub(hn::ConvertTo(d, codes), zeros));
+      if (n == hn::Lanes(d)) {
+        StoreFloats(d, value, x + i);
+      } else {
+        StoreFloatsPartial(d, value, x + i, n);
+      }
+    });
+  }
+}
+
+void RoundRows(const RoundToCodesArgs& args, int64_t begin, int64_t end) {
+  switch (args.x.dtype()) {
+    case DType::kF32:
+      return RoundRowsOf<float>(args, begin, end);
+    case DType::kF16:
+      return RoundRowsOf<Half>(args, begin, end);
+    case DType::kBF16:
+      return RoundRowsOf<BFloat16>(args, begin, end);
+    default:
+      TW_CHECK(IsFloat(args.x.dtype()));
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace thinwire
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace thinwire {
+namespace {
+
+HWY_EXPORT(QuantizeRows);
+HWY_EXPORT(RoundRows);
+
+// Below this many elements, waking another thread costs more than it saves.
+constexpr int64_t kElementsPerThread = 32768;
+
+}  // namespace
+
+void QuantizeCpu(const QuantizeArgs& args, Stream& stream) {
+  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / args.x.dim(1));
+  stream.pool().ParallelFor(args.x.dim(0), grain, [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(QuantizeRows)(args, begin, end);
+  });
+}
+
+void RoundToCodesCpu(const RoundToCodesArgs& args, Stream& stream) {
+  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / args.x.dim(1));
+  stream.pool().ParallelFor(args.x.dim(0), grain, [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(RoundRows)(args, begin, end);
+  });
+}
+
+}  // namespace thinwire
+#endif  // HWY_ONCE
