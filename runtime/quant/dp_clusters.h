@@ -18,9 +18,10 @@ struct Partition {
 
 // The partition of channels [0, num_channels), in the order given, into at most max_clusters >= 1
 // consecutive clusters with the least total cost, by dynamic programming over cost(begin, end), end
-// > begin. Of equal costs, the one with the fewest clusters, then the smaller last cluster begin.
-// `alignment` >= 1: 16 keeps packed codes of every width on whole bytes. cost is called once for
-// each of the (n / alignment)^2 / 2 aligned ranges and must not be NaN.
+// > begin. Of equal totals: the fewest clusters, then the longest last one. `alignment` >= 1: 16
+// keeps packed codes of every width on whole bytes. cost is called once for each of the (n /
+// alignment)^2 / 2 aligned ranges: ends ascending and, for one end, begins descending. It must not
+// be NaN.
 Partition OptimalPartition(int64_t num_channels, int64_t alignment, int64_t max_clusters,
                            absl::FunctionRef<double(int64_t begin, int64_t end)> cost);
 
@@ -29,7 +30,8 @@ struct StepPartition : Partition {
 };
 
 // The same where a cluster costs min over s of the sum of errors[c, s] over its channels: `errors`
-// [num_channels, num_steps] is what channel c loses with the s-th candidate step.
+// [num_channels, num_steps] is what channel c loses with the s-th candidate step. Of equal steps,
+// the first.
 StepPartition OptimalStepPartition(absl::Span<const double> errors, int64_t num_channels,
                                    int64_t num_steps, int64_t alignment, int64_t max_clusters);
 

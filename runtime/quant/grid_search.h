@@ -23,9 +23,13 @@ struct UniformGrid {
 float RoundToGrid(const UniformGrid& grid, float x);
 
 // The grid with code 0 at `minimum` and the last at `maximum` (minimum <= maximum, finite): min-max
-// ranges, for 8 bits and more. A single point becomes code 0 or the last one, exactly, whatever it
-// is.
+// ranges, for 8 bits. A single point is kept exactly. A range narrower than 2^-20 of its distance
+// from zero gets a coarser step, as fp32 could not tell its codes apart.
 UniformGrid GridOfRange(float minimum, float maximum, int bits);
+
+// The grid with this step (> 0) whose codes lie evenly about the middle of [minimum, maximum]: for
+// channels that share a cluster's step.
+UniformGrid CentredGrid(float minimum, float maximum, float step, int bits);
 
 // sum_t w_t (x_t - x^_t)^2. `weights` is empty (all 1) or as long as x.
 double GridError(absl::Span<const float> x, absl::Span<const float> weights,
@@ -56,13 +60,13 @@ struct GridFit {
 absl::StatusOr<GridFit> SearchGrid(absl::Span<const float> x, absl::Span<const float> weights,
                                    const GridSearchOptions& options);
 
-// [steps.size()]: for each step the least GridError over grids with this step: the zero is the
-// range's middle or the weighted mean's, whichever is better, then refined as above. One channel's
-// row of OptimalStepPartition's table.
+// [steps.size()]: for each step the GridError of FitZero: one channel's row of
+// OptimalStepPartition's table. x and weights must be finite.
 std::vector<double> StepErrors(absl::Span<const float> x, absl::Span<const float> weights, int bits,
                                absl::Span<const float> steps);
 
-// The zero that StepErrors found for a step.
+// A grid with this step (> 0) and a good zero for the samples: codes about the range's middle or
+// about the weighted mean, each refined by least squares as above, and the better of the two.
 GridFit FitZero(absl::Span<const float> x, absl::Span<const float> weights, int bits, float step);
 
 // num_steps >= 1 steps in geometric progression from smallest to largest, both > 0.
