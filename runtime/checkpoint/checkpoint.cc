@@ -12,6 +12,7 @@
 #include "kernels/core/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "runtime/checkpoint/block_copy.h"
+#include "runtime/checkpoint/rptq_file.h"
 #include "runtime/json/json_file.h"
 
 namespace thinwire {
@@ -144,10 +145,17 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& dir) {
     return checkpoint;
   }
   for (const std::string& name : names) {
-    if (!absl::EndsWith(name, kSuffix)) continue;
+    if (!absl::EndsWith(name, kSuffix) || name == kRptqFileName) continue;
     TW_RETURN_IF_ERROR(checkpoint.AddFile(absl::StrCat(dir, "/", name)));
   }
   if (checkpoint.files_.empty()) return NoSafetensors(dir, names);
+  return checkpoint;
+}
+
+absl::StatusOr<Checkpoint> Checkpoint::OpenFile(const std::string& path) {
+  Checkpoint checkpoint;
+  checkpoint.dir_ = std::filesystem::path(path).parent_path().string();
+  TW_RETURN_IF_ERROR(checkpoint.AddFile(path));
   return checkpoint;
 }
 

@@ -27,8 +27,9 @@ struct TensorSlice {
 class Checkpoint {
  public:
   // Which files: those that model.safetensors.index.json names, else model.safetensors, else every
-  // *.safetensors file. Reads headers only. All tensors of these files count, also those that an
-  // index leaves out. Errors, besides those of SafetensorsFile::Open and ReadJsonFile:
+  // *.safetensors file but rptq.safetensors. Reads headers only. All tensors of these files count,
+  // also those that an index leaves out. Errors, besides those of SafetensorsFile::Open and
+  // ReadJsonFile:
   // - NotFound: the folder, its safetensors files, or a file that the index names. Where there are
   //   pickles instead (pytorch_model.bin), the message says how to convert them.
   // - FailedPrecondition: not a folder.
@@ -36,6 +37,9 @@ class Checkpoint {
   //   folder; a tensor in two files.
   // - DataLoss: a tensor that is not in the file which the index says.
   static absl::StatusOr<Checkpoint> Open(const std::string& dir);
+
+  // One file by itself. The same errors.
+  static absl::StatusOr<Checkpoint> OpenFile(const std::string& path);
 
   const std::string& dir() const { return dir_; }
 

@@ -279,6 +279,9 @@ TEST(CheckpointFilesTest, WithoutAnIndexTheSingleFileOrAllFilesCount) {
   const TestFolder folder;
   WriteShards(folder);
   EXPECT_THAT(Checkpoint::Open(folder.path())->Names(), ElementsAre("a", "b", "c"));
+  // Which is no weights.
+  folder.Write("rptq.safetensors", SafetensorsBytes(std::vector{Ints("order", {1}, {0})}));
+  EXPECT_THAT(Checkpoint::Open(folder.path())->Names(), ElementsAre("a", "b", "c"));
   folder.Write("model.safetensors", SafetensorsBytes(std::vector{Ints("only", {1}, {1})}));
   EXPECT_THAT(Checkpoint::Open(folder.path())->Names(), ElementsAre("only"));
 }

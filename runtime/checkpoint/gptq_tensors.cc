@@ -18,10 +18,7 @@
 namespace thinwire {
 namespace {
 
-// 32 codes fill `bits` words exactly.
-constexpr int64_t kUnit = 32;
-constexpr int kRunsPerUnit = kUnit / kCodesPerRun;
-constexpr int kMaxBits = 8;
+constexpr int64_t kUnit = kCodesPerUnit;
 
 constexpr int64_t kScratchBytes = int64_t{4} << 20;
 
@@ -31,35 +28,80 @@ std::string TensorName(absl::string_view name, absl::string_view part) {
   return absl::StrCat(name, ".", part);
 }
 
-// The words of 32 codes: all that [begin, end) of them have among num_words, which are `stride`
-// apart; others count as 0.
-void LoadUnit(const int32_t* words, int64_t stride, int64_t begin, int64_t num_words, int bits,
-              int32_t* unit) {
-  for (int w = 0; w < bits; ++w) {
-    const int64_t at = begin + w;
-    unit[w] = at >= 0 && at < num_words ? words[at * stride] : 0;
+// Words [first, first + num_words) of `num_rows` strings of bits, those of one index side by side.
+struct WordBlock {
+  const int32_t* words = nullptr;  // [num_words, num_rows]
+  int64_t first = 0;
+  int64_t num_words = 0;
+  int64_t num_rows = 0;
+
+  // The words of a row's unit; those outside the block are 0.
+  template <int kBits>
+  std::array<uint32_t, kBits> Unit(int64_t row, int64_t unit) const {
+    std::array<uint32_t, kBits> found;
+    for (int w = 0; w < kBits; ++w) {
+      const int64_t at = unit * kBits + w - first;
+      found[w] = at >= 0 && at < num_words ? static_cast<uint32_t>(words[at * num_rows + row]) : 0;
+    }
+    return found;
+  }
+};
+
+// Codes [begin, end) of every row, of one unit. codes: [num_rows, end - begin].
+template <int kBits>
+void UnpackPart(const WordBlock& from, int64_t begin, int64_t end, uint8_t* codes,
+                int64_t row_stride) {
+  const int64_t unit = begin / kUnit;
+  for (int64_t r = 0; r < from.num_rows; ++r) {
+    std::array<uint8_t, kUnit> all;
+    UnpackUnit<kBits>(from.Unit<kBits>(r, unit).data(), all.data());
+    std::copy(all.begin() + (begin - unit * kUnit), all.begin() + (end - unit * kUnit),
+              codes + r * row_stride);
   }
 }
 
-// Codes [begin, end) of a string of bits of which words [first_word, first_word + num_words) are
-// given, `stride` apart.
-void UnpackRange(const int32_t* words, int64_t stride, int64_t first_word, int64_t num_words,
-                 int bits, int64_t begin, int64_t end, uint8_t* codes) {
-  std::array<int32_t, kMaxBits> unit;
-  for (int64_t at = begin; at < end;) {
-    const int64_t unit_begin = at / kUnit * kUnit;
-    const int64_t unit_end = std::min(end, unit_begin + kUnit);
-    LoadUnit(words, stride, unit_begin / kUnit * bits - first_word, num_words, bits, unit.data());
-    if (unit_end - at == kUnit) {
-      UnpackCodes(unit.data(), bits, kRunsPerUnit, codes + (at - begin));
-    } else {
-      std::array<uint8_t, kUnit> all;
-      UnpackCodes(unit.data(), bits, kRunsPerUnit, all.data());
-      std::copy(all.begin() + (at - unit_begin), all.begin() + (unit_end - unit_begin),
-                codes + (at - begin));
+// Whole units [begin, end) of every row. Tiles of a few cache lines of many rows keep both sides in
+// the first-level cache, since the words of a row are far apart.
+template <int kBits>
+void UnpackUnits(const WordBlock& from, int64_t begin, int64_t end, uint8_t* codes,
+                 int64_t row_stride) {
+  constexpr int64_t kTileRows = 64;
+  constexpr int64_t kTileUnits = 4;
+  for (int64_t tile = begin; tile < end; tile += kTileUnits) {
+    const int64_t tile_end = std::min(end, tile + kTileUnits);
+    for (int64_t row = 0; row < from.num_rows; row += kTileRows) {
+      const int64_t row_end = std::min(from.num_rows, row + kTileRows);
+      for (int64_t unit = tile; unit < tile_end; ++unit) {
+        for (int64_t r = row; r < row_end; ++r) {
+          UnpackUnit<kBits>(from.Unit<kBits>(r, unit).data(),
+                            codes + r * row_stride + (unit - begin) * kUnit);
+        }
+      }
     }
-    at = unit_end;
   }
+}
+
+// Codes `columns` of every row, whose words are all there. codes: [num_rows, columns.size()].
+void UnpackBlock(const WordBlock& from, int bits, Range columns, uint8_t* codes,
+                 int64_t row_stride) {
+  WithBits(bits, [&]<int kBits>() {
+    // Units that lie wholly inside, and what is left of them and right of them.
+    const int64_t begin = std::min(columns.end, (columns.begin + kUnit - 1) / kUnit * kUnit);
+    const int64_t end = std::max(begin, columns.end / kUnit * kUnit);
+    if (columns.begin < begin) {
+      UnpackPart<kBits>(from, columns.begin, begin, codes, row_stride);
+    }
+    UnpackUnits<kBits>(from, begin / kUnit, end / kUnit, codes + (begin - columns.begin),
+                       row_stride);
+    if (end < columns.end) {
+      UnpackPart<kBits>(from, end, columns.end, codes + (end - columns.begin), row_stride);
+    }
+  });
+}
+
+// 32 codes to `bits` words.
+void PackUnit(const uint8_t* codes, int bits, uint32_t* words) {
+  WithBits(bits, [&]<int kBits>() { thinwire::PackUnit<kBits>(codes, words); });
 }
 
 // What begins the messages about a tensor.
@@ -121,7 +163,7 @@ absl::Status AppendCodes(SafetensorsWriter& writer, const std::string& tensor, i
   const int64_t in_features = codes.dim(1);
   const int64_t units_per_step =
       std::max<int64_t>(1, kScratchBytes / (out_features * bits * int64_t{sizeof(int32_t)}));
-  std::vector<int32_t> words;
+  std::vector<uint32_t> words;
   for (int64_t begin = 0; begin < in_features; begin += units_per_step * kUnit) {
     const int64_t end = std::min(in_features, begin + units_per_step * kUnit);
     const int64_t num_words = NumWords(end - begin, bits);
@@ -132,8 +174,8 @@ absl::Status AppendCodes(SafetensorsWriter& writer, const std::string& tensor, i
       for (int64_t at = begin; at < end; at += kUnit) {
         std::array<uint8_t, kUnit> unit = {};
         std::copy_n(row + at, std::min(kUnit, end - at), unit.data());
-        std::array<int32_t, kMaxBits> packed = {};
-        PackCodes(unit.data(), bits, kRunsPerUnit, packed.data());
+        std::array<uint32_t, kMaxCodeBits> packed;
+        PackUnit(unit.data(), bits, packed.data());
         const int64_t first = (at - begin) / kUnit * bits;
         for (int64_t w = 0; w < std::min<int64_t>(bits, num_words - first); ++w) {
           words[(first + w) * out_features + o] = packed[w];
@@ -151,14 +193,16 @@ absl::Status AppendZeros(SafetensorsWriter& writer, const std::string& tensor,
   const int max_code = (1 << config.bits) - 1;
   const int64_t num_units = (out_features + kUnit - 1) / kUnit;
   std::vector<uint8_t> stored(num_units * kUnit, 0);
-  std::vector<int32_t> words(num_units * config.bits);
+  std::vector<uint32_t> words(num_units * config.bits);
   for (int64_t g = 0; g < zeros.dim(1); ++g) {
     for (int64_t o = 0; o < out_features; ++o) {
       const int zero = zeros.data<uint8_t>()[o * zeros.row_stride() + g];
       TW_CHECK_LE(zero, max_code);
       stored[o] = static_cast<uint8_t>((config.zeros_as_they_are ? zero : zero - 1) & max_code);
     }
-    PackCodes(stored.data(), config.bits, static_cast<int>(num_units) * kRunsPerUnit, words.data());
+    for (int64_t unit = 0; unit < num_units; ++unit) {
+      PackUnit(stored.data() + unit * kUnit, config.bits, words.data() + unit * config.bits);
+    }
     TW_RETURN_IF_ERROR(writer.AppendValues(
         tensor, absl::MakeConstSpan(words.data(), NumWords(out_features, config.bits))));
   }
@@ -249,15 +293,12 @@ absl::Status GptqLinear::ReadCodes(Range rows, Range columns, TensorView codes) 
                         Tensor::Allocate(DType::kI32, {words.size(), rows.size()}, Device::Cpu()));
     TW_RETURN_IF_ERROR(checkpoint_->Read(TensorName(name_, "qweight"), {all_words, out_features_},
                                          {.rows = words, .columns = rows}, packed.mutable_view()));
-    const auto* from = packed.view().data<int32_t>();
-    while (begin < end) {
-      const int64_t unit_end = std::min(end, (begin / kUnit + 1) * kUnit);
-      for (int64_t r = 0; r < rows.size(); ++r) {
-        UnpackRange(from + r, rows.size(), words.begin, words.size(), bits, begin, unit_end,
-                    out + r * codes.row_stride() + (begin - columns.begin));
-      }
-      begin = unit_end;
-    }
+    UnpackBlock({.words = packed.view().data<int32_t>(),
+                 .first = words.begin,
+                 .num_words = words.size(),
+                 .num_rows = rows.size()},
+                bits, {begin, end}, out + (begin - columns.begin), codes.row_stride());
+    begin = end;
   }
   return absl::OkStatus();
 }
@@ -285,8 +326,11 @@ absl::Status GptqLinear::ReadScales(Range rows, TensorView scales, TensorView ze
   const int symmetric = 1 << (bits - 1);
   std::vector<uint8_t> stored(rows.size());
   for (int64_t g = 0; g < num_groups_; ++g) {
-    UnpackRange(packed.view().data<int32_t>() + g * words.size(), 1, words.begin, words.size(),
-                bits, rows.begin, rows.end, stored.data());
+    UnpackBlock({.words = packed.view().data<int32_t>() + g * words.size(),
+                 .first = words.begin,
+                 .num_words = words.size(),
+                 .num_rows = 1},
+                bits, rows, stored.data(), 0);
     for (int64_t r = 0; r < rows.size(); ++r) {
       const float scale = by_group.view().data<float>()[g * rows.size() + r];
       if (!std::isfinite(scale)) {

@@ -1,7 +1,7 @@
 #include "runtime/checkpoint/gptq_tensors.h"
 
+#include <array>
 #include <cmath>
-#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -104,6 +104,29 @@ TEST(PackedCodesTest, SpreadingIsTheInverseOfGathering) {
       EXPECT_EQ(SpreadCodes(packed, bits), codes);
       EXPECT_EQ(GatherCodes(codes, bits), packed);
     }
+  }
+}
+
+TEST(PackedCodesTest, AUnitIsAStringOfBits) {
+  std::mt19937 random(2);
+  for (const int bits : {2, 3, 4, 8}) {
+    std::array<uint8_t, kCodesPerUnit> codes;
+    std::array<uint32_t, kMaxCodeBits> expected = {};
+    for (int j = 0; j < kCodesPerUnit; ++j) {
+      codes[j] = static_cast<uint8_t>(random() % (1u << bits));
+      for (int b = 0; b < bits; ++b) {
+        const int at = j * bits + b;
+        expected[at / 32] |= (uint32_t{codes[j]} >> b & 1) << at % 32;
+      }
+    }
+    std::array<uint32_t, kMaxCodeBits> words = {};
+    std::array<uint8_t, kCodesPerUnit> back;
+    WithBits(bits, [&]<int kBits>() {
+      PackUnit<kBits>(codes.data(), words.data());
+      UnpackUnit<kBits>(words.data(), back.data());
+    });
+    EXPECT_EQ(words, expected);
+    EXPECT_EQ(back, codes);
   }
 }
 

@@ -5,10 +5,13 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/core/check.h"
+
 namespace thinwire {
 
-// 8 codes are `bits` bytes.
-inline constexpr int kCodesPerRun = 8;
+inline constexpr int kCodesPerRun = 8;    // `bits` bytes
+inline constexpr int kCodesPerUnit = 32;  // `bits` words
+inline constexpr int kMaxCodeBits = 8;
 
 // The low 8 * bits bits of `packed` as 8 codes, one in each byte.
 inline uint64_t SpreadCodes(uint64_t packed, int bits) {
@@ -29,23 +32,50 @@ inline uint64_t GatherCodes(uint64_t codes, int bits) {
   return (codes | codes >> (32 - 4 * bits)) & low(8 * bits);
 }
 
-// `num_runs` times 8 codes, one a byte, from `num_runs` times `bits` bytes.
-inline void UnpackCodes(const void* packed, int bits, int num_runs, uint8_t* codes) {
-  for (int run = 0; run < num_runs; ++run) {
-    uint64_t value = 0;
-    std::memcpy(&value, static_cast<const uint8_t*>(packed) + run * bits, bits);
-    value = SpreadCodes(value, bits);
+// 32 codes, one a byte, from kBits words.
+template <int kBits>
+inline void UnpackUnit(const uint32_t* words, uint8_t* codes) {
+  for (int run = 0; run < kCodesPerUnit / kCodesPerRun; ++run) {
+    const int word = run * kCodesPerRun * kBits / 32;
+    const int shift = run * kCodesPerRun * kBits % 32;
+    uint64_t value = words[word];
+    if (word + 1 < kBits) value |= uint64_t{words[word + 1]} << 32;
+    value >>= shift;
+    if (kBits < 8) value &= (uint64_t{1} << (kBits * kCodesPerRun % 64)) - 1;
+    value = SpreadCodes(value, kBits);
     std::memcpy(codes + run * kCodesPerRun, &value, sizeof(value));
   }
 }
 
 // The inverse.
-inline void PackCodes(const uint8_t* codes, int bits, int num_runs, void* packed) {
-  for (int run = 0; run < num_runs; ++run) {
-    uint64_t value = 0;
+template <int kBits>
+inline void PackUnit(const uint8_t* codes, uint32_t* words) {
+  for (int word = 0; word < kBits; ++word) words[word] = 0;
+  for (int run = 0; run < kCodesPerUnit / kCodesPerRun; ++run) {
+    const int word = run * kCodesPerRun * kBits / 32;
+    const int shift = run * kCodesPerRun * kBits % 32;
+    uint64_t value;
     std::memcpy(&value, codes + run * kCodesPerRun, sizeof(value));
-    value = GatherCodes(value, bits);
-    std::memcpy(static_cast<uint8_t*>(packed) + run * bits, &value, bits);
+    value = GatherCodes(value, kBits) << shift;
+    words[word] |= static_cast<uint32_t>(value);
+    if (word + 1 < kBits) words[word + 1] |= static_cast<uint32_t>(value >> 32);
+  }
+}
+
+// Calls work.operator()<kBits>() for bits of 2, 3, 4 or 8.
+template <typename Work>
+inline void WithBits(int bits, const Work& work) {
+  switch (bits) {
+    case 2:
+      return work.template operator()<2>();
+    case 3:
+      return work.template operator()<3>();
+    case 4:
+      return work.template operator()<4>();
+    case 8:
+      return work.template operator()<8>();
+    default:
+      TW_CHECK(false);
   }
 }
 

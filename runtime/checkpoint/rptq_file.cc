@@ -23,7 +23,7 @@ namespace {
 constexpr char kFormatPrefix[] = "thinwire-rptq-";
 constexpr int kFormatVersion = 1;
 constexpr int kUncodedBits = 16;
-constexpr int kMaxCodeBits = 8;
+constexpr int kMaxBits = 8;
 constexpr size_t kNumLevels = 16;
 constexpr int kLevelBits = 4;
 constexpr const char* kGains[] = {"", "rms", "max"};  // by number in the file
@@ -91,10 +91,10 @@ absl::Status CheckOffsets(const SiteContext& context, const SiteCodes& codes, in
 absl::Status CheckBits(const SiteContext& context, const SiteCodes& codes) {
   if (codes.bits.empty()) return context.Error("bits", "expected one or more clusters, found none");
   for (const int bits : codes.bits) {
-    const bool allowed = codes.coded() ? bits >= 1 && bits <= kMaxCodeBits : bits == kUncodedBits;
+    const bool allowed = codes.coded() ? bits >= 1 && bits <= kMaxBits : bits == kUncodedBits;
     if (!allowed) {
       return context.Error("bits", "expected ",
-                           codes.coded() ? absl::StrCat("1 to ", kMaxCodeBits, " beside a step")
+                           codes.coded() ? absl::StrCat("1 to ", kMaxBits, " beside a step")
                                          : absl::StrCat(kUncodedBits, " without a step"),
                            ", found ", bits);
     }
