@@ -1,7 +1,10 @@
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 
+#include "absl/functional/function_ref.h"
 #include "kernels/core/check.h"
+#include "kernels/core/status_macros.h"
 #include "kernels/norm/norm_internal.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -9,6 +12,7 @@
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
 #include "hwy/highway.h"
+#include "kernels/codes/codes_inl.h"
 #include "kernels/convert/convert_inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -59,18 +63,15 @@ HWY_INLINE float SumOver(const T* HWY_RESTRICT row, int64_t n, Term term) {
   return hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
-// (x - mean) * scale * weight + bias; null weight and bias are ones and zeros.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V ScaleAndShift(V x, V mean, V scale, V weight, V bias) {
-  return hn::MulAdd(hn::Mul(hn::Sub(x, mean), scale), weight, bias);
-}
+// What a row is normalised with: (x - mean) * scale.
+struct Moments {
+  float mean;
+  float scale;
+};
 
 template <typename T>
-void NormRow(NormKind kind, const T* row, const float* HWY_RESTRICT weight,
-             const float* HWY_RESTRICT bias, float epsilon, T* out, int64_t n) {
+Moments RowMoments(NormKind kind, const T* HWY_RESTRICT row, float epsilon, int64_t n) {
   const hn::ScalableTag<float> d;
-  using D = decltype(d);
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const auto count = static_cast<float>(n);
   float mean = 0.0f;
   if (kind == NormKind::kLayerNorm) {
@@ -84,47 +85,150 @@ void NormRow(NormKind kind, const T* row, const float* HWY_RESTRICT weight,
                                    return hn::Mul(difference, difference);
                                  }) /
                          count;
-  const auto scale = hn::Set(d, 1.0f / std::sqrt(variance + epsilon));
-  const auto one = hn::Set(d, 1.0f);
-  const auto zero = hn::Zero(d);
+  return {mean, 1.0f / std::sqrt(variance + epsilon)};
+}
+
+// Calls body(i, count, load) for columns [i, i + count) of a row, a vector or what is left at the
+// end; load(p) gives the values at p[i] on, any zeros beyond count.
+template <class Body>
+HWY_INLINE void ForEachVector(int64_t n, Body body) {
+  const hn::ScalableTag<float> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) {
-    const auto w = weight == nullptr ? one : hn::LoadU(d, weight + i);
-    const auto b = bias == nullptr ? zero : hn::LoadU(d, bias + i);
-    StoreFloats(d, ScaleAndShift<D>(LoadFloats(d, row + i), means, scale, w, b), out + i);
+    body(i, static_cast<size_t>(lanes),
+         [d, i](const auto* p) HWY_ATTR { return LoadFloats(d, p + i); });
   }
   if (i < n) {
     const auto rest = static_cast<size_t>(n - i);
-    const auto w = weight == nullptr ? one : LoadFloatsPartial(d, weight + i, rest);
-    const auto b = bias == nullptr ? zero : LoadFloatsPartial(d, bias + i, rest);
-    const auto x = LoadFloatsPartial(d, row + i, rest);
-    StoreFloatsPartial(d, ScaleAndShift<D>(x, means, scale, w, b), out + i, rest);
+    body(i, rest,
+         [d, i, rest](const auto* p) HWY_ATTR { return LoadFloatsPartial(d, p + i, rest); });
   }
 }
 
+// The normalised row, before weight and bias.
 template <typename T>
-void NormRowsOf(const NormArgs& args, int64_t begin, int64_t end) {
+void NormaliseRow(const T* HWY_RESTRICT row, const Moments& moments, float* HWY_RESTRICT to,
+                  int64_t n) {
+  const hn::ScalableTag<float> d;
+  const auto mean = hn::Set(d, moments.mean);
+  const auto scale = hn::Set(d, moments.scale);
+  ForEachVector(n, [&](int64_t i, size_t count, auto load) HWY_ATTR {
+    const auto value = hn::Mul(hn::Sub(load(row), mean), scale);
+    if (count == hn::Lanes(d)) {
+      hn::StoreU(value, d, to + i);
+    } else {
+      StoreFloatsPartial(d, value, to + i, count);
+    }
+  });
+}
+
+// Calls body(j, count, load, y) as ForEachVector does, with y[j] the normalised row[order[j]], or
+// row[j] without an order. scratch: [n], with an order.
+template <typename T, class Body>
+HWY_INLINE void ForEachNormalised(const T* row, const Moments& moments,
+                                  const int32_t* HWY_RESTRICT order, float* HWY_RESTRICT scratch,
+                                  int64_t n, Body body) {
+  const hn::ScalableTag<float> d;
+  if (order == nullptr) {
+    const auto mean = hn::Set(d, moments.mean);
+    const auto scale = hn::Set(d, moments.scale);
+    ForEachVector(n, [&](int64_t j, size_t count, auto load) HWY_ATTR {
+      body(j, count, load, hn::Mul(hn::Sub(load(row), mean), scale));
+    });
+    return;
+  }
+  const hn::RebindToSigned<decltype(d)> di;
+  NormaliseRow(row, moments, scratch, n);
+  ForEachVector(n, [&](int64_t j, size_t count, auto load) HWY_ATTR {
+    if (count == hn::Lanes(d)) {
+      body(j, count, load, hn::GatherIndex(d, scratch, hn::LoadU(di, order + j)));
+      return;
+    }
+    HWY_ALIGN float padded[HWY_MAX_BYTES / sizeof(float)] = {};
+    for (size_t k = 0; k < count; ++k) padded[k] = scratch[order[j + static_cast<int64_t>(k)]];
+    body(j, count, load, hn::Load(d, padded));
+  });
+}
+
+template <typename T>
+void NormRow(const Moments& moments, const T* row, const int32_t* order,
+             const float* HWY_RESTRICT weight, const float* HWY_RESTRICT bias, T* out,
+             float* scratch, int64_t n) {
+  const hn::ScalableTag<float> d;
+  ForEachNormalised(row, moments, order, scratch, n,
+                    [&](int64_t j, size_t count, auto load, auto y) HWY_ATTR {
+                      const auto w = weight == nullptr ? hn::Set(d, 1.0f) : load(weight);
+                      const auto b = bias == nullptr ? hn::Zero(d) : load(bias);
+                      const auto value = hn::MulAdd(y, w, b);
+                      if (count == hn::Lanes(d)) {
+                        StoreFloats(d, value, out + j);
+                      } else {
+                        StoreFloatsPartial(d, value, out + j, count);
+                      }
+                    });
+}
+
+template <typename T>
+void NormRowsOf(const NormArgs& args, int64_t begin, int64_t end, float* scratch) {
   const int64_t hidden = args.x.dim(1);
   const float* weight = args.weight.empty() ? nullptr : args.weight.data<float>();
   const float* bias = args.bias.empty() ? nullptr : args.bias.data<float>();
+  const int32_t* order = args.order.empty() ? nullptr : args.order.data<int32_t>();
   for (int64_t t = begin; t < end; ++t) {
     T* row = args.x.mutable_data<T>() + t * args.x.row_stride();
     if (!args.delta.empty()) {
       AddRow(row, args.delta.data<T>() + t * args.delta.row_stride(), hidden);
     }
-    NormRow(args.kind, row, weight, bias, args.epsilon,
-            args.out.mutable_data<T>() + t * args.out.row_stride(), hidden);
+    const Moments moments = RowMoments(args.kind, row, args.epsilon, hidden);
+    NormRow(moments, row, order, weight, bias,
+            args.out.mutable_data<T>() + t * args.out.row_stride(), scratch, hidden);
   }
 }
 
-void NormRows(const NormArgs& args, int64_t begin, int64_t end) {
+void NormRows(const NormArgs& args, int64_t begin, int64_t end, float* scratch) {
   switch (args.x.dtype()) {
     case DType::kF32:
-      return NormRowsOf<float>(args, begin, end);
+      return NormRowsOf<float>(args, begin, end, scratch);
     case DType::kF16:
-      return NormRowsOf<Half>(args, begin, end);
+      return NormRowsOf<Half>(args, begin, end, scratch);
     case DType::kBF16:
-      return NormRowsOf<BFloat16>(args, begin, end);
+      return NormRowsOf<BFloat16>(args, begin, end, scratch);
+    default:
+      TW_CHECK(IsFloat(args.x.dtype()));
+  }
+}
+
+template <typename T>
+void NormCodesRowsOf(const NormCodesArgs& args, int64_t begin, int64_t end, float* scratch) {
+  const hn::ScalableTag<float> d;
+  const int64_t hidden = args.x.dim(1);
+  const auto* const weight = args.weight.data<float>();
+  const auto* const bias = args.bias.data<float>();
+  const auto* const max_code = args.max_code.data<uint8_t>();
+  const int32_t* order = args.order.empty() ? nullptr : args.order.data<int32_t>();
+  for (int64_t t = begin; t < end; ++t) {
+    T* row = args.x.mutable_data<T>() + t * args.x.row_stride();
+    if (!args.delta.empty()) {
+      AddRow(row, args.delta.data<T>() + t * args.delta.row_stride(), hidden);
+    }
+    uint8_t* const codes = args.codes.mutable_data<uint8_t>() + t * args.codes.row_stride();
+    ForEachNormalised(row, RowMoments(args.kind, row, args.epsilon, hidden), order, scratch, hidden,
+                      [&](int64_t j, size_t count, auto load, auto y) HWY_ATTR {
+                        StoreCodes(d, hn::MulAdd(y, load(weight), load(bias)), max_code + j,
+                                   codes + j, count);
+                      });
+  }
+}
+
+void NormCodesRows(const NormCodesArgs& args, int64_t begin, int64_t end, float* scratch) {
+  switch (args.x.dtype()) {
+    case DType::kF32:
+      return NormCodesRowsOf<float>(args, begin, end, scratch);
+    case DType::kF16:
+      return NormCodesRowsOf<Half>(args, begin, end, scratch);
+    case DType::kBF16:
+      return NormCodesRowsOf<BFloat16>(args, begin, end, scratch);
     default:
       TW_CHECK(IsFloat(args.x.dtype()));
   }
@@ -160,18 +264,45 @@ namespace thinwire {
 namespace {
 
 HWY_EXPORT(NormRows);
+HWY_EXPORT(NormCodesRows);
 HWY_EXPORT(AddRows);
 
 // Below this many elements, waking another thread costs more than it saves.
 constexpr int64_t kElementsPerThread = 32768;
 
+// Calls rows(begin, end, scratch) over the rows of x, with a row of floats for each thread if
+// `ordered`.
+absl::Status ForEachRange(const TensorView& x, bool ordered, Stream& stream,
+                          absl::FunctionRef<void(int64_t, int64_t, float*)> rows) {
+  const int64_t hidden = x.dim(1);
+  const int64_t row_floats = (hidden + 15) / 16 * 16;
+  float* scratch = nullptr;
+  if (ordered) {
+    TW_ASSIGN_OR_RETURN(std::byte * bytes, stream.Scratch(stream.pool().num_threads() * row_floats *
+                                                          static_cast<int64_t>(sizeof(float))));
+    scratch = reinterpret_cast<float*>(bytes);
+  }
+  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / hidden);
+  stream.pool().ParallelFor(x.dim(0), grain, [&](int64_t begin, int64_t end) {
+    rows(begin, end, ordered ? scratch + ThreadPool::CurrentThread() * row_floats : nullptr);
+  });
+  return absl::OkStatus();
+}
+
 }  // namespace
 
-void NormCpu(const NormArgs& args, Stream& stream) {
-  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / args.x.dim(1));
-  stream.pool().ParallelFor(args.x.dim(0), grain, [&](int64_t begin, int64_t end) {
-    HWY_DYNAMIC_DISPATCH(NormRows)(args, begin, end);
-  });
+absl::Status NormCpu(const NormArgs& args, Stream& stream) {
+  return ForEachRange(args.x, !args.order.empty(), stream,
+                      [&](int64_t begin, int64_t end, float* scratch) {
+                        HWY_DYNAMIC_DISPATCH(NormRows)(args, begin, end, scratch);
+                      });
+}
+
+absl::Status NormCodesCpu(const NormCodesArgs& args, Stream& stream) {
+  return ForEachRange(args.x, !args.order.empty(), stream,
+                      [&](int64_t begin, int64_t end, float* scratch) {
+                        HWY_DYNAMIC_DISPATCH(NormCodesRows)(args, begin, end, scratch);
+                      });
 }
 
 void AddInPlaceCpu(const TensorView& x, const ConstTensorView& delta, Stream& stream) {

@@ -7,11 +7,14 @@
 
 namespace thinwire {
 
-// InvalidArgument with what NormArgs promises and what was found.
+// InvalidArgument with what the structs promise and what was found.
 absl::Status CheckNormArgs(const NormArgs& args);
+absl::Status CheckNormCodesArgs(const NormCodesArgs& args);
 
-// Checked arguments in host memory, CPU stream, at least one token.
-void NormCpu(const NormArgs& args, Stream& stream);
+// Checked arguments in host memory, CPU stream, at least one token. ResourceExhausted without
+// memory for scratch.
+absl::Status NormCpu(const NormArgs& args, Stream& stream);
+absl::Status NormCodesCpu(const NormCodesArgs& args, Stream& stream);
 void AddInPlaceCpu(const TensorView& x, const ConstTensorView& delta, Stream& stream);
 
 }  // namespace thinwire
