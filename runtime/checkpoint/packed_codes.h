@@ -43,7 +43,7 @@ inline void UnpackUnit(const uint32_t* words, uint8_t* codes) {
     value >>= shift;
     if (kBits < 8) value &= (uint64_t{1} << (kBits * kCodesPerRun % 64)) - 1;
     value = SpreadCodes(value, kBits);
-    std::memcpy(codes + run * kCodesPerRun, &value, sizeof(value));
+    std::memcpy(&codes[run * kCodesPerRun], &value, sizeof(value));
   }
 }
 
@@ -55,7 +55,7 @@ inline void PackUnit(const uint8_t* codes, uint32_t* words) {
     const int word = run * kCodesPerRun * kBits / 32;
     const int shift = run * kCodesPerRun * kBits % 32;
     uint64_t value;
-    std::memcpy(&value, codes + run * kCodesPerRun, sizeof(value));
+    std::memcpy(&value, &codes[run * kCodesPerRun], sizeof(value));
     value = GatherCodes(value, kBits) << shift;
     words[word] |= static_cast<uint32_t>(value);
     if (word + 1 < kBits) words[word + 1] |= static_cast<uint32_t>(value >> 32);

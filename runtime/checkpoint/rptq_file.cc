@@ -190,8 +190,8 @@ void VisitBytes(Site& codes, const Part& part) {
 }
 
 std::vector<uint8_t> GainNumber(const SiteCodes& codes) {
-  for (uint8_t i = 1; i < std::size(kGains); ++i) {
-    if (codes.gain == kGains[i]) return {i};
+  for (size_t i = 1; i < std::size(kGains); ++i) {
+    if (codes.gain == kGains[i]) return {static_cast<uint8_t>(i)};
   }
   return {};
 }
