@@ -4,8 +4,7 @@
 //
 // The bytes: a safetensors file. Its __metadata__ is
 //   "format": "thinwire-rptq-1"    a reader refuses other numbers as not implemented
-//   "tp": "4"                      SiteCodes of down_in stay inside as many equal blocks; "0":
-//   whole
+//   "tp": "4"                      down_in is ordered inside as many equal blocks; "0": as a whole
 // and its tensors, for layer l = 0, 1, ... and SITE one of qkv_in, q, k, v, out_in, mlp_in,
 // down_in, each `layers.{l}.{SITE}.` and
 //   order    I32 [width]           position j holds channel order[j]

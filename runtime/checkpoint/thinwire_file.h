@@ -2,8 +2,7 @@
 //   {"format_version": 1, "tool_version": "0.1.0", "scheme": "w4a4kv",
 //    "weight_bits": 4, "act_bits": 16, "kv_bits": 4, "group_size": 128, "algorithm": "default",
 //    "first_token_exact": true, "tp": 4, "seed": 0,
-//    "calibration": {"source": "wiki.valid.raw", "sha256": "e3b0...", "nsamples": 256,
-//                    "seqlen": 512}}
+//    "calibration": {"source": "wiki.txt", "sha256": "e3b0...", "nsamples": 256, "seqlen": 512}}
 // Fields that a reader does not know are left alone.
 #pragma once
 
