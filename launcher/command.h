@@ -30,6 +30,7 @@ class Command {
 // Each adds its flags to `app`, which outlives the command.
 std::unique_ptr<Command> MakeRunCommand(CLI::App& app);
 std::unique_ptr<Command> MakeEvalCommand(CLI::App& app);
+std::unique_ptr<Command> MakeQuantizeCommand(CLI::App& app);
 std::unique_ptr<Command> MakeInspectCommand(CLI::App& app);
 std::unique_ptr<Command> MakeCheckCommand(CLI::App& app);
 std::unique_ptr<Command> MakeBenchCommand(CLI::App& app);

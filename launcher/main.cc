@@ -98,6 +98,7 @@ int Main(int argc, char** argv) {
   std::vector<std::unique_ptr<Command>> commands;
   commands.push_back(MakeRunCommand(app));
   commands.push_back(MakeEvalCommand(app));
+  commands.push_back(MakeQuantizeCommand(app));
   commands.push_back(MakeInspectCommand(app));
   commands.push_back(MakeCheckCommand(app));
   commands.push_back(MakeBenchCommand(app));

@@ -27,7 +27,7 @@ TEST(PagedKvCacheTest, BytesAreWhatTheShapeSays) {
   // 2 layers x (K and V) x 3 heads x 16 tokens x 8 dims x 2 bytes.
   const KvCacheShape shape = {2, 3, 8, 16, DType::kF16};
   EXPECT_EQ(shape.PageBytes(), 2 * 2 * 3 * 16 * 8 * 2);
-  PagedKvCache cache = PagedKvCache::Allocate(shape, 7, Device::Cpu()).value();
+  PagedKvCache cache = PagedKvCache::Allocate(shape, 7, 0, Device::Cpu()).value();
   EXPECT_EQ(cache.size_bytes(), 7 * shape.PageBytes());
   EXPECT_EQ(cache.k_pages(1).DebugString(), "fp16[7, 3, 16, 8]");
   EXPECT_NE(cache.k_pages(0).raw(), cache.v_pages(0).raw());
@@ -36,7 +36,7 @@ TEST(PagedKvCacheTest, BytesAreWhatTheShapeSays) {
 TEST(PagedKvCacheTest, TooMuchMemoryIsAStatus) {
   const KvCacheShape shape = {1, 1024, 1024, 1024, DType::kF32};
   const absl::Status status =
-      PagedKvCache::Allocate(shape, int64_t{1} << 20, Device::Cpu()).status();
+      PagedKvCache::Allocate(shape, int64_t{1} << 20, 0, Device::Cpu()).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
 }
 

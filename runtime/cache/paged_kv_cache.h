@@ -17,29 +17,49 @@ struct KvCacheShape {
   int64_t page_size = 0;  // tokens of a page
   DType dtype = DType::kF32;
 
+  // Where K and V are codes: bytes of a row (one token, one KV head) of each layer, as
+  // kernels/attention packs them. Empty: rows are head_dim values of dtype.
+  struct RowBytes {
+    int64_t k = 0;
+    int64_t v = 0;
+  };
+  std::vector<RowBytes> coded_rows;
+  // Whether codes of a sequence's first token have exact K and V beside them.
+  bool exact_first_tokens = false;
+
   // Bytes of one page across all layers, K and V together.
   int64_t PageBytes() const;
+
+  // Bytes of one sequence's exact first token across all layers, K and V together.
+  int64_t ExactRowBytes() const;
 };
 
-// Layer l has two arrays [num_pages, num_kv_heads, page_size, head_dim], K and V, in the layout
-// that kernels/attention reads. Which sequence owns which page is the scheduler's business.
-// Move-only.
+// Layer l has two arrays, K and V, in the layout that kernels/attention reads: [num_pages,
+// num_kv_heads, page_size, head_dim] of dtype, or [num_pages, num_kv_heads, page_size, row bytes]
+// of uint8. Which sequence owns which page is the scheduler's business. Move-only.
 class PagedKvCache {
  public:
+  // `num_exact_rows`: sequences whose first token is kept exactly, where the shape wants that.
   // On the CPU, memory is touched, and so counted, only as pages fill.
   static absl::StatusOr<PagedKvCache> Allocate(const KvCacheShape& shape, int64_t num_pages,
-                                               Device device);
+                                               int64_t num_exact_rows, Device device);
 
   TensorView k_pages(int64_t layer) { return k_[layer].mutable_view(); }
   TensorView v_pages(int64_t layer) { return v_[layer].mutable_view(); }
+
+  // [num_exact_rows, num_kv_heads, head_dim] fp16; empty where the shape wants none.
+  TensorView exact_k(int64_t layer);
+  TensorView exact_v(int64_t layer);
+
   const KvCacheShape& shape() const { return shape_; }
   int64_t num_pages() const { return num_pages_; }
-  int64_t size_bytes() const { return num_pages_ * shape_.PageBytes(); }
+  int64_t size_bytes() const;
 
  private:
   KvCacheShape shape_;
   int64_t num_pages_ = 0;
   std::vector<Tensor> k_, v_;
+  std::vector<Tensor> exact_k_, exact_v_;
 };
 
 }  // namespace thinwire

@@ -10,7 +10,7 @@
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/model_config.h"
-#include "runtime/engine/agreement.h"
+#include "parallel/comm/agreement.h"
 #include "runtime/engine/byte_stream.h"
 #include "runtime/model/decoder_weights.h"
 
@@ -76,11 +76,12 @@ absl::Status EngineRank::Load(const LoadProgress& progress) {
 absl::Status EngineRank::AllocateCache() {
   const KvCacheShape shape = decoder_->CacheShape(options_.page_size);
   const int64_t page_bytes = shape.PageBytes();
+  const int64_t exact_bytes = options_.max_seqs * shape.ExactRowBytes();
   const int64_t pages_per_seq =
       (config().max_positions + options_.page_size - 1) / options_.page_size;
   int64_t num_pages = 0;
   if (options_.kv_cache_bytes > 0) {
-    num_pages = options_.kv_cache_bytes / page_bytes;
+    num_pages = std::max<int64_t>(0, options_.kv_cache_bytes - exact_bytes) / page_bytes;
   } else {
     // Ranks of one host share its memory; assuming that all ranks do is the safe side.
     const int64_t share = AvailableHostBytes() / 4 / world_->size();
@@ -95,9 +96,11 @@ absl::Status EngineRank::AllocateCache() {
   if (num_pages < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("a KV cache of ", options_.kv_cache_bytes,
-                     " bytes holds no page; one page of this rank needs ", page_bytes));
+                     " bytes holds no page; one page of this rank needs ", page_bytes,
+                     exact_bytes > 0 ? absl::StrCat(" and exact first tokens ", exact_bytes) : ""));
   }
-  TW_ASSIGN_OR_RETURN(cache_, PagedKvCache::Allocate(shape, num_pages, stream_.device()));
+  TW_ASSIGN_OR_RETURN(
+      cache_, PagedKvCache::Allocate(shape, num_pages, options_.max_seqs, stream_.device()));
   return absl::OkStatus();
 }
 

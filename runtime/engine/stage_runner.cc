@@ -47,6 +47,8 @@ absl::Status StageRunner::FillBatch(const StepPlan& plan) {
   batch.context_lens.clear();
   batch.page_offsets.assign(1, 0);
   batch.page_ids.clear();
+  batch.exact_rows_of_seqs.clear();
+  batch.exact_rows_of_tokens.clear();
   batch.output_tokens.clear();
   const int64_t page_size = cache_->shape().page_size;
   for (const PlannedSeq& seq : plan.seqs) {
@@ -66,10 +68,12 @@ absl::Status StageRunner::FillBatch(const StepPlan& plan) {
     batch.token_ids.insert(batch.token_ids.end(), seq.token_ids.begin(), seq.token_ids.end());
     for (int64_t position = seq.start; position < end; ++position) {
       batch.positions.push_back(static_cast<int32_t>(position));
+      batch.exact_rows_of_tokens.push_back(position == 0 ? seq.slot : -1);
       batch.slots.push_back(pages[position / page_size] * page_size + position % page_size);
     }
     batch.token_offsets.push_back(static_cast<int32_t>(batch.token_ids.size()));
     batch.context_lens.push_back(static_cast<int32_t>(end));
+    batch.exact_rows_of_seqs.push_back(seq.slot);
     const int64_t num_pages = (end + page_size - 1) / page_size;
     batch.page_ids.insert(batch.page_ids.end(), pages.begin(), pages.begin() + num_pages);
     batch.page_offsets.push_back(static_cast<int32_t>(batch.page_ids.size()));
@@ -89,6 +93,8 @@ absl::StatusOr<StepResult> StageRunner::Run(const StepPlan& plan) {
                            .context_lens = batch_.context_lens,
                            .page_offsets = batch_.page_offsets,
                            .page_ids = batch_.page_ids,
+                           .exact_rows_of_seqs = batch_.exact_rows_of_seqs,
+                           .exact_rows_of_tokens = batch_.exact_rows_of_tokens,
                            .output_tokens = batch_.output_tokens};
   TW_RETURN_IF_ERROR(decoder_->Forward(batch, *cache_, *wire_, *stream_));
   StepResult result;

@@ -30,6 +30,7 @@ class StageRunner {
     std::vector<int32_t> token_ids, positions;
     std::vector<int64_t> slots;
     std::vector<int32_t> token_offsets, context_lens, page_offsets, page_ids;
+    std::vector<int32_t> exact_rows_of_seqs, exact_rows_of_tokens;
     std::vector<int32_t> output_tokens;
   };
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "absl/status/statusor.h"
 #include "kernels/core/stream.h"
@@ -13,6 +14,7 @@
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/model/decoder_spec.h"
 #include "runtime/model/decoder_weights.h"
+#include "runtime/model/layer_runner.h"
 #include "runtime/model/step_batch.h"
 
 namespace thinwire {
@@ -54,15 +56,7 @@ class Decoder {
  private:
   Decoder() = default;
 
-  absl::Status Embed(const StepBatch& batch, TensorView x, Wire& wire, Stream& stream);
-  absl::Status AttentionHalf(const LayerWeights& layer, int64_t cache_layer, ConstTensorView input,
-                             const StepBatch& batch, PagedKvCache& cache, Wire& wire,
-                             Stream& stream);
-  absl::Status MlpHalf(const LayerWeights& layer, ConstTensorView input, Wire& wire,
-                       Stream& stream);
   absl::Status KeepOutputs(const StepBatch& batch, ConstTensorView pending, Stream& stream);
-  absl::Status ApplyNorm(const NormWeights& weights, TensorView x, ConstTensorView delta,
-                         TensorView out, Stream& stream) const;
 
   ModelConfig config_;
   DecoderSpec spec_;
@@ -70,16 +64,11 @@ class Decoder {
   DType dtype_ = DType::kF32;
   Device device_;
   DecoderWeights weights_;
-  Tensor inv_freq_;  // [head_dim / 2] fp32, with rope
+  std::optional<LayerRunner> layers_;
 
   // Activations of one step; the first dim of each is max_tokens.
   Tensor x_;            // [, hidden] the residual
-  Tensor normed_;       // [, hidden]
-  Tensor delta_;        // [, hidden] what a half of a layer adds
   Tensor embedded_;     // [, embed_dim] where embeddings are projected
-  Tensor qkv_;          // [, (num_heads + 2 num_kv_heads) of this rank * head_dim]
-  Tensor attended_;     // [, num_heads of this rank * head_dim]
-  Tensor mlp_;          // [, rows of LayerWeights::up]
   Tensor outputs_;      // [, hidden] fp32: final hidden states of the output tokens
   Tensor projected_;    // [kMaxLogitRows, embed_dim] fp32 where embeddings are projected
   Tensor logits_part_;  // [kMaxLogitRows, vocab part] fp32, with several tensor-parallel ranks

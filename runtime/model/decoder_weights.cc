@@ -6,138 +6,75 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
+#include "runtime/checkpoint/rptq_file.h"
+#include "runtime/checkpoint/thinwire_file.h"
+#include "runtime/model/coded_layer.h"
+#include "runtime/model/weight_reader.h"
 
 namespace thinwire {
 namespace {
 
-// A range of a projection's output features, one after the other in a fused matrix.
-struct FusedPart {
-  std::string name;        // without ".weight"
-  int64_t total_rows = 0;  // of the whole projection
-  Range rows;
-};
+// What the names begin with in this checkpoint.
+std::string NamePrefix(const Checkpoint& checkpoint, const DecoderSpec& spec) {
+  for (const std::string& prefix : spec.prefixes) {
+    if (checkpoint.Find(prefix + spec.token_embedding + ".weight") != nullptr) return prefix;
+  }
+  return spec.prefixes.front();
+}
 
 // Reads the tensors of one rank.
 class Reader {
  public:
   Reader(const Checkpoint& checkpoint, const ModelConfig& config, const ShardPlan& plan)
-      : checkpoint_(checkpoint), config_(config), plan_(plan), spec_(DecoderSpecFor(config)) {}
+      : reader_(checkpoint, config),
+        config_(config),
+        plan_(plan),
+        spec_(DecoderSpecFor(config)),
+        prefix_(NamePrefix(checkpoint, spec_)) {}
 
   absl::StatusOr<DecoderWeights> Read(const LoadProgress& progress);
+  absl::StatusOr<LayerWeights> ReadOneLayer(int64_t layer);
+  absl::StatusOr<DecoderWeights> ReadEndsOnly();
 
  private:
-  // OK when the tensor exists and is fp32, fp16 or bf16; `dtype` is then its type.
-  absl::Status FindFloat(const std::string& name, DType& dtype) const;
-
-  // A block of a matrix in the checkpoint's own dtype.
-  absl::Status ReadMatrix(const std::string& name, int64_t rows, int64_t columns,
-                          const TensorSlice& slice, Tensor& out) const;
-
-  // A block of a vector as fp32.
-  absl::Status ReadVector(const std::string& name, int64_t size, Range range, TensorView out) const;
-
-  absl::Status ReadNorm(const std::string& name, bool affine, NormWeights& out) const;
-
-  // Output features of several projections with the same input stacked into one matrix, biases
-  // likewise.
-  absl::Status ReadFused(const std::vector<FusedPart>& parts, int64_t in_features, bool bias,
-                         LinearWeights& out) const;
-
-  // A projection cut by input features: its bias belongs to tp_rank 0, so that the sum has it once.
-  absl::Status ReadRowParallel(const std::string& name, int64_t out_features, int64_t in_features,
-                               Range columns, bool bias, LinearWeights& out) const;
-
   absl::Status ReadLayer(int64_t layer, LayerWeights& out) const;
+  absl::Status ReadDenseLayer(const std::string& prefix, LayerWeights& out) const;
   absl::Status ReadEnds(DecoderWeights& out) const;
+  absl::Status ReadQuantisation(DecoderWeights& out);
 
-  const Checkpoint& checkpoint_;
+  const WeightReader reader_;
   const ModelConfig& config_;
   const ShardPlan& plan_;
   const DecoderSpec spec_;
-  std::string prefix_;
+  const std::string prefix_;
+  RptqFile rptq_;  // no layers where the checkpoint has none
 };
 
-absl::Status Reader::FindFloat(const std::string& name, DType& dtype) const {
-  const TensorInfo* info = checkpoint_.Find(name);
-  if (info == nullptr) {
-    return absl::NotFoundError(absl::StrCat(checkpoint_.dir(), ": tensor '", name, "' is missing; ",
-                                            config_.architecture, " needs it"));
-  }
-  if (!info->loadable || !IsFloat(info->dtype)) {
-    return absl::InvalidArgumentError(absl::StrCat(checkpoint_.PathOf(name), ": tensor '", name,
-                                                   "' has dtype ", info->stored_dtype,
-                                                   "; expected F32, F16 or BF16"));
-  }
-  dtype = info->dtype;
-  return absl::OkStatus();
-}
-
-absl::Status Reader::ReadMatrix(const std::string& name, int64_t rows, int64_t columns,
-                                const TensorSlice& slice, Tensor& out) const {
-  DType dtype = DType::kF32;
-  TW_RETURN_IF_ERROR(FindFloat(name, dtype));
-  const int64_t num_rows = slice.rows.value_or(Range{0, rows}).size();
-  const int64_t num_columns = slice.columns.value_or(Range{0, columns}).size();
-  TW_ASSIGN_OR_RETURN(out, Tensor::Allocate(dtype, {num_rows, num_columns}, Device::Cpu()));
-  if (num_rows == 0) return absl::OkStatus();
-  return checkpoint_.Read(name, {rows, columns}, slice, out.mutable_view());
-}
-
-absl::Status Reader::ReadVector(const std::string& name, int64_t size, Range range,
-                                TensorView out) const {
-  DType dtype = DType::kF32;
-  TW_RETURN_IF_ERROR(FindFloat(name, dtype));
-  return checkpoint_.Read(name, {size}, {.rows = range}, out);
-}
-
-absl::Status Reader::ReadNorm(const std::string& name, bool affine, NormWeights& out) const {
-  if (!affine) return absl::OkStatus();
-  const int64_t hidden = config_.hidden;
-  TW_ASSIGN_OR_RETURN(out.weight, Tensor::Allocate(DType::kF32, {hidden}, Device::Cpu()));
-  TW_RETURN_IF_ERROR(ReadVector(name + ".weight", hidden, {0, hidden}, out.weight.mutable_view()));
-  if (!spec_.norm_has_bias) return absl::OkStatus();
-  TW_ASSIGN_OR_RETURN(out.bias, Tensor::Allocate(DType::kF32, {hidden}, Device::Cpu()));
-  return ReadVector(name + ".bias", hidden, {0, hidden}, out.bias.mutable_view());
-}
-
-absl::Status Reader::ReadFused(const std::vector<FusedPart>& parts, int64_t in_features, bool bias,
-                               LinearWeights& out) const {
-  DType dtype = DType::kF32;
-  TW_RETURN_IF_ERROR(FindFloat(parts.front().name + ".weight", dtype));
-  int64_t num_rows = 0;
-  for (const FusedPart& part : parts) num_rows += part.rows.size();
-  TW_ASSIGN_OR_RETURN(out.weight, Tensor::Allocate(dtype, {num_rows, in_features}, Device::Cpu()));
-  if (bias) {
-    TW_ASSIGN_OR_RETURN(out.bias, Tensor::Allocate(DType::kF32, {num_rows}, Device::Cpu()));
-  }
-  int64_t row = 0;
-  for (const FusedPart& part : parts) {
-    const std::string weight = part.name + ".weight";
-    DType part_dtype = dtype;
-    TW_RETURN_IF_ERROR(FindFloat(weight, part_dtype));
-    TW_RETURN_IF_ERROR(checkpoint_.Read(weight, {part.total_rows, in_features}, {.rows = part.rows},
-                                        out.weight.mutable_view().Rows(row, part.rows.size())));
-    if (bias) {
-      TW_RETURN_IF_ERROR(ReadVector(part.name + ".bias", part.total_rows, part.rows,
-                                    out.bias.mutable_view().Rows(row, part.rows.size())));
-    }
-    row += part.rows.size();
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Reader::ReadRowParallel(const std::string& name, int64_t out_features,
-                                     int64_t in_features, Range columns, bool bias,
-                                     LinearWeights& out) const {
-  TW_RETURN_IF_ERROR(
-      ReadMatrix(name + ".weight", out_features, in_features, {.columns = columns}, out.weight));
-  if (!bias || plan_.tp_rank() != 0) return absl::OkStatus();
-  TW_ASSIGN_OR_RETURN(out.bias, Tensor::Allocate(DType::kF32, {out_features}, Device::Cpu()));
-  return ReadVector(name + ".bias", out_features, {0, out_features}, out.bias.mutable_view());
-}
-
 absl::Status Reader::ReadLayer(int64_t layer, LayerWeights& out) const {
-  const std::string prefix = absl::StrCat(prefix_, spec_.layers, layer, ".");
+  const LayerSource source = {.reader = &reader_,
+                              .config = &config_,
+                              .spec = &spec_,
+                              .plan = &plan_,
+                              .prefix = absl::StrCat(prefix_, spec_.layers, layer, "."),
+                              .codes = rptq_.layers.empty() ? nullptr : &rptq_.layers[layer]};
+  if (config_.gptq.has_value()) return ReadCodedLayer(source, out);
+  TW_RETURN_IF_ERROR(ReadDenseLayer(source.prefix, out));
+  return ReadSitesOfDenseLayer(source, out);
+}
+
+// Reads what thinwire.json and rptq.safetensors say, where they are.
+absl::Status Reader::ReadQuantisation(DecoderWeights& out) {
+  const std::string& dir = reader_.checkpoint().dir();
+  const absl::StatusOr<ThinwireFile> made = ReadThinwireFile(dir);
+  if (absl::IsNotFound(made.status())) return absl::OkStatus();
+  TW_RETURN_IF_ERROR(made.status());
+  TW_RETURN_IF_ERROR(CheckTpAllowed(*made, plan_.mesh().tp_size, dir));
+  TW_ASSIGN_OR_RETURN(rptq_, ReadRptqFile(dir, config_));
+  out.exact_first_tokens = made->first_token_exact;
+  return absl::OkStatus();
+}
+
+absl::Status Reader::ReadDenseLayer(const std::string& prefix, LayerWeights& out) const {
   const LayerTensorNames& names = spec_.layer;
   const int64_t head_dim = config_.head_dim;
   const auto features = [head_dim](Range heads) {
@@ -145,21 +82,27 @@ absl::Status Reader::ReadLayer(int64_t layer, LayerWeights& out) const {
   };
   const int64_t q_rows = config_.num_heads * head_dim;
   const int64_t kv_rows = config_.num_kv_heads * head_dim;
+  // Where a projection is cut by input features, the sum over ranks has its bias once.
+  const bool sums_bias = plan_.tp_rank() == 0;
+  TW_RETURN_IF_ERROR(reader_.ReadNorm(prefix + names.attention_norm, config_.norm_affine,
+                                      spec_.norm_has_bias, out.attention_norm));
+  TW_RETURN_IF_ERROR(reader_.ReadFused({{prefix + names.q, q_rows, features(plan_.heads())},
+                                        {prefix + names.k, kv_rows, features(plan_.kv_heads())},
+                                        {prefix + names.v, kv_rows, features(plan_.kv_heads())}},
+                                       config_.hidden, config_.attention_bias,
+                                       out.qkv.emplace_back()));
   TW_RETURN_IF_ERROR(
-      ReadNorm(prefix + names.attention_norm, config_.norm_affine, out.attention_norm));
-  TW_RETURN_IF_ERROR(ReadFused({{prefix + names.q, q_rows, features(plan_.heads())},
-                                {prefix + names.k, kv_rows, features(plan_.kv_heads())},
-                                {prefix + names.v, kv_rows, features(plan_.kv_heads())}},
-                               config_.hidden, config_.attention_bias, out.qkv));
-  TW_RETURN_IF_ERROR(ReadRowParallel(prefix + names.out, config_.hidden, q_rows,
-                                     features(plan_.heads()), config_.attention_out_bias, out.out));
-  TW_RETURN_IF_ERROR(ReadNorm(prefix + names.mlp_norm, config_.norm_affine, out.mlp_norm));
-  std::vector<FusedPart> up;
+      reader_.ReadColumns(prefix + names.out, config_.hidden, q_rows, features(plan_.heads()),
+                          sums_bias && config_.attention_out_bias, out.out.emplace_back()));
+  TW_RETURN_IF_ERROR(reader_.ReadNorm(prefix + names.mlp_norm, config_.norm_affine,
+                                      spec_.norm_has_bias, out.mlp_norm));
+  std::vector<ProjectionRows> up;
   if (!names.gate.empty()) up.push_back({prefix + names.gate, config_.ffn, plan_.ffn()});
   up.push_back({prefix + names.up, config_.ffn, plan_.ffn()});
-  TW_RETURN_IF_ERROR(ReadFused(up, config_.hidden, config_.mlp_bias, out.up));
-  return ReadRowParallel(prefix + names.down, config_.hidden, config_.ffn, plan_.ffn(),
-                         config_.mlp_bias, out.down);
+  TW_RETURN_IF_ERROR(
+      reader_.ReadFused(up, config_.hidden, config_.mlp_bias, out.up.emplace_back()));
+  return reader_.ReadColumns(prefix + names.down, config_.hidden, config_.ffn, plan_.ffn(),
+                             sums_bias && config_.mlp_bias, out.down.emplace_back());
 }
 
 // Embeddings and head, where this rank's stage has them.
@@ -167,42 +110,38 @@ absl::Status Reader::ReadEnds(DecoderWeights& out) const {
   const int64_t embed_dim = config_.embed_dim;
   const bool tied_head = plan_.last_stage() && config_.tie_embeddings;
   if (plan_.first_stage() || tied_head) {
-    TW_RETURN_IF_ERROR(ReadMatrix(prefix_ + spec_.token_embedding + ".weight", config_.vocab,
-                                  embed_dim, {.rows = plan_.vocab()}, out.token_embedding));
+    TW_RETURN_IF_ERROR(reader_.ReadMatrix(prefix_ + spec_.token_embedding + ".weight",
+                                          config_.vocab, embed_dim, {.rows = plan_.vocab()},
+                                          out.token_embedding));
   }
   if (plan_.first_stage() && !spec_.position_embedding.empty()) {
-    TW_RETURN_IF_ERROR(ReadMatrix(prefix_ + spec_.position_embedding + ".weight",
-                                  config_.max_positions + spec_.position_offset, config_.hidden, {},
-                                  out.position_embedding));
+    TW_RETURN_IF_ERROR(reader_.ReadMatrix(prefix_ + spec_.position_embedding + ".weight",
+                                          config_.max_positions + spec_.position_offset,
+                                          config_.hidden, {}, out.position_embedding));
   }
   if (plan_.first_stage() && !spec_.project_in.empty()) {
-    TW_RETURN_IF_ERROR(ReadMatrix(prefix_ + spec_.project_in + ".weight", config_.hidden, embed_dim,
-                                  {}, out.project_in.weight));
+    TW_RETURN_IF_ERROR(reader_.ReadMatrix(prefix_ + spec_.project_in + ".weight", config_.hidden,
+                                          embed_dim, {}, out.project_in.weight));
   }
   if (!plan_.last_stage()) return absl::OkStatus();
   if (config_.final_norm) {
-    TW_RETURN_IF_ERROR(ReadNorm(prefix_ + spec_.final_norm, config_.norm_affine, out.final_norm));
+    TW_RETURN_IF_ERROR(reader_.ReadNorm(prefix_ + spec_.final_norm, config_.norm_affine,
+                                        spec_.norm_has_bias, out.final_norm));
   }
   if (!spec_.project_out.empty()) {
-    TW_RETURN_IF_ERROR(ReadMatrix(prefix_ + spec_.project_out + ".weight", embed_dim,
-                                  config_.hidden, {}, out.project_out.weight));
+    TW_RETURN_IF_ERROR(reader_.ReadMatrix(prefix_ + spec_.project_out + ".weight", embed_dim,
+                                          config_.hidden, {}, out.project_out.weight));
   }
   if (!config_.tie_embeddings) {
-    TW_RETURN_IF_ERROR(ReadMatrix(spec_.head + ".weight", config_.vocab, embed_dim,
-                                  {.rows = plan_.vocab()}, out.head));
+    TW_RETURN_IF_ERROR(reader_.ReadMatrix(spec_.head + ".weight", config_.vocab, embed_dim,
+                                          {.rows = plan_.vocab()}, out.head));
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<DecoderWeights> Reader::Read(const LoadProgress& progress) {
-  prefix_ = spec_.prefixes.front();
-  for (const std::string& prefix : spec_.prefixes) {
-    if (checkpoint_.Find(prefix + spec_.token_embedding + ".weight") != nullptr) {
-      prefix_ = prefix;
-      break;
-    }
-  }
   DecoderWeights weights;
+  TW_RETURN_IF_ERROR(ReadQuantisation(weights));
   TW_RETURN_IF_ERROR(ReadEnds(weights));
   const Range layers = plan_.layers();
   weights.layers.resize(layers.size());
@@ -213,21 +152,58 @@ absl::StatusOr<DecoderWeights> Reader::Read(const LoadProgress& progress) {
   return weights;
 }
 
-int64_t Bytes(const LinearWeights& linear) {
-  return linear.weight.size_bytes() + linear.bias.size_bytes();
+absl::StatusOr<LayerWeights> Reader::ReadOneLayer(int64_t layer) {
+  DecoderWeights quantisation;
+  TW_RETURN_IF_ERROR(ReadQuantisation(quantisation));
+  LayerWeights weights;
+  TW_RETURN_IF_ERROR(ReadLayer(layer, weights));
+  return weights;
 }
 
-int64_t Bytes(const NormWeights& norm) { return norm.weight.size_bytes() + norm.bias.size_bytes(); }
+absl::StatusOr<DecoderWeights> Reader::ReadEndsOnly() {
+  DecoderWeights weights;
+  TW_RETURN_IF_ERROR(ReadEnds(weights));
+  return weights;
+}
+
+int64_t Bytes(const std::vector<LinearWeights>& linears) {
+  int64_t bytes = 0;
+  for (const LinearWeights& linear : linears) bytes += linear.size_bytes();
+  return bytes;
+}
 
 }  // namespace
 
+int64_t LinearWeights::out_features() const {
+  return codes.has_value() ? codes->out_features() : weight.view().dim(0);
+}
+
+int64_t LinearWeights::size_bytes() const {
+  return weight.size_bytes() + (codes.has_value() ? codes->size_bytes() : 0) + bias.size_bytes() +
+         offset.size_bytes() + input_order.size_bytes();
+}
+
+int64_t NormWeights::size_bytes() const { return weight.size_bytes() + bias.size_bytes(); }
+
+int64_t SiteCoding::size_bytes() const {
+  return order.size_bytes() + step.size_bytes() + inverse_step.size_bytes() + zero.size_bytes() +
+         max_code.size_bytes() + snap.size_bytes();
+}
+
+int64_t LayerWeights::size_bytes() const {
+  int64_t bytes = attention_norm.size_bytes() + mlp_norm.size_bytes();
+  for (const auto* linears : {&qkv, &out, &up, &down}) bytes += Bytes(*linears);
+  for (const SiteCoding* coding : {&qkv_in, &q, &out_in, &mlp_in, &down_in}) {
+    bytes += coding->size_bytes();
+  }
+  return bytes;
+}
+
 int64_t DecoderWeights::size_bytes() const {
   int64_t bytes = token_embedding.size_bytes() + position_embedding.size_bytes() +
-                  Bytes(project_in) + Bytes(final_norm) + Bytes(project_out) + head.size_bytes();
-  for (const LayerWeights& layer : layers) {
-    bytes += Bytes(layer.attention_norm) + Bytes(layer.qkv) + Bytes(layer.out) +
-             Bytes(layer.mlp_norm) + Bytes(layer.up) + Bytes(layer.down);
-  }
+                  project_in.size_bytes() + final_norm.size_bytes() + project_out.size_bytes() +
+                  head.size_bytes();
+  for (const LayerWeights& layer : layers) bytes += layer.size_bytes();
   return bytes;
 }
 
@@ -235,6 +211,22 @@ absl::StatusOr<DecoderWeights> LoadDecoderWeights(const Checkpoint& checkpoint,
                                                   const ModelConfig& config, const ShardPlan& plan,
                                                   const LoadProgress& progress) {
   return Reader(checkpoint, config, plan).Read(progress);
+}
+
+absl::StatusOr<LayerWeights> LoadDecoderLayer(const Checkpoint& checkpoint,
+                                              const ModelConfig& config, const ShardPlan& plan,
+                                              int64_t layer) {
+  return Reader(checkpoint, config, plan).ReadOneLayer(layer);
+}
+
+absl::StatusOr<DecoderWeights> LoadDecoderEnds(const Checkpoint& checkpoint,
+                                               const ModelConfig& config, const ShardPlan& plan) {
+  return Reader(checkpoint, config, plan).ReadEndsOnly();
+}
+
+std::string LayerPrefix(const Checkpoint& checkpoint, const ModelConfig& config, int64_t layer) {
+  const DecoderSpec spec = DecoderSpecFor(config);
+  return absl::StrCat(NamePrefix(checkpoint, spec), spec.layers, layer, ".");
 }
 
 }  // namespace thinwire

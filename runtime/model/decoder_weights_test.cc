@@ -213,19 +213,19 @@ TEST(DecoderWeightsTest, EachRankOfALlamaHasItsRowsAndColumns) {
         EXPECT_EQ(ValuesOf(layer.attention_norm.weight),
                   model.Whole(prefix + "input_layernorm.weight"));
         EXPECT_TRUE(layer.attention_norm.bias.empty());
-        EXPECT_EQ(ValuesOf(layer.qkv.weight),
+        EXPECT_EQ(ValuesOf(layer.qkv.front().weight),
                   Join({model.Block(prefix + "self_attn.q_proj.weight", q, hidden),
                         model.Block(prefix + "self_attn.k_proj.weight", kv, hidden),
                         model.Block(prefix + "self_attn.v_proj.weight", kv, hidden)}));
-        EXPECT_TRUE(layer.qkv.bias.empty());
-        EXPECT_EQ(ValuesOf(layer.out.weight),
+        EXPECT_TRUE(layer.qkv.front().bias.empty());
+        EXPECT_EQ(ValuesOf(layer.out.front().weight),
                   model.Block(prefix + "self_attn.o_proj.weight", hidden, q));
         EXPECT_EQ(ValuesOf(layer.mlp_norm.weight),
                   model.Whole(prefix + "post_attention_layernorm.weight"));
-        EXPECT_EQ(ValuesOf(layer.up.weight),
+        EXPECT_EQ(ValuesOf(layer.up.front().weight),
                   Join({model.Block(prefix + "mlp.gate_proj.weight", plan.ffn(), hidden),
                         model.Block(prefix + "mlp.up_proj.weight", plan.ffn(), hidden)}));
-        EXPECT_EQ(ValuesOf(layer.down.weight),
+        EXPECT_EQ(ValuesOf(layer.down.front().weight),
                   model.Block(prefix + "mlp.down_proj.weight", hidden, plan.ffn()));
       }
       const std::vector<float> none = {kAbsent};
@@ -259,24 +259,26 @@ TEST(DecoderWeightsTest, EachRankOfAnOptHasItsBiasesAndSumsHaveTheirsOnce) {
             absl::StrCat("model.decoder.layers.", plan.layers().begin + i, ".");
         const std::string attention = prefix + "self_attn.";
         const LayerWeights& layer = weights.layers[i];
-        EXPECT_EQ(ValuesOf(layer.qkv.weight),
+        EXPECT_EQ(ValuesOf(layer.qkv.front().weight),
                   Join({model.Block(attention + "q_proj.weight", heads, hidden),
                         model.Block(attention + "k_proj.weight", heads, hidden),
                         model.Block(attention + "v_proj.weight", heads, hidden)}));
-        EXPECT_EQ(ValuesOf(layer.qkv.bias), Join({model.Slice(attention + "q_proj.bias", heads),
-                                                  model.Slice(attention + "k_proj.bias", heads),
-                                                  model.Slice(attention + "v_proj.bias", heads)}));
-        EXPECT_EQ(ValuesOf(layer.out.weight),
+        EXPECT_EQ(ValuesOf(layer.qkv.front().bias),
+                  Join({model.Slice(attention + "q_proj.bias", heads),
+                        model.Slice(attention + "k_proj.bias", heads),
+                        model.Slice(attention + "v_proj.bias", heads)}));
+        EXPECT_EQ(ValuesOf(layer.out.front().weight),
                   model.Block(attention + "out_proj.weight", hidden, heads));
-        EXPECT_EQ(ValuesOf(layer.up.weight),
+        EXPECT_EQ(ValuesOf(layer.up.front().weight),
                   model.Block(prefix + "fc1.weight", plan.ffn(), hidden));
-        EXPECT_EQ(ValuesOf(layer.up.bias), model.Slice(prefix + "fc1.bias", plan.ffn()));
-        EXPECT_EQ(ValuesOf(layer.down.weight),
+        EXPECT_EQ(ValuesOf(layer.up.front().bias), model.Slice(prefix + "fc1.bias", plan.ffn()));
+        EXPECT_EQ(ValuesOf(layer.down.front().weight),
                   model.Block(prefix + "fc2.weight", hidden, plan.ffn()));
         const bool first = plan.tp_rank() == 0;
-        EXPECT_EQ(ValuesOf(layer.out.bias),
+        EXPECT_EQ(ValuesOf(layer.out.front().bias),
                   first ? model.Whole(attention + "out_proj.bias") : none);
-        EXPECT_EQ(ValuesOf(layer.down.bias), first ? model.Whole(prefix + "fc2.bias") : none);
+        EXPECT_EQ(ValuesOf(layer.down.front().bias),
+                  first ? model.Whole(prefix + "fc2.bias") : none);
         EXPECT_EQ(ValuesOf(layer.attention_norm.bias),
                   model.Whole(prefix + "self_attn_layer_norm.bias"));
         EXPECT_EQ(ValuesOf(layer.mlp_norm.weight), model.Whole(prefix + "final_layer_norm.weight"));
@@ -349,8 +351,8 @@ TEST(DecoderWeightsTest, MatricesKeepTheirDTypeAndVectorsBecomeFp32) {
   }
   const DecoderWeights weights = LoadRank(model, config, Mesh(), 0).value();
   EXPECT_EQ(weights.layers[0].attention_norm.weight.view().dtype(), DType::kF32);
-  EXPECT_EQ(weights.layers[0].out.weight.view().dtype(), DType::kF16);
-  EXPECT_EQ(weights.layers[0].down.weight.view().dtype(), DType::kF32);
+  EXPECT_EQ(weights.layers[0].out.front().weight.view().dtype(), DType::kF16);
+  EXPECT_EQ(weights.layers[0].down.front().weight.view().dtype(), DType::kF32);
   EXPECT_EQ(weights.token_embedding.view().dtype(), DType::kBF16);
 }
 

@@ -18,6 +18,10 @@ struct StepBatch {
   absl::Span<const int32_t> context_lens;   // [num_seqs]
   absl::Span<const int32_t> page_offsets;   // [num_seqs + 1]
   absl::Span<const int32_t> page_ids;
+  // Rows of the cache's exact first tokens: of each sequence, and of each token that is a first one
+  // (-1 of the others).
+  absl::Span<const int32_t> exact_rows_of_seqs;    // [num_seqs]
+  absl::Span<const int32_t> exact_rows_of_tokens;  // [num_tokens]
   // Tokens whose logits are wanted, ascending.
   absl::Span<const int32_t> output_tokens;
 

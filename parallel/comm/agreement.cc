@@ -1,4 +1,4 @@
-#include "runtime/engine/agreement.h"
+#include "parallel/comm/agreement.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,0 +1,365 @@
+#include "runtime/model/layer_runner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "kernels/activation/activation.h"
+#include "kernels/attention/coded_attention.h"
+#include "kernels/attention/paged_attention.h"
+#include "kernels/coded_linear/coded_linear.h"
+#include "kernels/codes/codes.h"
+#include "kernels/convert/convert.h"
+#include "kernels/convert/gather.h"
+#include "kernels/core/check.h"
+#include "kernels/core/status_macros.h"
+#include "kernels/linear/linear.h"
+#include "kernels/norm/norm.h"
+#include "kernels/rope/rope.h"
+#include "runtime/model/rope_frequencies.h"
+
+namespace thinwire {
+namespace {
+
+ConstTensorView Positions(const StepBatch& batch) {
+  return ConstTensorView(batch.positions.data(), DType::kI32, {batch.num_tokens()});
+}
+
+absl::Status Look(SiteHook* hook, QuantSite site, TensorView x) {
+  return hook == nullptr ? absl::OkStatus() : hook->At(site, x);
+}
+
+}  // namespace
+
+absl::StatusOr<LayerRunner> LayerRunner::Create(const ModelConfig& config, const ShardPlan& plan,
+                                                DType dtype, int64_t max_tokens, Device device) {
+  TW_CHECK(IsFloat(dtype));
+  LayerRunner runner;
+  runner.config_ = config;
+  runner.spec_ = DecoderSpecFor(config);
+  runner.plan_ = plan;
+  const int64_t q_width = plan.heads().size() * config.head_dim;
+  const int64_t kv_width = plan.kv_heads().size() * config.head_dim;
+  const int64_t ffn = plan.ffn().size();
+  const int64_t up_width = ffn * (runner.spec_.layer.gate.empty() ? 1 : 2);
+  const auto allocate = [&](Tensor& tensor, int64_t width) -> absl::Status {
+    TW_ASSIGN_OR_RETURN(tensor, Tensor::Allocate(dtype, {max_tokens, width}, device));
+    return absl::OkStatus();
+  };
+  TW_RETURN_IF_ERROR(allocate(runner.normed_, config.hidden));
+  TW_RETURN_IF_ERROR(allocate(runner.delta_, config.hidden));
+  TW_RETURN_IF_ERROR(allocate(runner.qkv_, q_width + 2 * kv_width));
+  TW_RETURN_IF_ERROR(allocate(runner.attended_, q_width));
+  TW_RETURN_IF_ERROR(allocate(runner.mlp_, up_width));
+  // Touched, and so counted, only where activations are coded.
+  TW_ASSIGN_OR_RETURN(
+      runner.codes_,
+      Tensor::Allocate(DType::kU8, {max_tokens, std::max({config.hidden, q_width, ffn})}, device));
+  TW_ASSIGN_OR_RETURN(runner.gains_, Tensor::Allocate(DType::kF32, {max_tokens}, device));
+  if (runner.spec_.rope) {
+    const std::vector<float> frequencies = RopeFrequencies(config.rope, config.head_dim);
+    TW_ASSIGN_OR_RETURN(
+        runner.inv_freq_,
+        Tensor::Allocate(DType::kF32, {static_cast<int64_t>(frequencies.size())}, device));
+    std::copy(frequencies.begin(), frequencies.end(),
+              runner.inv_freq_.mutable_view().mutable_data<float>());
+  }
+  return runner;
+}
+
+int64_t LayerRunner::size_bytes() const {
+  int64_t bytes = 0;
+  for (const Tensor* tensor : {&normed_, &delta_, &qkv_, &attended_, &mlp_, &codes_, &gains_}) {
+    bytes += tensor->size_bytes();
+  }
+  return bytes;
+}
+
+absl::Status LayerRunner::ApplyNorm(const NormWeights& weights, TensorView x, ConstTensorView delta,
+                                    TensorView out, Stream& stream) const {
+  return Norm({.kind = spec_.norm,
+               .x = x,
+               .delta = delta,
+               .weight = weights.weight.view(),
+               .bias = weights.bias.view(),
+               .out = out,
+               .epsilon = static_cast<float>(config_.norm_epsilon)},
+              stream);
+}
+
+absl::StatusOr<LayerRunner::Input> LayerRunner::NormSite(const NormWeights& weights,
+                                                         const SiteCoding& coding, QuantSite site,
+                                                         TensorView x, ConstTensorView delta,
+                                                         Stream& stream, SiteHook* hook) {
+  const int64_t num_tokens = x.dim(0);
+  if (coding.coded() && !coding.round_only) {
+    const TensorView codes = CodesView(num_tokens, config_.hidden);
+    TW_RETURN_IF_ERROR(NormCodes({.kind = spec_.norm,
+                                  .x = x,
+                                  .delta = delta,
+                                  .order = coding.order.view(),
+                                  .weight = weights.weight.view(),
+                                  .bias = weights.bias.view(),
+                                  .max_code = coding.max_code.view(),
+                                  .codes = codes,
+                                  .epsilon = static_cast<float>(config_.norm_epsilon)},
+                                 stream));
+    return Input{.codes = codes};
+  }
+  const TensorView normed = normed_.mutable_view().Rows(0, num_tokens);
+  TW_RETURN_IF_ERROR(Norm({.kind = spec_.norm,
+                           .x = x,
+                           .delta = delta,
+                           .weight = weights.weight.view(),
+                           .bias = weights.bias.view(),
+                           .out = normed,
+                           .epsilon = static_cast<float>(config_.norm_epsilon),
+                           .order = coding.order.view()},
+                          stream));
+  TW_RETURN_IF_ERROR(Look(hook, site, normed));
+  return CodeSite(coding, normed, stream);
+}
+
+absl::Status LayerRunner::Round(const SiteCoding& coding, TensorView x, Stream& stream) {
+  return RoundToCodes({.x = x,
+                       .step = coding.step.view(),
+                       .inverse_step = coding.inverse_step.view(),
+                       .zero = coding.zero.view(),
+                       .max_code = coding.max_code.view()},
+                      stream);
+}
+
+absl::StatusOr<LayerRunner::Input> LayerRunner::CodeSite(const SiteCoding& coding, TensorView x,
+                                                         Stream& stream) {
+  if (!coding.coded()) return Input{.x = x};
+  if (coding.round_only) {
+    TW_RETURN_IF_ERROR(Round(coding, x, stream));
+    return Input{.x = x};
+  }
+  const int64_t num_tokens = x.dim(0);
+  const TensorView codes = CodesView(num_tokens, x.dim(1));
+  const TensorView gains =
+      coding.gain == GainKind::kNone ? TensorView() : gains_.mutable_view().Rows(0, num_tokens);
+  TW_RETURN_IF_ERROR(Quantize({.x = x,
+                               .inverse_step = coding.inverse_step.view(),
+                               .zero = coding.zero.view(),
+                               .max_code = coding.max_code.view(),
+                               .snap = coding.snap.view(),
+                               .gain = coding.gain,
+                               .codes = codes,
+                               .gains = gains},
+                              stream));
+  return Input{.codes = codes, .gains = gains};
+}
+
+TensorView LayerRunner::CodesView(int64_t num_tokens, int64_t width) {
+  return TensorView(codes_.mutable_view().mutable_raw(), DType::kU8, {num_tokens, width},
+                    codes_.view().device());
+}
+
+absl::StatusOr<ConstTensorView> LayerRunner::GatherInput(ConstTensorView order, ConstTensorView x,
+                                                         Stream& stream) {
+  const int64_t width =
+      std::max({config_.hidden, plan_.heads().size() * config_.head_dim, plan_.ffn().size()});
+  if (gathered_.empty()) {
+    TW_ASSIGN_OR_RETURN(gathered_,
+                        Tensor::Allocate(x.dtype(), {normed_.view().dim(0), width}, x.device()));
+  }
+  const TensorView out = gathered_.mutable_view().Rows(0, x.dim(0)).Columns(0, x.dim(1));
+  TW_RETURN_IF_ERROR(GatherColumns(x, order, out, stream));
+  return out;
+}
+
+absl::Status LayerRunner::ApplyLinears(const std::vector<LinearWeights>& linears,
+                                       const Input& input, TensorView y, Stream& stream) {
+  int64_t first = 0;
+  for (const LinearWeights& linear : linears) {
+    const int64_t width = linear.out_features();
+    const TensorView part = y.Columns(first, width);
+    first += width;
+    ConstTensorView x = input.x;
+    if (!linear.input_order.empty()) {
+      TW_ASSIGN_OR_RETURN(x, GatherInput(linear.input_order.view(), x, stream));
+    }
+    if (!input.codes.empty()) {
+      TW_RETURN_IF_ERROR(IntegerLinear({.codes = input.codes,
+                                        .gains = input.gains,
+                                        .segment_offsets = linear.segment_offsets,
+                                        .segment_step = linear.segment_step,
+                                        .weights = &*linear.codes,
+                                        .offset = linear.offset.view(),
+                                        .bias = linear.bias.view(),
+                                        .y = part},
+                                       stream));
+    } else if (linear.codes.has_value()) {
+      TW_RETURN_IF_ERROR(CodedLinear(
+          {.x = x, .weights = &*linear.codes, .bias = linear.bias.view(), .y = part}, stream));
+    } else {
+      TW_RETURN_IF_ERROR(Linear(
+          {.x = x, .weight = linear.weight.view(), .bias = linear.bias.view(), .y = part}, stream));
+    }
+  }
+  TW_CHECK_EQ(first, y.dim(1));
+  return absl::OkStatus();
+}
+
+absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer, TensorView qkv,
+                                 TensorView out, const StepBatch& batch, PagedKvCache& cache,
+                                 Stream& stream) const {
+  const int64_t head_dim = config_.head_dim;
+  const int64_t num_heads = plan_.heads().size();
+  const int64_t num_kv_heads = plan_.kv_heads().size();
+  const ConstTensorView q = qkv.Columns(0, num_heads * head_dim);
+  const ConstTensorView k = qkv.Columns(num_heads * head_dim, num_kv_heads * head_dim);
+  const ConstTensorView v =
+      qkv.Columns((num_heads + num_kv_heads) * head_dim, num_kv_heads * head_dim);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  const TensorView k_pages = cache.k_pages(cache_layer);
+  const TensorView v_pages = cache.v_pages(cache_layer);
+  if (!layer.k_codes.has_value()) {
+    TW_RETURN_IF_ERROR(KvWrite(
+        {.k = k, .v = v, .slots = batch.slots, .k_pages = k_pages, .v_pages = v_pages}, stream));
+    return PagedAttention({.q = q,
+                           .out = out,
+                           .token_offsets = batch.token_offsets,
+                           .context_lens = batch.context_lens,
+                           .page_offsets = batch.page_offsets,
+                           .page_ids = batch.page_ids,
+                           .k_pages = k_pages,
+                           .v_pages = v_pages,
+                           .num_heads = num_heads,
+                           .scale = scale,
+                           .window = config_.sliding_window},
+                          stream);
+  }
+  const TensorView exact_k = cache.exact_k(cache_layer);
+  const TensorView exact_v = cache.exact_v(cache_layer);
+  const bool exact = !exact_k.empty();
+  TW_RETURN_IF_ERROR(
+      CodedKvWrite({.k = k,
+                    .v = v,
+                    .slots = batch.slots,
+                    .k_codes = &*layer.k_codes,
+                    .v_codes = &*layer.v_codes,
+                    .k_pages = k_pages,
+                    .v_pages = v_pages,
+                    .exact_rows = exact ? batch.exact_rows_of_tokens : absl::Span<const int32_t>(),
+                    .exact_k = exact_k,
+                    .exact_v = exact_v},
+                   stream));
+  return CodedPagedAttention(
+      {.q = q,
+       .out = out,
+       .token_offsets = batch.token_offsets,
+       .context_lens = batch.context_lens,
+       .page_offsets = batch.page_offsets,
+       .page_ids = batch.page_ids,
+       .exact_rows = exact ? batch.exact_rows_of_seqs : absl::Span<const int32_t>(),
+       .k_codes = &*layer.k_codes,
+       .v_codes = &*layer.v_codes,
+       .k_pages = k_pages,
+       .v_pages = v_pages,
+       .exact_k = exact_k,
+       .exact_v = exact_v,
+       .num_heads = num_heads,
+       .scale = scale,
+       .window = config_.sliding_window},
+      stream);
+}
+
+absl::Status LayerRunner::AttentionHalf(const LayerWeights& layer, int64_t cache_layer,
+                                        const Input& input, const StepBatch& batch,
+                                        PagedKvCache& cache, Wire& wire, Stream& stream,
+                                        SiteHook* hook) {
+  const int64_t num_tokens = batch.num_tokens();
+  const int64_t head_dim = config_.head_dim;
+  const int64_t num_heads = plan_.heads().size();
+  const int64_t num_kv_heads = plan_.kv_heads().size();
+  const TensorView qkv = qkv_.mutable_view().Rows(0, num_tokens);
+  const TensorView q = qkv.Columns(0, num_heads * head_dim);
+  const TensorView k = qkv.Columns(num_heads * head_dim, num_kv_heads * head_dim);
+  const TensorView v = qkv.Columns((num_heads + num_kv_heads) * head_dim, num_kv_heads * head_dim);
+  TW_RETURN_IF_ERROR(ApplyLinears(layer.qkv, input, qkv, stream));
+  if (spec_.rope) {
+    RopeArgs rope = {.x = q,
+                     .positions = Positions(batch),
+                     .inv_freq = inv_freq_.view(),
+                     .num_heads = num_heads,
+                     .head_dim = head_dim};
+    TW_RETURN_IF_ERROR(Rope(rope, stream));
+    rope.x = k;
+    rope.num_heads = num_kv_heads;
+    TW_RETURN_IF_ERROR(Rope(rope, stream));
+  }
+  TW_RETURN_IF_ERROR(Look(hook, QuantSite::kQ, q));
+  TW_RETURN_IF_ERROR(Look(hook, QuantSite::kK, k));
+  TW_RETURN_IF_ERROR(Look(hook, QuantSite::kV, v));
+  if (layer.q.coded()) TW_RETURN_IF_ERROR(Round(layer.q, q, stream));
+  const TensorView attended = attended_.mutable_view().Rows(0, num_tokens);
+  TW_RETURN_IF_ERROR(Attend(layer, cache_layer, qkv, attended, batch, cache, stream));
+  TW_RETURN_IF_ERROR(Look(hook, QuantSite::kOutIn, attended));
+  TW_ASSIGN_OR_RETURN(const Input out_in, CodeSite(layer.out_in, attended, stream));
+  const TensorView delta = delta_.mutable_view().Rows(0, num_tokens);
+  TW_RETURN_IF_ERROR(ApplyLinears(layer.out, out_in, delta, stream));
+  return wire.AllReduce(Site::kAttentionOut, delta, stream);
+}
+
+absl::Status LayerRunner::MlpHalf(const LayerWeights& layer, const Input& input, int64_t num_tokens,
+                                  Wire& wire, Stream& stream, SiteHook* hook) {
+  const int64_t ffn = plan_.ffn().size();
+  const TensorView mlp = mlp_.mutable_view().Rows(0, num_tokens);
+  TW_RETURN_IF_ERROR(ApplyLinears(layer.up, input, mlp, stream));
+  const TensorView activated = mlp.Columns(0, ffn);
+  if (spec_.layer.gate.empty()) {
+    TW_RETURN_IF_ERROR(Activate(config_.activation, activated, stream));
+  } else {
+    TW_RETURN_IF_ERROR(GatedActivation({.kind = config_.activation,
+                                        .gate = activated,
+                                        .up = mlp.Columns(ffn, ffn),
+                                        .out = activated},
+                                       stream));
+  }
+  TW_RETURN_IF_ERROR(Look(hook, QuantSite::kDownIn, activated));
+  TW_ASSIGN_OR_RETURN(const Input down_in, CodeSite(layer.down_in, activated, stream));
+  const TensorView delta = delta_.mutable_view().Rows(0, num_tokens);
+  TW_RETURN_IF_ERROR(ApplyLinears(layer.down, down_in, delta, stream));
+  return wire.AllReduce(Site::kMlpOut, delta, stream);
+}
+
+absl::Status LayerRunner::Run(const LayerWeights& layer, int64_t cache_layer, TensorView x,
+                              bool lacks_delta, const StepBatch& batch, PagedKvCache& cache,
+                              Wire& wire, Stream& stream, SiteHook* hook) {
+  const int64_t num_tokens = batch.num_tokens();
+  const TensorView delta = delta_.mutable_view().Rows(0, num_tokens);
+  if (config_.norm_before) {
+    TW_ASSIGN_OR_RETURN(
+        const Input attention_in,
+        NormSite(layer.attention_norm, layer.qkv_in, QuantSite::kQkvIn, x,
+                 lacks_delta ? ConstTensorView(delta) : ConstTensorView(), stream, hook));
+    TW_RETURN_IF_ERROR(
+        AttentionHalf(layer, cache_layer, attention_in, batch, cache, wire, stream, hook));
+    TW_ASSIGN_OR_RETURN(const Input mlp_in, NormSite(layer.mlp_norm, layer.mlp_in,
+                                                     QuantSite::kMlpIn, x, delta, stream, hook));
+    return MlpHalf(layer, mlp_in, num_tokens, wire, stream, hook);
+  }
+  TW_CHECK(!lacks_delta);
+  // The residual is what enters: codes and a hook's changes are of a copy.
+  const auto site_of_residual = [&](const SiteCoding& coding,
+                                    QuantSite site) -> absl::StatusOr<Input> {
+    if (hook == nullptr && !coding.round_only) return CodeSite(coding, x, stream);
+    const TensorView copy = normed_.mutable_view().Rows(0, num_tokens);
+    TW_RETURN_IF_ERROR(Convert(x, copy, stream));
+    TW_RETURN_IF_ERROR(Look(hook, site, copy));
+    return CodeSite(coding, copy, stream);
+  };
+  TW_ASSIGN_OR_RETURN(const Input attention_in, site_of_residual(layer.qkv_in, QuantSite::kQkvIn));
+  TW_RETURN_IF_ERROR(
+      AttentionHalf(layer, cache_layer, attention_in, batch, cache, wire, stream, hook));
+  TW_RETURN_IF_ERROR(ApplyNorm(layer.attention_norm, x, delta, x, stream));
+  TW_ASSIGN_OR_RETURN(const Input mlp_in, site_of_residual(layer.mlp_in, QuantSite::kMlpIn));
+  TW_RETURN_IF_ERROR(MlpHalf(layer, mlp_in, num_tokens, wire, stream, hook));
+  return ApplyNorm(layer.mlp_norm, x, delta, x, stream);
+}
+
+}  // namespace thinwire

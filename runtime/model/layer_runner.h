@@ -1,0 +1,102 @@
+// The forward pass of one decoder layer on one rank: one order of operators for all families.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/core/stream.h"
+#include "kernels/core/tensor.h"
+#include "parallel/plan/shard_plan.h"
+#include "parallel/wire/wire.h"
+#include "runtime/cache/paged_kv_cache.h"
+#include "runtime/checkpoint/model_config.h"
+#include "runtime/model/decoder_spec.h"
+#include "runtime/model/decoder_weights.h"
+#include "runtime/model/site_hook.h"
+#include "runtime/model/step_batch.h"
+
+namespace thinwire {
+
+// Holds the activations inside a layer, for up to max_tokens tokens; all layers share them.
+// Move-only, thread-compatible.
+class LayerRunner {
+ public:
+  // `dtype`: of activations, and of what crosses ranks natively.
+  static absl::StatusOr<LayerRunner> Create(const ModelConfig& config, const ShardPlan& plan,
+                                            DType dtype, int64_t max_tokens, Device device);
+
+  LayerRunner(LayerRunner&&) = default;
+  LayerRunner& operator=(LayerRunner&&) = default;
+
+  // Runs `layer` over the batch; K and V go to layer `cache_layer` of the cache. Collective over
+  // the tensor-parallel group.
+  // x: [num_tokens, hidden], the residual. Where norms come before their half of a layer, the last
+  // half's sum is left to the norm that comes next: on return x lacks delta(), and `lacks_delta`
+  // says whether it does so on entry. Where norms come after, x is complete, before and after.
+  absl::Status Run(const LayerWeights& layer, int64_t cache_layer, TensorView x, bool lacks_delta,
+                   const StepBatch& batch, PagedKvCache& cache, Wire& wire, Stream& stream,
+                   SiteHook* hook = nullptr);
+
+  // Whether Run leaves x without delta().
+  bool leaves_delta() const { return config_.norm_before; }
+
+  // [num_tokens, hidden]: what the last half of the last layer adds.
+  ConstTensorView delta(int64_t num_tokens) const { return delta_.view().Rows(0, num_tokens); }
+
+  // norm(x + delta), x summed in place. delta may be empty.
+  absl::Status ApplyNorm(const NormWeights& weights, TensorView x, ConstTensorView delta,
+                         TensorView out, Stream& stream) const;
+
+  int64_t size_bytes() const;
+
+ private:
+  LayerRunner() = default;
+
+  // What enters a linear layer: rows, or their codes and, where the site has them, gains.
+  struct Input {
+    ConstTensorView x;
+    ConstTensorView codes;
+    ConstTensorView gains;
+  };
+
+  // norm(x + delta) in the site's order, coded where the site is; x summed in place.
+  absl::StatusOr<Input> NormSite(const NormWeights& weights, const SiteCoding& coding,
+                                 QuantSite site, TensorView x, ConstTensorView delta,
+                                 Stream& stream, SiteHook* hook);
+  // `x` itself, rounded in place where the site only rounds, or its codes.
+  absl::StatusOr<Input> CodeSite(const SiteCoding& coding, TensorView x, Stream& stream);
+  static absl::Status Round(const SiteCoding& coding, TensorView x, Stream& stream);
+  TensorView CodesView(int64_t num_tokens, int64_t width);
+
+  absl::Status ApplyLinears(const std::vector<LinearWeights>& linears, const Input& input,
+                            TensorView y, Stream& stream);
+  // Columns of x in another order; valid until the next call.
+  absl::StatusOr<ConstTensorView> GatherInput(ConstTensorView order, ConstTensorView x,
+                                              Stream& stream);
+  absl::Status Attend(const LayerWeights& layer, int64_t cache_layer, TensorView qkv,
+                      TensorView out, const StepBatch& batch, PagedKvCache& cache,
+                      Stream& stream) const;
+  absl::Status AttentionHalf(const LayerWeights& layer, int64_t cache_layer, const Input& input,
+                             const StepBatch& batch, PagedKvCache& cache, Wire& wire,
+                             Stream& stream, SiteHook* hook);
+  absl::Status MlpHalf(const LayerWeights& layer, const Input& input, int64_t num_tokens,
+                       Wire& wire, Stream& stream, SiteHook* hook);
+
+  ModelConfig config_;
+  DecoderSpec spec_;
+  ShardPlan plan_;
+  Tensor inv_freq_;  // [head_dim / 2] fp32, with rope
+
+  // The first dim of each is max_tokens.
+  Tensor normed_;    // [, hidden]
+  Tensor delta_;     // [, hidden] what a half of a layer adds
+  Tensor qkv_;       // [, (num_heads + 2 num_kv_heads) of this rank * head_dim]
+  Tensor attended_;  // [, num_heads of this rank * head_dim]
+  Tensor mlp_;       // [, rows of LayerWeights::up]
+  Tensor codes_;     // [, width of the widest site] uint8
+  Tensor gains_;     // fp32
+  Tensor gathered_;  // [, width of the widest site], from the first gather on
+};
+
+}  // namespace thinwire

@@ -1,0 +1,48 @@
+// Ranges and moments of a site's channels over calibration tokens, and a sample of the tokens.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/core/tensor_view.h"
+#include "parallel/comm/communicator.h"
+
+namespace thinwire {
+
+// Sums in double, in the order of rows. Copyable.
+class ChannelStats {
+ public:
+  // Keeps every `sample_stride`-th row that is added; 0: none.
+  explicit ChannelStats(int64_t width, int64_t sample_stride = 0);
+
+  // x: [num_tokens, width] fp32, rows may be strided; rows before `first` are left out.
+  // InvalidArgument names row and channel of a NaN or infinity.
+  absl::Status Add(ConstTensorView x, int64_t first = 0);
+
+  // Adds the other ranks' rows in rank order: the same result everywhere. Collective.
+  absl::Status MergeOverRanks(Communicator& world, Stream& stream);
+
+  int64_t width() const { return width_; }
+  int64_t count() const { return count_; }
+  double mean(int64_t c) const { return count_ == 0 ? 0.0 : sums_[c] / count_; }
+  double mean_square(int64_t c) const { return count_ == 0 ? 0.0 : squares_[c] / count_; }
+  // Of the deviation from the mean; >= 0.
+  double variance(int64_t c) const;
+  float minimum(int64_t c) const { return minima_[c]; }
+  float maximum(int64_t c) const { return maxima_[c]; }
+
+  int64_t num_samples() const { return static_cast<int64_t>(samples_.size()) / width_; }
+  // Values of channel c in the sampled rows.
+  std::vector<float> Samples(int64_t c) const;
+
+ private:
+  int64_t width_;
+  int64_t sample_stride_;
+  int64_t count_ = 0;
+  std::vector<double> sums_, squares_;
+  std::vector<float> minima_, maxima_;
+  std::vector<float> samples_;  // [num_samples, width]
+};
+
+}  // namespace thinwire

@@ -1,0 +1,154 @@
+#include "runtime/quantizer/folds.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace thinwire {
+namespace {
+
+// Channels whose statistics are this much below the site's own are dead: they keep their scale.
+constexpr double kDead = 1e-8;
+
+// sum over the rows of `linears` of (W_oc / |W_o|)^2, |W_o|^2 = sum_c W_oc^2 variance_c: how much
+// column c matters to outputs of unit variance, whatever scale each output has.
+std::vector<double> ColumnEnergy(const std::vector<const DenseLinear*>& linears,
+                                 const std::vector<double>& variance) {
+  std::vector<double> energy(variance.size(), 0.0);
+  for (const DenseLinear* linear : linears) {
+    for (int64_t o = 0; o < linear->out_features; ++o) {
+      const absl::Span<const float> row = linear->row(o);
+      double norm = 0.0;
+      for (size_t c = 0; c < variance.size(); ++c) {
+        norm += double{row[c]} * double{row[c]} * variance[c];
+      }
+      if (!(norm > 0.0)) continue;
+      for (size_t c = 0; c < variance.size(); ++c) {
+        energy[c] += double{row[c]} * double{row[c]} / norm;
+      }
+    }
+  }
+  return energy;
+}
+
+// f = (variance / energy)^(1/4), 1 for dead channels.
+std::vector<double> Scales(const std::vector<double>& variance, const std::vector<double>& energy) {
+  std::vector<double> scales(variance.size(), 1.0);
+  const double most_variance = *std::max_element(variance.begin(), variance.end());
+  const double most_energy = *std::max_element(energy.begin(), energy.end());
+  for (size_t c = 0; c < variance.size(); ++c) {
+    if (variance[c] <= kDead * kDead * most_variance || energy[c] <= kDead * kDead * most_energy) {
+      continue;
+    }
+    scales[c] = std::sqrt(std::sqrt(variance[c] / energy[c]));
+  }
+  return scales;
+}
+
+void ScaleColumns(const std::vector<double>& scales, DenseLinear& linear) {
+  for (int64_t o = 0; o < linear.out_features; ++o) {
+    const absl::Span<float> row = linear.row(o);
+    for (size_t c = 0; c < scales.size(); ++c) row[c] = static_cast<float>(row[c] * scales[c]);
+  }
+}
+
+void DivideRows(const std::vector<double>& scales, DenseLinear& linear) {
+  for (int64_t o = 0; o < linear.out_features; ++o) {
+    for (float& weight : linear.row(o)) weight = static_cast<float>(weight / scales[o]);
+    if (!linear.bias.empty()) linear.bias[o] = static_cast<float>(linear.bias[o] / scales[o]);
+  }
+}
+
+// bias += W mean.
+void AddMean(const std::vector<double>& mean, DenseLinear& linear) {
+  for (int64_t o = 0; o < linear.out_features; ++o) {
+    const absl::Span<const float> row = linear.row(o);
+    double sum = linear.bias[o];
+    for (size_t c = 0; c < mean.size(); ++c) sum += double{row[c]} * mean[c];
+    linear.bias[o] = static_cast<float>(sum);
+  }
+}
+
+std::vector<double> Variances(const ChannelStats& stats, bool centred) {
+  std::vector<double> variances(stats.width());
+  for (int64_t c = 0; c < stats.width(); ++c) {
+    variances[c] = centred ? stats.variance(c) : stats.mean_square(c);
+  }
+  return variances;
+}
+
+void FoldNorm(const ChannelStats& stats, DenseNorm& norm, std::vector<DenseLinear*> readers) {
+  readers.erase(std::remove_if(readers.begin(), readers.end(),
+                               [](const DenseLinear* linear) { return linear->empty(); }),
+                readers.end());
+  const int64_t width = stats.width();
+  bool shift = !norm.offset.empty();
+  for (const DenseLinear* linear : readers) shift = shift && !linear->bias.empty();
+  const std::vector<double> variance = Variances(stats, shift);
+  const std::vector<double> scales =
+      Scales(variance, ColumnEnergy({readers.begin(), readers.end()}, variance));
+  if (norm.gain.empty()) return;  // a norm without weights has nowhere to put them
+  std::vector<double> mean(width);
+  for (int64_t c = 0; c < width; ++c) {
+    mean[c] = shift ? stats.mean(c) : 0.0;
+    norm.gain[c] = static_cast<float>(norm.gain[c] / scales[c]);
+    if (shift) norm.offset[c] = static_cast<float>((norm.offset[c] - mean[c]) / scales[c]);
+  }
+  for (DenseLinear* linear : readers) {
+    if (shift) AddMean(mean, *linear);
+    ScaleColumns(scales, *linear);
+  }
+}
+
+void FoldValues(const ModelConfig& config, const ChannelStats& stats, DenseLayer& layer) {
+  DenseLinear& v = layer.at(LinearRole::kV);
+  DenseLinear& out = layer.at(LinearRole::kOut);
+  const int64_t head_dim = config.head_dim;
+  const int64_t group = config.num_heads / config.num_kv_heads;
+  const auto kv_channel = [&](int64_t c) { return c / head_dim / group * head_dim + c % head_dim; };
+  const bool shift = !v.bias.empty() && !out.bias.empty();
+  const std::vector<double> variance = Variances(stats, shift);
+  std::vector<double> read_variance(out.in_features), read_mean(out.in_features);
+  for (int64_t c = 0; c < out.in_features; ++c) {
+    read_variance[c] = variance[kv_channel(c)];
+    read_mean[c] = stats.mean(kv_channel(c));
+  }
+  const std::vector<double> read_energy = ColumnEnergy({&out}, read_variance);
+  std::vector<double> energy(variance.size(), 0.0);
+  for (int64_t c = 0; c < out.in_features; ++c) energy[kv_channel(c)] += read_energy[c];
+  const std::vector<double> scales = Scales(variance, energy);
+  if (shift) {
+    AddMean(read_mean, out);
+    for (int64_t c = 0; c < v.out_features; ++c) {
+      v.bias[c] = static_cast<float>(v.bias[c] - stats.mean(c));
+    }
+  }
+  DivideRows(scales, v);
+  std::vector<double> read_scales(out.in_features);
+  for (int64_t c = 0; c < out.in_features; ++c) read_scales[c] = scales[kv_channel(c)];
+  ScaleColumns(read_scales, out);
+}
+
+// Scales pass through ReLU and through the product with the gate; other activations are left alone.
+bool ScalesPassActivation(const ModelConfig& config, const DenseLayer& layer) {
+  return !layer.at(LinearRole::kGate).empty() || config.activation == ActivationKind::kRelu;
+}
+
+}  // namespace
+
+void FoldLayer(const ModelConfig& config, const FoldStats& stats, DenseLayer& layer) {
+  FoldValues(config, *stats.v, layer);
+  if (ScalesPassActivation(config, layer)) {
+    const std::vector<double> variance = Variances(*stats.down_in, false);
+    const std::vector<double> scales =
+        Scales(variance, ColumnEnergy({&layer.at(LinearRole::kDown)}, variance));
+    DivideRows(scales, layer.at(LinearRole::kUp));
+    ScaleColumns(scales, layer.at(LinearRole::kDown));
+  }
+  if (!config.norm_before) return;  // the norm's output is the residual
+  FoldNorm(*stats.qkv_in, layer.attention_norm,
+           {&layer.at(LinearRole::kQ), &layer.at(LinearRole::kK), &layer.at(LinearRole::kV)});
+  FoldNorm(*stats.mlp_in, layer.mlp_norm,
+           {&layer.at(LinearRole::kGate), &layer.at(LinearRole::kUp)});
+}
+
+}  // namespace thinwire

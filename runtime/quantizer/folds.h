@@ -1,0 +1,30 @@
+// Freedoms of a decoder layer: changes of its weights that leave its function as it is, and that
+// make it easier to round.
+//
+// All are exact, and each is chosen so that re-parameterised models end up alike: a channel's scale
+// is the geometric mean of what its activation and the weights that read it ask for, both measured
+// where re-parameterisation cannot be seen.
+#pragma once
+
+#include <vector>
+
+#include "runtime/checkpoint/model_config.h"
+#include "runtime/quantizer/channel_stats.h"
+#include "runtime/quantizer/dense_layer.h"
+
+namespace thinwire {
+
+// What folding needs of the layer's activations, in the layer as it came.
+struct FoldStats {
+  const ChannelStats* qkv_in;
+  const ChannelStats* v;  // values, [num_kv_heads * head_dim]
+  const ChannelStats* mlp_in;
+  const ChannelStats* down_in;
+};
+
+// Norm outputs: x' = (x - m) / f, W' = W diag(f), b' = b + W m (the mean only where the norm has an
+// offset and the projections have biases). v and o_proj, up and down alike, with f alike for all
+// query heads of a KV head.
+void FoldLayer(const ModelConfig& config, const FoldStats& stats, DenseLayer& layer);
+
+}  // namespace thinwire

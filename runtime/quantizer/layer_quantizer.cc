@@ -1,0 +1,301 @@
+#include "runtime/quantizer/layer_quantizer.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/core/check.h"
+#include "kernels/core/status_macros.h"
+#include "runtime/quant/asymmetric_target.h"
+#include "runtime/quant/cholesky.h"
+#include "runtime/quant/gptq.h"
+#include "runtime/quant/second_moments.h"
+#include "runtime/quantizer/channel_stats.h"
+#include "runtime/quantizer/folds.h"
+#include "runtime/quantizer/kv_grids.h"
+#include "runtime/quantizer/rank_exchange.h"
+#include "runtime/quantizer/site_grids.h"
+
+namespace thinwire {
+namespace {
+
+// Rows that grids are fitted on.
+constexpr int64_t kSamples = 4096;
+
+constexpr double kDamping = 0.01;
+// How often a Hessian that is not positive definite is damped ten times more.
+constexpr int kDampingRetries = 4;
+
+absl::Status AtSite(const absl::Status& status, QuantSite site) {
+  return status.ok() ? status : Annotate(status, absl::StrCat("activations of ", SiteName(site)));
+}
+
+std::vector<double> Permuted(const std::vector<double>& matrix, const std::vector<int32_t>& order) {
+  const size_t width = order.size();
+  std::vector<double> permuted(matrix.size());
+  for (size_t i = 0; i < width; ++i) {
+    const double* row = matrix.data() + static_cast<size_t>(order[i]) * width;
+    for (size_t j = 0; j < width; ++j) permuted[i * width + j] = row[order[j]];
+  }
+  return permuted;
+}
+
+std::vector<float> PermutedColumns(const DenseLinear& linear, const std::vector<int32_t>& order) {
+  std::vector<float> permuted(linear.weight.size());
+  for (int64_t o = 0; o < linear.out_features; ++o) {
+    const absl::Span<const float> row = linear.row(o);
+    for (int64_t j = 0; j < linear.in_features; ++j) {
+      permuted[o * linear.in_features + j] = row[order[j]];
+    }
+  }
+  return permuted;
+}
+
+std::vector<int32_t> GroupOffsets(int64_t width, int64_t group_size) {
+  std::vector<int32_t> offsets;
+  const int64_t step = group_size > 0 ? group_size : width;
+  for (int64_t begin = 0; begin < width; begin += step) {
+    offsets.push_back(static_cast<int32_t>(begin));
+  }
+  offsets.push_back(static_cast<int32_t>(width));
+  return offsets;
+}
+
+absl::StatusOr<std::vector<double>> DampedFactor(const std::vector<double>& hessian,
+                                                 int64_t width) {
+  double damping = kDamping;
+  for (int attempt = 0;; ++attempt, damping *= 10.0) {
+    std::vector<double> factor = hessian;
+    DampHessian(Damping::kRelative, damping, width, absl::MakeSpan(factor));
+    const absl::Status status = UpperFactorOfInverse(width, absl::MakeSpan(factor));
+    if (status.ok()) return factor;
+    if (attempt == kDampingRetries) return status;
+  }
+}
+
+}  // namespace
+
+// The layer in the making.
+struct LayerQuantizer::Work {
+  const ResidualStream* target_stream;
+  const ResidualStream* input_stream;
+  LayerWeights target;  // the layer as it came, folded
+  DenseLayer current;   // the same, with projections replaced by what their codes stand for
+  LayerWeights current_weights;
+  SiteRoundings roundings;  // of the sites done so far
+  LayerResult result;
+
+  absl::Status Refresh() {
+    TW_ASSIGN_OR_RETURN(current_weights, ToLayerWeights(current));
+    return absl::OkStatus();
+  }
+};
+
+absl::Status LayerQuantizer::Fold(const ResidualStream& target, DenseLayer& layer) {
+  TW_ASSIGN_OR_RETURN(const LayerWeights weights, ToLayerWeights(layer));
+  std::array<std::optional<ChannelStats>, kQuantSites.size()> stats;
+  for (const QuantSite site : kQuantSites) {
+    stats[static_cast<size_t>(site)].emplace(SiteWidth(config_, site));
+  }
+  const SiteRoundings none;
+  for (int64_t w = 0; w < target.num_windows; ++w) {
+    TW_RETURN_IF_ERROR(pass_.Visit(weights, none, target.window(w), QuantSite::kDownIn,
+                                   [&](QuantSite site, ConstTensorView x) {
+                                     return AtSite(stats[static_cast<size_t>(site)]->Add(x), site);
+                                   }));
+  }
+  for (auto& site : stats) TW_RETURN_IF_ERROR(site->MergeOverRanks(world_, pass_.stream()));
+  const auto of = [&](QuantSite site) { return &*stats[static_cast<size_t>(site)]; };
+  FoldLayer(config_,
+            {.qkv_in = of(QuantSite::kQkvIn),
+             .v = of(QuantSite::kV),
+             .mlp_in = of(QuantSite::kMlpIn),
+             .down_in = of(QuantSite::kDownIn)},
+            layer);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<LayerResult> LayerQuantizer::Quantize(const DenseLayer& dense,
+                                                     const ResidualStream& target,
+                                                     const ResidualStream& input) {
+  Work work;
+  work.target_stream = &target;
+  work.input_stream = &input;
+  work.current = dense;
+  if (options_.scheme.weight_format() == WeightFormat::kGptq) {
+    TW_RETURN_IF_ERROR(Fold(target, work.current));
+  }
+  TW_ASSIGN_OR_RETURN(work.target, ToLayerWeights(work.current));
+  TW_RETURN_IF_ERROR(work.Refresh());
+  TW_RETURN_IF_ERROR(QuantizeSite(QuantSite::kQkvIn, work));
+  TW_RETURN_IF_ERROR(QuantizeKv(work));
+  TW_RETURN_IF_ERROR(QuantizeSite(QuantSite::kOutIn, work));
+  TW_RETURN_IF_ERROR(QuantizeSite(QuantSite::kMlpIn, work));
+  TW_RETURN_IF_ERROR(QuantizeSite(QuantSite::kDownIn, work));
+  work.result.attention_norm = work.current.attention_norm;
+  work.result.mlp_norm = work.current.mlp_norm;
+  for (const LinearRole role : kLinearRoles) {
+    work.result.bias(role) = work.current.at(role).bias;
+  }
+  return std::move(work.result);
+}
+
+absl::Status LayerQuantizer::ChooseSiteCodes(QuantSite site, Work& work) {
+  const int bits = SiteBits(options_.scheme, site);
+  const int64_t num_rows = work.input_stream->num_windows * work.input_stream->seqlen;
+  ChannelStats stats(SiteWidth(config_, site),
+                     std::max<int64_t>(1, num_rows * world_.size() / kSamples));
+  for (int64_t w = 0; w < work.input_stream->num_windows; ++w) {
+    TW_RETURN_IF_ERROR(
+        pass_.Visit(work.current_weights, work.roundings, work.input_stream->window(w), site,
+                    [&](QuantSite seen, ConstTensorView x) {
+                      return seen == site ? AtSite(stats.Add(x), site) : absl::OkStatus();
+                    }));
+  }
+  TW_RETURN_IF_ERROR(stats.MergeOverRanks(world_, pass_.stream()));
+  std::vector<const DenseLinear*> readers;
+  for (const LinearRole role : kLinearRoles) {
+    if (InputSite(role) == site && !work.current.at(role).empty()) {
+      readers.push_back(&work.current.at(role));
+    }
+  }
+  TW_ASSIGN_OR_RETURN(work.result.codes.at(site), ChooseSiteGrid({.config = &config_,
+                                                                  .site = site,
+                                                                  .bits = bits,
+                                                                  .group_size = options_.group_size,
+                                                                  .tp = options_.tp,
+                                                                  .stats = &stats,
+                                                                  .readers = readers},
+                                                                 pool_));
+  work.roundings.Set(site, SiteRounding(work.result.codes.at(site), false));
+  return absl::OkStatus();
+}
+
+absl::Status LayerQuantizer::QuantizeKv(Work& work) {
+  const int kv_bits = SiteBits(options_.scheme, QuantSite::kK);
+  const int q_bits = SiteBits(options_.scheme, QuantSite::kQ);
+  if (kv_bits >= 16 && q_bits >= 16) return absl::OkStatus();
+  const int64_t num_rows = work.input_stream->num_windows * work.input_stream->seqlen;
+  const int64_t stride = std::max<int64_t>(1, num_rows * world_.size() / kSamples);
+  std::array<std::optional<ChannelStats>, 3> stats;
+  const auto index = [](QuantSite site) {
+    return site == QuantSite::kQ ? 0 : site == QuantSite::kK ? 1 : 2;
+  };
+  for (const QuantSite site : {QuantSite::kQ, QuantSite::kK, QuantSite::kV}) {
+    stats[index(site)].emplace(SiteWidth(config_, site), stride);
+  }
+  for (int64_t w = 0; w < work.input_stream->num_windows; ++w) {
+    TW_RETURN_IF_ERROR(pass_.Visit(
+        work.current_weights, work.roundings, work.input_stream->window(w), QuantSite::kV,
+        [&](QuantSite site, ConstTensorView x) {
+          if (site == QuantSite::kQkvIn) return absl::OkStatus();
+          // A first token's K and V are kept as they are.
+          const int64_t first = site != QuantSite::kQ && options_.first_token_exact ? 1 : 0;
+          return AtSite(stats[index(site)]->Add(x, first), site);
+        }));
+  }
+  for (auto& site : stats) TW_RETURN_IF_ERROR(site->MergeOverRanks(world_, pass_.stream()));
+  LayerCodes& codes = work.result.codes;
+  if (q_bits < 16) {
+    TW_ASSIGN_OR_RETURN(codes.at(QuantSite::kQ),
+                        ChooseChannelGrids(*stats[0], config_.head_dim, q_bits, pool_));
+    work.roundings.Set(QuantSite::kQ, SiteRounding(codes.at(QuantSite::kQ), false));
+  }
+  if (kv_bits < 16) {
+    TW_RETURN_IF_ERROR(ChooseKvGrids({.config = &config_,
+                                      .q = &*stats[0],
+                                      .k = &*stats[1],
+                                      .v = &*stats[2],
+                                      .out = &work.current.at(LinearRole::kOut),
+                                      .bits = kv_bits},
+                                     pool_, codes));
+    for (const QuantSite site : {QuantSite::kK, QuantSite::kV}) {
+      work.roundings.Set(site, SiteRounding(codes.at(site), options_.first_token_exact));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LayerQuantizer::QuantizeSite(QuantSite site, Work& work) {
+  const bool weights = options_.scheme.weight_format() == WeightFormat::kGptq;
+  if (!weights && SiteBits(options_.scheme, site) >= 16) return absl::OkStatus();
+  TW_RETURN_IF_ERROR(ChooseSiteCodes(site, work));
+  if (!weights) return absl::OkStatus();
+  const int64_t width = SiteWidth(config_, site);
+  SecondMoments moments(width, /*with_target=*/true);
+  const int64_t seqlen = work.input_stream->seqlen;
+  std::vector<float> x(seqlen * width), y(seqlen * width);
+  const SiteRoundings none;
+  const auto copy_rows = [&](ConstTensorView from, std::vector<float>& to) {
+    for (int64_t t = 0; t < seqlen; ++t) {
+      std::copy_n(from.data<float>() + t * from.row_stride(), width, to.begin() + t * width);
+    }
+    return absl::OkStatus();
+  };
+  for (int64_t w = 0; w < work.input_stream->num_windows; ++w) {
+    TW_RETURN_IF_ERROR(pass_.Visit(work.target, none, work.target_stream->window(w), site,
+                                   [&](QuantSite seen, ConstTensorView rows) {
+                                     return seen == site ? copy_rows(rows, y) : absl::OkStatus();
+                                   }));
+    TW_RETURN_IF_ERROR(pass_.Visit(work.current_weights, work.roundings,
+                                   work.input_stream->window(w), site,
+                                   [&](QuantSite seen, ConstTensorView rows) {
+                                     return seen == site ? copy_rows(rows, x) : absl::OkStatus();
+                                   }));
+    work.roundings.at(site).Apply(TensorView(x.data(), DType::kF32, {seqlen, width}));
+    TW_RETURN_IF_ERROR(AtSite(moments.Add(x.data(), width, y.data(), width, seqlen, pool_), site));
+  }
+  TW_RETURN_IF_ERROR(SumOverRanks(moments.mutable_sums(), world_, pass_.stream()));
+  for (const LinearRole role : kLinearRoles) {
+    if (InputSite(role) == site && !work.current.at(role).empty()) {
+      TW_RETURN_IF_ERROR(QuantizeLinear(role, moments, work));
+    }
+  }
+  return work.Refresh();
+}
+
+absl::Status LayerQuantizer::QuantizeLinear(LinearRole role, const SecondMoments& moments,
+                                            Work& work) {
+  DenseLinear& linear = work.current.at(role);
+  const int64_t width = linear.in_features;
+  const std::vector<int32_t>& order = work.result.codes.at(InputSite(role)).order;
+  // With a bias to take up the means, only deviations from them count.
+  const bool centred = !linear.bias.empty();
+  const std::vector<double> hessian = Permuted(moments.Hessian(centred), order);
+  const std::vector<double> shift = Permuted(moments.TargetShift(centred), order);
+  const std::vector<float> weights = PermutedColumns(linear, order);
+  TW_ASSIGN_OR_RETURN(const std::vector<double> factor, DampedFactor(hessian, width));
+  const std::vector<float> target =
+      AsymmetricTarget(linear.out_features, width, weights, shift, factor, /*strength=*/1.0, pool_);
+  const std::vector<int32_t> groups = GroupOffsets(width, options_.group_size);
+  TW_ASSIGN_OR_RETURN(
+      GptqResult result,
+      Gptq({.out_features = linear.out_features,
+            .in_features = width,
+            .weights = target,
+            .hessian = hessian,
+            .factor = factor,
+            .group_offsets = groups},
+           {.bits = options_.scheme.weight_bits, .shrink_steps = 20, .sweeps = 4}, pool_));
+  const std::vector<float> values = Dequantize(result.codes);
+  if (!linear.bias.empty()) {
+    const std::vector<double> mean = moments.Mean();
+    std::vector<double> ordered_mean(mean.size());
+    for (int64_t j = 0; j < width; ++j) ordered_mean[j] = mean[order[j]];
+    const std::vector<float> correction = BiasCorrection(weights, result.codes, ordered_mean);
+    for (int64_t o = 0; o < linear.out_features; ++o) linear.bias[o] += correction[o];
+  }
+  for (int64_t o = 0; o < linear.out_features; ++o) {
+    for (int64_t j = 0; j < width; ++j) {
+      linear.weight[o * width + order[j]] = values[o * width + j];
+    }
+  }
+  work.result.errors[static_cast<size_t>(role)] = result.relative_error;
+  work.result.weight(role) = std::move(result.codes);
+  return absl::OkStatus();
+}
+
+}  // namespace thinwire

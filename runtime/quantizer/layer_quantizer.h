@@ -1,0 +1,54 @@
+// Quantises one decoder layer, projection after projection, each on what the ones before it left.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "parallel/comm/communicator.h"
+#include "runtime/checkpoint/model_config.h"
+#include "runtime/checkpoint/quant_scheme.h"
+#include "runtime/quant/second_moments.h"
+#include "runtime/quantizer/dense_layer.h"
+#include "runtime/quantizer/layer_pass.h"
+#include "runtime/quantizer/layer_result.h"
+
+namespace thinwire {
+
+struct LayerQuantizerOptions {
+  QuantScheme scheme;
+  int64_t group_size = 128;  // input channels that share a weight's scale; -1: all
+  int tp = 0;                // see RptqFile::tp
+  bool first_token_exact = true;
+};
+
+// Borrows everything. Collective over `world`, whose ranks have a part of the windows each and end
+// with the same result.
+class LayerQuantizer {
+ public:
+  LayerQuantizer(const LayerQuantizerOptions& options, const ModelConfig* config, LayerPass* pass,
+                 Communicator* world, ThreadPool* pool)
+      : options_(options), config_(*config), pass_(*pass), world_(*world), pool_(*pool) {}
+
+  // `target`: the residual that enters the layer in the model as it came; `input`: in the model
+  // whose layers so far are quantised. InvalidArgument names the site of activations that are NaN
+  // or infinite.
+  absl::StatusOr<LayerResult> Quantize(const DenseLayer& dense, const ResidualStream& target,
+                                       const ResidualStream& input);
+
+ private:
+  struct Work;
+
+  absl::Status Fold(const ResidualStream& target, DenseLayer& layer);
+  absl::Status QuantizeKv(Work& work);
+  absl::Status QuantizeSite(QuantSite site, Work& work);
+  absl::Status ChooseSiteCodes(QuantSite site, Work& work);
+  absl::Status QuantizeLinear(LinearRole role, const SecondMoments& moments, Work& work);
+
+  const LayerQuantizerOptions options_;
+  const ModelConfig& config_;
+  LayerPass& pass_;
+  Communicator& world_;
+  ThreadPool& pool_;
+};
+
+}  // namespace thinwire

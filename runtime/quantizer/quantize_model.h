@@ -1,0 +1,44 @@
+// Quantises a whole model folder into another.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "kernels/core/thread_pool.h"
+#include "parallel/comm/communicator.h"
+#include "runtime/quantizer/calibration_set.h"
+#include "runtime/quantizer/layer_quantizer.h"
+
+namespace thinwire {
+
+struct QuantizeOptions {
+  std::string model_dir;  // unquantised
+  std::string out_dir;    // must not exist; appears when all is done
+  LayerQuantizerOptions layer;
+  CalibrationSet calibration;
+  int64_t seed = 0;
+  std::string tool_version;
+};
+
+// Told of a layer that is done; `resumed`: by an earlier run.
+struct LayerProgress {
+  int64_t layer = 0;
+  int64_t num_layers = 0;
+  bool resumed = false;
+  const LayerResult* result = nullptr;
+};
+
+// Collective over `world`: every rank takes a part of the calibration windows, rank 0 writes.
+//
+// Work lies in OUT.partial until it is done, one file a layer, and a run that finds such a folder
+// made with the same options goes on where it ended: the result is the same, byte for byte. Holds
+// the residual of the windows twice and one layer, never the model.
+// Errors: AlreadyExists: out_dir; FailedPrecondition: OUT.partial was made with other options (the
+// message says which); those of loading, writing and quantising, naming layer and site.
+absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, ThreadPool& pool,
+                           const std::function<void(const LayerProgress&)>& on_layer = nullptr);
+
+}  // namespace thinwire
