@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
 #include "kernels/linear/blas.h"
+#include "runtime/quant/scale_refit.h"
 #include "runtime/quant/weight_grid.h"
 
 namespace thinwire {
@@ -60,7 +61,8 @@ class Quantizer {
         grid_options_{.bits = options.bits,
                       .shrink_steps = options.shrink_steps,
                       .smallest_shrink = options.smallest_shrink,
-                      .error_power = options.error_power},
+                      .error_power = options.error_power,
+                      .local_search = options.local_search},
         blocks_(PlanBlocks(problem.group_offsets)) {
     codes_.out_features = out_;
     codes_.in_features = in_;
@@ -74,16 +76,19 @@ class Quantizer {
       std::fill(group_of_.begin() + codes_.group_offsets[g],
                 group_of_.begin() + codes_.group_offsets[g + 1], static_cast<int32_t>(g));
     }
-    if (options.search_by_hessian) {
-      diagonal_.resize(static_cast<size_t>(in_));
-      for (int64_t i = 0; i < in_; ++i) {
-        diagonal_[i] = static_cast<float>(problem.hessian[i * (in_ + 1)]);
-      }
+    const SearchWeights search = options.search_weights;
+    const bool conditional = search == SearchWeights::kConditional && !problem.factor.empty();
+    if (!conditional && search != SearchWeights::kHessianDiagonal) return;
+    importance_.resize(static_cast<size_t>(in_));
+    for (int64_t i = 0; i < in_; ++i) {
+      const double value =
+          conditional ? problem.factor[i * (in_ + 1)] : problem.hessian[i * (in_ + 1)];
+      importance_[i] = static_cast<float>(conditional ? 1.0 / (value * value) : value);
     }
   }
 
   absl::Status FeedForward();
-  void Sweep();
+  void Improve();
 
   GptqCodes codes_;
 
@@ -102,6 +107,8 @@ class Quantizer {
 
   void FitGroup(int64_t row, int64_t group, const float* weights);
   void QuantizeBlock(const ColumnBlock& block, int64_t row);
+  void ComputeSlopes();
+  void Sweep();
   void SweepBlock(const ColumnBlock& block, int64_t row);
 
   const GptqProblem& problem_;
@@ -113,7 +120,7 @@ class Quantizer {
   const WeightGridOptions grid_options_;
   const std::vector<ColumnBlock> blocks_;
   std::vector<int32_t> group_of_;  // [in]
-  std::vector<float> diagonal_;    // [in], where the search asks for it
+  std::vector<float> importance_;  // [in] of errors in the search; empty: all alike
 
   // FeedForward: weights as feedback has moved them [out, in]. Sweep: E H, E = Q - W.
   std::vector<float> state_;
@@ -128,7 +135,7 @@ void Quantizer::FitGroup(int64_t row, int64_t group, const float* weights) {
   const int64_t begin = codes_.group_offsets[group];
   const int64_t end = codes_.group_offsets[group + 1];
   const WeightGrid grid = FitWeightGrid(weights + row * in_ + begin,
-                                        diagonal_.empty() ? nullptr : diagonal_.data() + begin,
+                                        importance_.empty() ? nullptr : importance_.data() + begin,
                                         end - begin, grid_options_);
   if (std::isinf(grid.scale)) LowerTo(bad_, row * in_ + begin);
   codes_.scales[row * codes_.num_groups() + group] = grid.scale;
@@ -215,14 +222,7 @@ void Quantizer::SweepBlock(const ColumnBlock& block, int64_t row) {
   }
 }
 
-void Quantizer::Sweep() {
-  matrix_.resize(static_cast<size_t>(in_ * in_));
-  pool_.ParallelFor(in_, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * in_; i < end * in_; ++i) {
-      matrix_[i] = static_cast<float>(problem_.hessian[i]);
-    }
-  });
-  owed_.resize(static_cast<size_t>(out_ * kColumns));
+void Quantizer::ComputeSlopes() {
   state_.resize(static_cast<size_t>(out_ * in_));
   const std::vector<float> values = Dequantize(codes_);
   std::vector<float> errors(static_cast<size_t>(pool_.num_threads() * kRows * in_));
@@ -234,19 +234,38 @@ void Quantizer::Sweep() {
     SgemmNN(rows, in_, in_, error, in_, matrix_.data(), in_, 0.0f, state_.data() + first * in_,
             in_);
   });
-  for (int sweep = 0; sweep < options_.sweeps; ++sweep) {
-    for (const ColumnBlock& block : blocks_) {
-      const int64_t size = block.end - block.begin;
-      ForRows([&](int64_t first, int64_t rows) {
-        for (int64_t row = first; row < first + rows; ++row) SweepBlock(block, row);
-        const float* owed = owed_.data() + first * kColumns;
-        const float* h = matrix_.data() + block.begin * in_;
-        float* slope = state_.data() + first * in_;
-        SgemmNN(rows, block.begin, size, owed, kColumns, h, in_, 1.0f, slope, in_);
-        SgemmNN(rows, in_ - block.end, size, owed, kColumns, h + block.end, in_, 1.0f,
-                slope + block.end, in_);
-      });
+}
+
+void Quantizer::Sweep() {
+  for (const ColumnBlock& block : blocks_) {
+    const int64_t size = block.end - block.begin;
+    ForRows([&](int64_t first, int64_t rows) {
+      for (int64_t row = first; row < first + rows; ++row) SweepBlock(block, row);
+      const float* owed = owed_.data() + first * kColumns;
+      const float* h = matrix_.data() + block.begin * in_;
+      float* slope = state_.data() + first * in_;
+      SgemmNN(rows, block.begin, size, owed, kColumns, h, in_, 1.0f, slope, in_);
+      SgemmNN(rows, in_ - block.end, size, owed, kColumns, h + block.end, in_, 1.0f,
+              slope + block.end, in_);
+    });
+  }
+}
+
+void Quantizer::Improve() {
+  matrix_.resize(static_cast<size_t>(in_ * in_));
+  pool_.ParallelFor(in_, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * in_; i < end * in_; ++i) {
+      matrix_[i] = static_cast<float>(problem_.hessian[i]);
     }
+  });
+  owed_.resize(static_cast<size_t>(out_ * kColumns));
+  for (int refit = 0; refit <= options_.refits; ++refit) {
+    ComputeSlopes();
+    if (refit > 0) {
+      RefitScales(state_, matrix_, codes_, pool_);
+      ComputeSlopes();
+    }
+    for (int sweep = 0; sweep < options_.sweeps; ++sweep) Sweep();
   }
 }
 
@@ -264,7 +283,8 @@ void CheckProblem(const GptqProblem& problem, const GptqOptions& options) {
   const int64_t in = problem.in_features;
   TW_CHECK(options.bits >= 1 && options.bits <= 8);
   TW_CHECK_EQ(static_cast<int64_t>(problem.weights.size()), problem.out_features * in);
-  const bool needs_hessian = options.search_by_hessian || options.sweeps > 0;
+  const bool needs_hessian = options.search_weights == SearchWeights::kHessianDiagonal ||
+                             options.sweeps > 0 || options.refits > 0;
   TW_CHECK(!problem.hessian.empty() || !needs_hessian || in == 0);
   for (const auto& matrix : {problem.hessian, problem.factor}) {
     TW_CHECK(matrix.empty() || static_cast<int64_t>(matrix.size()) == in * in);
@@ -285,7 +305,7 @@ absl::StatusOr<GptqResult> Gptq(const GptqProblem& problem, const GptqOptions& o
   if (absl::Status s = CheckWeights(problem); !s.ok()) return s;
   Quantizer quantizer(problem, options, pool);
   if (absl::Status s = quantizer.FeedForward(); !s.ok()) return s;
-  if (options.sweeps > 0) quantizer.Sweep();
+  if (options.sweeps > 0 || options.refits > 0) quantizer.Improve();
   GptqResult result{.codes = std::move(quantizer.codes_)};
   if (options.measure_error && !problem.hessian.empty()) {
     result.relative_error = RelativeError(problem.weights, result.codes, problem.hessian, pool);

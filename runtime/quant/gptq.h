@@ -11,6 +11,13 @@
 
 namespace thinwire {
 
+// What the error of a column counts in the search for a scale.
+enum class SearchWeights {
+  kEqual,
+  kHessianDiagonal,  // H_ii of the problem's hessian
+  kConditional,      // 1 / U_ii^2 of its factor: what is left of H_ii when later columns make up
+};
+
 struct GptqOptions {
   int bits = 4;  // [1, 8]
 
@@ -25,12 +32,20 @@ struct GptqOptions {
   float smallest_shrink = 0.5f;
   float error_power = 2.0f;
 
-  // h_i above: H_ii, instead of 1.
-  bool search_by_hessian = false;
+  // Then the two ends apart: each factor by -0.1, -0.05, 0, 0.05, 0.1 more, up to 1.
+  bool local_search = false;
+
+  // h_i above. Without a factor, kConditional is kEqual.
+  SearchWeights search_weights = SearchWeights::kEqual;
 
   // Sweeps of coordinate descent over the codes afterwards, scales and zeros fixed: column n in
-  // order moves to the code nearest to q_n - (E H)_n / H_nn, E = Q - W. Never raises tr(E H E^T).
+  // order moves to the code nearest to q_n - (E H)_n / H_nn, E = Q - W. Up to rounding, it never
+  // raises tr(E H E^T).
   int sweeps = 0;
+
+  // So often then: the scales of each row that minimise its part of tr(E H E^T) with zeros and
+  // codes fixed (RefitScales), and as many sweeps again.
+  int refits = 0;
 
   // Report relative_error: about the cost of the rest.
   bool measure_error = true;
@@ -45,8 +60,8 @@ struct GptqProblem {
   // and factor are in it too).
   absl::Span<const float> weights;
 
-  // [in, in] symmetric: diagonal for the search, whole for sweeps and the reported error. Usually
-  // the undamped one; its scale does not matter. May be empty when neither is asked for.
+  // [in, in] symmetric: for kHessianDiagonal, sweeps, refits and the reported error. Damped like
+  // the factor's, or not; its scale does not matter. May be empty when none of them is asked for.
   absl::Span<const double> hessian;
 
   // [in, in] upper triangular, of the damped Hessian: UpperFactorOfInverse. Empty: no error

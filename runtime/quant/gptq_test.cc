@@ -187,6 +187,29 @@ TEST(WeightGridTest, TheSearchFindsTheBestShrinkUnderItsWeights) {
   }
 }
 
+TEST(WeightGridTest, ShrinkingEachEndByItselfNeverHurtsAndOftenHelps) {
+  const WeightGridOptions options{.bits = 3, .shrink_steps = 20};
+  WeightGridOptions local = options;
+  local.local_search = true;
+  int better = 0;
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    const std::vector<float> w = Normals(64, seed);
+    const auto error_of = [&](const WeightGrid& grid) {
+      double sum = 0.0;
+      for (const float value : w) {
+        const float q = grid.scale * (NearestCode(grid, value, 7.0f) - grid.zero);
+        sum += static_cast<double>((value - q) * (value - q));
+      }
+      return sum;
+    };
+    const double apart = error_of(FitWeightGrid(w.data(), nullptr, 64, local));
+    const double together = error_of(FitWeightGrid(w.data(), nullptr, 64, options));
+    EXPECT_LE(apart, together * (1.0 + 1e-5));  // sums in fp32: 64 * 2^-24
+    if (apart < 0.999 * together) ++better;
+  }
+  EXPECT_GT(better, 4);
+}
+
 TEST(GptqTest, EqualsThePapersDerivation) {
   ThreadPool pool(2);
   struct Case {
@@ -250,7 +273,8 @@ TEST(GptqTest, EachRefinementLowersTheError) {
   const double of_feedback = Gptq(problem.View(), options, pool)->relative_error;
   EXPECT_LT(of_feedback, 0.8 * of_nearest);
   options.shrink_steps = 40;
-  options.search_by_hessian = true;
+  options.search_weights = SearchWeights::kConditional;
+  options.local_search = true;
   const double of_search = Gptq(problem.View(), options, pool)->relative_error;
   EXPECT_LT(of_search, of_feedback);
   double before = of_search;
@@ -261,6 +285,9 @@ TEST(GptqTest, EachRefinementLowersTheError) {
     before = after;
   }
   EXPECT_LT(before, of_search);
+  options.refits = 1;
+  const double of_refit = Gptq(problem.View(), options, pool)->relative_error;
+  EXPECT_LT(of_refit, before);
 }
 
 TEST(GptqTest, SweepsEndWhereNoSingleCodeCanImprove) {
@@ -284,7 +311,8 @@ TEST(GptqTest, SweepsEndWhereNoSingleCodeCanImprove) {
 
 TEST(GptqTest, ThreadsAndOtherRowsChangeNoBit) {
   const Problem problem(200, 160, 32);
-  const GptqOptions options{.shrink_steps = 10, .search_by_hessian = true, .sweeps = 2};
+  const GptqOptions options{
+      .shrink_steps = 10, .search_weights = SearchWeights::kConditional, .sweeps = 2, .refits = 1};
   ThreadPool one(1);
   const GptqCodes expected = Gptq(problem.View(), options, one)->codes;
   for (const int num_threads : {2, 5}) {

@@ -204,14 +204,20 @@ absl::StatusOr<GridFit> SearchGrid(absl::Span<const float> x, absl::Span<const f
   if (absl::Status s = CheckSamples(x, weights); !s.ok()) return s;
   const Summary summary = Summarize(x, weights);
   if (summary.weight == 0.0) return GridFit{.grid = GridOfRange(0.0f, 0.0f, options.bits)};
+  const float low = std::min(summary.minimum, options.minimum);
+  const float high = std::max(summary.maximum, options.maximum);
   GridFit best;
-  best.grid = GridOfRange(summary.minimum, summary.maximum, options.bits);
+  best.grid = GridOfRange(low, high, options.bits);
   best.error = GridError(x, weights, best.grid);
-  const double below = summary.mean - static_cast<double>(summary.minimum);
-  const double above = static_cast<double>(summary.maximum) - summary.mean;
+  const double below = summary.mean - static_cast<double>(low);
+  const double above = static_cast<double>(high) - summary.mean;
+  const double smallest = options.smallest_shrink > 0.0f
+                              ? static_cast<double>(options.smallest_shrink)
+                          : options.bits <= 2 ? 0.12
+                          : options.bits <= 4 ? 0.2
+                                              : 0.35;
   const auto factor = [&](int j) {
-    return 1.0 - j * (1.0 - static_cast<double>(options.smallest_shrink)) /
-                     std::max(1, options.shrink_steps);
+    return std::pow(smallest, static_cast<double>(j) / std::max(1, options.shrink_steps));
   };
   const auto attempt = [&](int j, int k) {
     const UniformGrid grid =

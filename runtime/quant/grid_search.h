@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -38,16 +39,22 @@ double GridError(absl::Span<const float> x, absl::Span<const float> weights,
 struct GridSearchOptions {
   int bits = 4;
 
-  // Candidates: [m - f (m - min x), m + g (max x - m)], m the weighted mean, f and g each from
-  // {1, ..., smallest_shrink} in shrink_steps equal steps; all pairs (f, g), or f = g only. 0
-  // steps: the range itself.
-  int shrink_steps = 32;
-  float smallest_shrink = 0.2f;
+  // Candidates: [m - f (m - low), m + g (high - m)], m the weighted mean, f and g each one of
+  // smallest_shrink^(j / shrink_steps), j = 0 .. shrink_steps; all pairs (f, g), or f = g only.
+  // smallest_shrink 0: 0.12 for 1 and 2 bits, 0.2 up to 4, 0.35 for more. 0 steps: the range
+  // itself.
+  int shrink_steps = 15;
+  float smallest_shrink = 0.0f;
   bool two_sided = false;
+
+  // [low, high] is the samples' range, widened to these: the range of all tokens where the samples
+  // are a few of them.
+  float minimum = std::numeric_limits<float>::infinity();
+  float maximum = -std::numeric_limits<float>::infinity();
 
   // Rounds of least squares after that: the best step and zero for the codes of the round before
   // (closed form), as long as the error falls.
-  int refinements = 8;
+  int refinements = 3;
 };
 
 struct GridFit {

@@ -15,7 +15,7 @@ constexpr int kCodes = 256;
 }  // namespace
 
 absl::Status CodeHistogram::Add(absl::Span<const float> x, absl::Span<const float> weights,
-                                const UniformGrid& grid) {
+                                const UniformGrid& grid, double importance) {
   TW_CHECK_EQ(grid.bits, 8);
   TW_CHECK(weights.empty() || weights.size() == x.size());
   for (size_t t = 0; t < x.size(); ++t) {
@@ -27,7 +27,8 @@ absl::Status CodeHistogram::Add(absl::Span<const float> x, absl::Span<const floa
   }
   const auto step = static_cast<double>(grid.step);
   for (size_t t = 0; t < x.size(); ++t) {
-    const double weight = step * step * (weights.empty() ? 1.0 : static_cast<double>(weights[t]));
+    const double weight =
+        importance * step * step * (weights.empty() ? 1.0 : static_cast<double>(weights[t]));
     const double position = static_cast<double>(x[t]) / step + static_cast<double>(grid.zero);
     const double code = std::nearbyint(std::clamp(position, 0.0, 255.0));
     Bin& bin = bins_[static_cast<size_t>(code)];

@@ -21,11 +21,11 @@ struct LevelTable {
 // them. Adding channels of one cluster together makes their common table.
 class CodeHistogram {
  public:
-  // Adds samples x; `weights` is empty (all 1) or as long as x. grid.bits must be 8. Errors count
-  // in units of x. InvalidArgument: NaN or infinity in x, a weight that is negative, NaN or
-  // infinite (index named); nothing was added then.
+  // Adds samples x, each counting importance * its weight; `weights` is empty (all 1) or as long as
+  // x. grid.bits must be 8. Errors count in units of x. InvalidArgument: NaN or infinity in x, a
+  // weight that is negative, NaN or infinite (index named); nothing was added then.
   absl::Status Add(absl::Span<const float> x, absl::Span<const float> weights,
-                   const UniformGrid& grid);
+                   const UniformGrid& grid, double importance = 1.0);
   void Merge(const CodeHistogram& other);
 
   // The `num_levels` in [1, 256] levels that minimise the summed squared error when every fine code

@@ -44,7 +44,7 @@ void BM_Gptq(benchmark::State& state) {
   std::vector<int32_t> groups;
   for (int64_t i = 0; i <= in; i += 128) groups.push_back(static_cast<int32_t>(i));
   const GptqOptions options{.shrink_steps = static_cast<int>(state.range(2)),
-                            .search_by_hessian = true,
+                            .search_weights = SearchWeights::kConditional,
                             .sweeps = static_cast<int>(state.range(3)),
                             .measure_error = false};
   for (auto _ : state) {

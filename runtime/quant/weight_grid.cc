@@ -9,6 +9,8 @@
 namespace thinwire {
 namespace {
 
+constexpr float kLocalChanges[] = {0.0f, -0.1f, -0.05f, 0.05f, 0.1f};
+
 WeightGrid GridOf(float low, float high, float max_code) {
   WeightGrid grid;
   if (low == high) return grid;
@@ -64,14 +66,24 @@ WeightGrid FitWeightGrid(const float* w, const float* h, int64_t n,
   WeightGrid best = GridOf(low, high, max_code);
   if (options.shrink_steps == 0 || std::isinf(best.scale)) return best;
   double least = ErrorOf(best, w, h, n, max_code, options.error_power);
-  for (int j = 1; j <= options.shrink_steps; ++j) {
-    const float factor = 1.0f - static_cast<float>(j) * (1.0f - options.smallest_shrink) /
-                                    static_cast<float>(options.shrink_steps);
-    const WeightGrid grid = GridOf(factor * low, factor * high, max_code);
+  const auto attempt = [&](float of_low, float of_high) {
+    const WeightGrid grid = GridOf(of_low * low, of_high * high, max_code);
     const double error = ErrorOf(grid, w, h, n, max_code, options.error_power);
-    if (error < least) {
-      least = error;
-      best = grid;
+    if (!(error < least)) return false;
+    least = error;
+    best = grid;
+    return true;
+  };
+  float factor = 1.0f;
+  for (int j = 1; j <= options.shrink_steps; ++j) {
+    const float shrunk = 1.0f - static_cast<float>(j) * (1.0f - options.smallest_shrink) /
+                                    static_cast<float>(options.shrink_steps);
+    if (attempt(shrunk, shrunk)) factor = shrunk;
+  }
+  if (!options.local_search) return best;
+  for (const float below : kLocalChanges) {
+    for (const float above : kLocalChanges) {
+      attempt(std::min(1.0f, factor + below), std::min(1.0f, factor + above));
     }
   }
   return best;

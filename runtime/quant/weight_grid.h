@@ -18,6 +18,7 @@ struct WeightGridOptions {
   int shrink_steps = 0;
   float smallest_shrink = 0.5f;
   float error_power = 2.0f;
+  bool local_search = false;
 };
 
 // The grid of w[n] (finite): range [min(0, min w), max(0, max w)], shrunk by the best of the
