@@ -154,6 +154,26 @@ absl::Status CheckGain(const SiteContext& context, const SiteCodes& codes) {
   return absl::OkStatus();
 }
 
+// A range by channel or position, or none.
+absl::Status CheckRange(const SiteContext& context, absl::string_view part,
+                        absl::Span<const float> minimum, absl::Span<const float> maximum,
+                        int64_t width) {
+  if (minimum.empty() && maximum.empty()) return absl::OkStatus();
+  if (static_cast<int64_t>(minimum.size()) != width ||
+      static_cast<int64_t>(maximum.size()) != width) {
+    return context.Error(part, "expected ", width, " minima and maxima, found ", minimum.size(),
+                         " and ", maximum.size());
+  }
+  for (size_t j = 0; j < minimum.size(); ++j) {
+    // Not of infinities or NaNs either.
+    if (!(minimum[j] <= maximum[j]) || !std::isfinite(minimum[j]) || !std::isfinite(maximum[j])) {
+      return context.Error(part, "expected finite minima up to their maxima, found ", minimum[j],
+                           " and ", maximum[j], " at ", j);
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckSite(const SiteContext& context, const SiteCodes& codes,
                        const ModelConfig& config, int tp) {
   if (codes.empty()) {
@@ -170,6 +190,9 @@ absl::Status CheckSite(const SiteContext& context, const SiteCodes& codes,
   TW_RETURN_IF_ERROR(CheckOffsets(context, codes, width, block));
   TW_RETURN_IF_ERROR(CheckSteps(context, codes, width));
   TW_RETURN_IF_ERROR(CheckLevels(context, codes));
+  TW_RETURN_IF_ERROR(CheckRange(context, "range", codes.minimum, codes.maximum, width));
+  TW_RETURN_IF_ERROR(
+      CheckRange(context, "original_range", codes.original_minimum, codes.original_maximum, width));
   return CheckGain(context, codes);
 }
 
@@ -196,7 +219,21 @@ std::vector<uint8_t> GainNumber(const SiteCodes& codes) {
   return {};
 }
 
-// Calls visit(name, dtype, values) for each tensor of the file, in the order of the file.
+// The two rows of a range in the file.
+std::vector<float> Stacked(const std::vector<float>& minimum, const std::vector<float>& maximum) {
+  std::vector<float> rows = minimum;
+  rows.insert(rows.end(), maximum.begin(), maximum.end());
+  return rows;
+}
+
+void Unstack(const std::vector<float>& rows, std::vector<float>& minimum,
+             std::vector<float>& maximum) {
+  const auto half = rows.begin() + static_cast<std::ptrdiff_t>(rows.size() / 2);
+  minimum.assign(rows.begin(), half);
+  maximum.assign(half, rows.end());
+}
+
+// Calls visit(name, dtype, shape, values) for each tensor of the file, in the order of the file.
 template <typename Visit>
 void VisitTensors(absl::Span<const LayerCodes> layers, const Visit& visit) {
   for (const bool words : {true, false}) {
@@ -204,10 +241,21 @@ void VisitTensors(absl::Span<const LayerCodes> layers, const Visit& visit) {
       for (const QuantSite site : kQuantSites) {
         const SiteCodes& codes = layers[layer].at(site);
         const auto part = [&](absl::string_view name, DType dtype, const auto& values) {
-          if (!values.empty()) visit(TensorName(layer, site, name), dtype, values);
+          if (values.empty()) return;
+          visit(TensorName(layer, site, name), dtype,
+                std::vector<int64_t>{static_cast<int64_t>(values.size())}, values);
+        };
+        const auto range = [&](absl::string_view name, const std::vector<float>& minimum,
+                               const std::vector<float>& maximum) {
+          if (minimum.empty()) return;
+          visit(TensorName(layer, site, name), DType::kF32,
+                std::vector<int64_t>{2, static_cast<int64_t>(minimum.size())},
+                Stacked(minimum, maximum));
         };
         if (words) {
           VisitWords(codes, part);
+          range("range", codes.minimum, codes.maximum);
+          range("original_range", codes.original_minimum, codes.original_maximum);
         } else {
           VisitBytes(codes, part);
           part("gain", DType::kU8, GainNumber(codes));
@@ -224,18 +272,23 @@ class TensorSource {
     for (const TensorInfo& tensor : file.tensors()) left_[tensor.name] = &tensor;
   }
 
-  // Leaves `out` empty if there is no such tensor.
+  // A vector, or (num_rows > 1) the rows of a matrix one after the other. Leaves `out` empty if
+  // there is no such tensor.
   template <typename T>
-  absl::Status Take(const std::string& name, DType dtype, std::vector<T>& out) {
+  absl::Status Take(const std::string& name, DType dtype, std::vector<T>& out,
+                    int64_t num_rows = 1) {
     const auto it = left_.find(name);
     if (it == left_.end()) return absl::OkStatus();
     const TensorInfo& tensor = *it->second;
-    if (!tensor.loadable || tensor.dtype != dtype || tensor.shape.size() != 1) {
+    const bool fits = num_rows == 1 ? tensor.shape.size() == 1
+                                    : tensor.shape.size() == 2 && tensor.shape.front() == num_rows;
+    if (!tensor.loadable || tensor.dtype != dtype || !fits) {
       return absl::InvalidArgumentError(
-          absl::StrCat(file_.path(), ": tensor ", QuotedForMessage(name), ": expected a vector of ",
+          absl::StrCat(file_.path(), ": tensor ", QuotedForMessage(name), ": expected ",
+                       num_rows == 1 ? "a vector" : absl::StrCat(num_rows, " rows"), " of ",
                        StoredDTypeName(dtype), ", found ", tensor.DebugString()));
     }
-    out.resize(tensor.shape[0]);
+    out.resize(num_rows * tensor.shape.back());
     if (!out.empty()) {
       std::memcpy(out.data(), file_.file().bytes().data() + tensor.offset, tensor.size_bytes);
     }
@@ -272,6 +325,15 @@ absl::Status TakeSite(TensorSource& source, const SiteContext& context, SiteCode
   std::vector<uint8_t> gain;
   part("gain", DType::kU8, gain);
   TW_RETURN_IF_ERROR(status);
+  std::vector<float> rows;
+  const auto name = [&](absl::string_view part) {
+    return TensorName(context.layer, context.site, part);
+  };
+  TW_RETURN_IF_ERROR(source.Take(name("range"), DType::kF32, rows, 2));
+  Unstack(rows, codes.minimum, codes.maximum);
+  rows.clear();
+  TW_RETURN_IF_ERROR(source.Take(name("original_range"), DType::kF32, rows, 2));
+  Unstack(rows, codes.original_minimum, codes.original_maximum);
   if (gain.empty()) return absl::OkStatus();
   if (gain.size() != 1 || gain[0] == 0 || gain[0] >= std::size(kGains)) {
     return context.Error("gain", "expected one number from 1 to ", std::size(kGains) - 1,
@@ -397,15 +459,17 @@ absl::Status WriteRptqFile(const std::string& dir, const RptqFile& file,
   const std::string path = absl::StrCat(dir, "/", kRptqFileName);
   TW_RETURN_IF_ERROR(CheckRptq(file, config, path));
   std::vector<TensorSpec> specs;
-  VisitTensors(file.layers, [&](std::string name, DType dtype, const auto& values) {
-    specs.push_back({std::move(name), dtype, {static_cast<int64_t>(values.size())}});
-  });
+  VisitTensors(file.layers,
+               [&](std::string name, DType dtype, std::vector<int64_t> shape, const auto&) {
+                 specs.push_back({std::move(name), dtype, std::move(shape)});
+               });
   const std::map<std::string, std::string> metadata = {
       {"format", absl::StrCat(kFormatPrefix, kFormatVersion)}, {"tp", absl::StrCat(file.tp)}};
   TW_ASSIGN_OR_RETURN(SafetensorsWriter writer,
                       SafetensorsWriter::Create(path, std::move(specs), metadata));
   absl::Status status;
-  VisitTensors(file.layers, [&](const std::string& name, DType, const auto& values) {
+  VisitTensors(file.layers, [&](const std::string& name, DType, const std::vector<int64_t>&,
+                                const auto& values) {
     if (status.ok()) status = writer.AppendValues(name, absl::MakeConstSpan(values));
   });
   TW_RETURN_IF_ERROR(status);

@@ -12,9 +12,12 @@
 //   bits     U8  [clusters]
 //   step     F32 [width]           by position; absent where bits are 16
 //   zero     F32 [width]           by position; absent where bits are 16
+//   range    F32 [2, width]        by position: least and greatest activation seen; may be absent
+//   original_range  F32 [2, width] by channel: the same in the model as it came; may be absent
 //   levels   U8  [16]              absent if the levels are all those of the bits
 //   gain     U8  [1]               1: "rms", 2: "max"; absent: ""
-// All or none of order, offsets and bits are there; none: the site is neither reordered nor coded.
+// All or none of order, offsets and bits are there; none: the site is neither reordered nor coded,
+// and has no other tensors. Ranges are for people to look at: nothing is computed from them.
 // 4-byte tensors come first; in each part the order is that of layers, sites and this list.
 #pragma once
 
@@ -48,9 +51,16 @@ struct SiteCodes {
   std::vector<uint8_t> levels;
   // "": none. "rms", "max": x is divided by a statistic of its row first, and multiplied after.
   std::string gain;
+  // [width] by position, or empty: the range of the activations over the calibration tokens, in the
+  // units of `step`, so as the folded model has them.
+  std::vector<float> minimum, maximum;
+  // [width] by channel, or empty: the range in the model as it came, before anything was folded.
+  std::vector<float> original_minimum, original_maximum;
 
   bool empty() const { return order.empty(); }
   bool coded() const { return !step.empty(); }
+  bool has_range() const { return !minimum.empty(); }
+  bool has_original_range() const { return !original_minimum.empty(); }
   int64_t num_clusters() const { return static_cast<int64_t>(bits.size()); }
 
   friend bool operator==(const SiteCodes&, const SiteCodes&) = default;

@@ -77,6 +77,13 @@ RptqFile Sample(const ModelConfig& config) {
   SiteCodes& table = last.at(QuantSite::kMlpIn);
   std::fill(table.bits.begin(), table.bits.end(), 4);
   for (int i = 0; i < 16; ++i) table.levels.push_back(static_cast<uint8_t>(i * 17));
+  SiteCodes& looked_at = last.at(QuantSite::kDownIn);
+  for (int j = 0; j < 8; ++j) {
+    looked_at.minimum.push_back(-1.5f * static_cast<float>(j));
+    looked_at.maximum.push_back(static_cast<float>(j));
+  }
+  last.at(QuantSite::kV).original_minimum = {-4, -3, 0, 1};
+  last.at(QuantSite::kV).original_maximum = {-4, 3, 0, 2};
   return file;
 }
 
@@ -103,7 +110,11 @@ TEST(RptqFileTest, FormatOneIsPinned) {
        .bits = {4, 4},
        .step = {1, 2, 4, 8},
        .zero = {0, -1, 0.5, 2},
-       .gain = "max"};
+       .gain = "max",
+       .minimum = {-1, -2, -3, -4},
+       .maximum = {1, 2, 3, 4},
+       .original_minimum = {-5, -6, -7, -8},
+       .original_maximum = {5, 6, 7, 8}};
   for (int i = 0; i < 16; ++i) k.levels.push_back(static_cast<uint8_t>(i + 3));
   const TestFolder folder;
   ASSERT_TRUE(WriteRptqFile(folder.path(), file, config).ok());
@@ -112,12 +123,18 @@ TEST(RptqFileTest, FormatOneIsPinned) {
                        R"("layers.0.k.offsets":{"dtype":"I32","shape":[3],"data_offsets":[16,28]},)"
                        R"("layers.0.k.step":{"dtype":"F32","shape":[4],"data_offsets":[28,44]},)"
                        R"("layers.0.k.zero":{"dtype":"F32","shape":[4],"data_offsets":[44,60]},)"
-                       R"("layers.0.k.bits":{"dtype":"U8","shape":[2],"data_offsets":[60,62]},)"
-                       R"("layers.0.k.levels":{"dtype":"U8","shape":[16],"data_offsets":[62,78]},)"
-                       R"("layers.0.k.gain":{"dtype":"U8","shape":[1],"data_offsets":[78,79]}})";
+                       R"("layers.0.k.range":{"dtype":"F32","shape":[2,4],)"
+                       R"("data_offsets":[60,92]},)"
+                       R"("layers.0.k.original_range":{"dtype":"F32","shape":[2,4],)"
+                       R"("data_offsets":[92,124]},)"
+                       R"("layers.0.k.bits":{"dtype":"U8","shape":[2],"data_offsets":[124,126]},)"
+                       R"("layers.0.k.levels":{"dtype":"U8","shape":[16],)"
+                       R"("data_offsets":[126,142]},)"
+                       R"("layers.0.k.gain":{"dtype":"U8","shape":[1],"data_offsets":[142,143]}})";
   header.resize((header.size() + 7) / 8 * 8, ' ');
   const std::string data =
       BytesOf<int32_t>({2, 0, 1, 3, 0, 1, 4}) + BytesOf<float>({1, 2, 4, 8, 0, -1, 0.5, 2}) +
+      BytesOf<float>({-1, -2, -3, -4, 1, 2, 3, 4, -5, -6, -7, -8, 5, 6, 7, 8}) +
       BytesOf<uint8_t>({4, 4, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 2});
   EXPECT_EQ(folder.Read(kRptqFileName), SafetensorsBytes(header, data));
 }
@@ -263,6 +280,33 @@ TEST(RptqFileTest, LevelsAndGainsMustBeKnown) {
       "expected beside the other tensors of its site, found none");
 }
 
+TEST(RptqFileTest, RangesMustBeFiniteAndWhole) {
+  const auto range = [](std::vector<float> minimum, std::vector<float> maximum) {
+    return [=](SiteCodes& codes) {
+      codes.minimum = minimum;
+      codes.maximum = maximum;
+    };
+  };
+  const float infinity = std::numeric_limits<float>::infinity();
+  ExpectRefused(QuantSite::kK, range({0, 0, 0, 0}, {0, 0, 0}), "range",
+                "expected 4 minima and maxima, found 4 and 3");
+  ExpectRefused(QuantSite::kK, range({}, {0, 0, 0, 0}), "range", "found 0 and 4");
+  ExpectRefused(QuantSite::kK, range({0, 2, 0, 0}, {0, 1, 0, 0}), "range",
+                "expected finite minima up to their maxima, found 2 and 1 at 1");
+  ExpectRefused(QuantSite::kK, range({0, 0, 0, 0}, {0, 0, 0, infinity}), "range", "inf at 3");
+  ExpectRefused(QuantSite::kK, range({0, std::nanf(""), 0, 0}, {0, 0, 0, 0}), "range", "nan");
+  ExpectRefused(
+      QuantSite::kDownIn, [](SiteCodes& codes) { codes.original_minimum = {1}; }, "original_range",
+      "expected 8 minima and maxima, found 1 and 0");
+  ExpectRefused(
+      QuantSite::kQ,
+      [](SiteCodes& codes) {
+        codes = {.original_minimum = std::vector<float>(12),
+                 .original_maximum = std::vector<float>(12)};
+      },
+      "order", "expected beside the other tensors of its site, found none");
+}
+
 TEST(RptqFileTest, LayersAndBlocksMustBeThoseOfTheModel) {
   const ModelConfig config = SmallConfig();
   RptqFile file = Sample(config);
@@ -335,6 +379,12 @@ TEST(RptqFileTest, TensorsOfOtherTypesOrNamesAreRefused) {
   expect({{"layers.1.x.order", "I32", {4}, order.bytes}}, "tensor \"layers.1.x.order\"");
   expect({order, offsets, bits, {"layers.1.k.gain", "U8", {1}, BytesOf<uint8_t>({3})}},
          "tensor \"layers.1.k.gain\": expected one number from 1 to 2");
+  const std::string eight = BytesOf(std::vector<float>(8));
+  expect({{"layers.1.k.range", "F32", {8}, eight}},
+         "tensor \"layers.1.k.range\": expected 2 rows of F32, found F32 [8]");
+  expect({{"layers.1.k.original_range", "F32", {4, 2}, eight}}, "found F32 [4, 2]");
+  expect({{"layers.1.k.range", "F32", {2, 4}, eight}},
+         "tensor \"layers.1.k.order\": expected beside the other tensors");
 }
 
 TEST(RptqFileTest, MissingFilesAndFoldersAreNamed) {
