@@ -11,14 +11,19 @@
 
 namespace thinwire {
 
+// Whether the sum of a segment's codes fits into two signed 16-bit numbers.
+inline bool IsShort(const Segment& segment) { return segment.num_columns <= 2 * 32767 / 255; }
+
 // A call's arguments as the kernels want them.
 struct IntegerCall {
   const IntegerLinearArgs* args = nullptr;
   std::vector<Segment> segments;
   const uint8_t* x = nullptr;  // rearranged codes, [num_tokens, x_stride]
   int64_t x_stride = 0;
-  const int32_t* code_sums = nullptr;  // of each segment, [num_tokens, num_segments]
-  std::byte* scratch = nullptr;        // for the kernel: 64-byte aligned
+  // Sums of the codes of each segment, [num_tokens, num_segments]: in a short segment as a pair of
+  // 16-bit halves that add up to the sum, both negated.
+  const int32_t* code_sums = nullptr;
+  std::byte* scratch = nullptr;  // for the kernel: 64-byte aligned
 };
 
 // Rearranges the codes, unless they lie as wanted already, and adds them up. Uses the stream's

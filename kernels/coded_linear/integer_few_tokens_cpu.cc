@@ -16,123 +16,142 @@ HWY_BEFORE_NAMESPACE();
 namespace thinwire {
 namespace HWY_NAMESPACE {
 
-// Panels that share a pass over x, so that chains of dependent additions overlap.
-inline constexpr int kTilePanels = kPanelVectors == 1 ? 2 : 1;
+// At most this many panels share a pass over x, so that chains of dependent additions overlap.
+inline constexpr int kMaxTilePanels = kPanelVectors == 1 ? 4 : 1;
+
+// Fewer panels where the sums of all tokens would not stay in registers.
+template <int kTokens>
+inline constexpr int kTilePanels = kTokens == 1 ? kMaxTilePanels : (kMaxTilePanels + 1) / 2;
 
 template <int kBits, int kTokens, int kPanels>
-HWY_INLINE void Tile(const IntegerCall& call, int64_t token, int64_t panel) {
-  constexpr int kChains = kTokens == 1 && kQuads < kBits >> 1 ? 2 : 1;
+HWY_INLINE void Tile(const IntegerCall& call, const Output& output, int64_t token, int64_t panel) {
   const DI32 di32;
   const DF32 df32;
   const CodedWeights& weights = *call.args->weights;
   const auto num_segments = static_cast<int64_t>(call.segments.size());
-  const uint8_t* const x = call.x + token * call.x_stride;
-  const int32_t* const code_sums = call.code_sums + token * num_segments;
+  const uint8_t* HWY_RESTRICT codes[kPanels];
+  const uint8_t* HWY_RESTRICT zeros_at[kPanels];
+  const Half* HWY_RESTRICT scales_at[kPanels];
   VF32 sums[kPanels][kTokens][kPanelVectors];
+  VF32 scales[kPanels][kPanelVectors];
+  VI32 zeros[kPanels][kPanelVectors];
+  VI32 pairs_of_zeros[kPanels][kPanelVectors];
 #pragma GCC unroll 16
   for (int p = 0; p < kPanels; ++p) {
+    codes[p] = weights.panel_codes(panel + p);
+    zeros_at[p] = weights.panel_zeros(panel + p);
+    scales_at[p] = weights.panel_scales(panel + p);
 #pragma GCC unroll 16
-    for (int t = 0; t < kTokens; ++t) {
+    for (int v = 0; v < kPanelVectors; ++v) {
+      scales[p][v] = hn::Zero(df32);
+      zeros[p][v] = pairs_of_zeros[p][v] = hn::Zero(di32);
 #pragma GCC unroll 16
-      for (int v = 0; v < kPanelVectors; ++v) sums[p][t][v] = hn::Zero(df32);
+      for (int t = 0; t < kTokens; ++t) sums[p][t][v] = hn::Zero(df32);
     }
   }
-  for (int64_t s = 0; s < num_segments; ++s) {
-    const Segment& segment = call.segments[static_cast<size_t>(s)];
-    VI32 isums[kPanels][kTokens][kPanelVectors][kChains];
+  const uint8_t* HWY_RESTRICT x = call.x + token * call.x_stride;
+  const int32_t* HWY_RESTRICT code_sums = call.code_sums + token * num_segments;
+  const int64_t x_stride = call.x_stride;
+  int64_t group = -1;
+  for (const Segment& segment : call.segments) {
+    if (segment.group != group) {
+      group = segment.group;
+#pragma GCC unroll 16
+      for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 16
+        for (int v = 0; v < kPanelVectors; ++v) {
+          zeros[p][v] = LoadZeros<kBits>(zeros_at[p] + group * kPanelRows, v);
+          pairs_of_zeros[p][v] = PairOfZeros(zeros[p][v]);
+          scales[p][v] = LoadFloats(df32, scales_at[p] + group * kPanelRows + v * kLanes);
+        }
+      }
+    }
+    VI32 isums[kPanels][kTokens][kPanelVectors];
 #pragma GCC unroll 16
     for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 16
-        for (int v = 0; v < kPanelVectors; ++v) {
-#pragma GCC unroll 16
-          for (int c = 0; c < kChains; ++c) isums[p][t][v][c] = hn::Zero(di32);
-        }
+        for (int v = 0; v < kPanelVectors; ++v) isums[p][t][v] = hn::Zero(di32);
       }
     }
-    const uint8_t* HWY_RESTRICT quad = x + segment.blocked;
-    const uint8_t* HWY_RESTRICT blocks[kPanels];
-#pragma GCC unroll 16
-    for (int p = 0; p < kPanels; ++p) {
-      blocks[p] = weights.panel_codes(panel + p) + segment.first_block * BlockBytes(kBits);
-    }
-    for (int64_t b = 0; b < segment.num_blocks; ++b) {
+    int64_t at = segment.first_block * BlockBytes(kBits);
+    const int64_t end = at + segment.num_blocks * BlockBytes(kBits);
+    for (; at != end; at += BlockBytes(kBits)) {
 #pragma GCC unroll 16
       for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 16
         for (int v = 0; v < kPanelVectors; ++v) {
           Quads w[kQuads<kBits>];
-          UnpackBlock<kBits>(blocks[p] + b * BlockBytes(kBits), v, w);
+          UnpackBlock<kBits>(codes[p] + at, v, w);
 #pragma GCC unroll 16
           for (int j = 0; j < kQuads<kBits>; ++j) {
 #pragma GCC unroll 16
             for (int t = 0; t < kTokens; ++t) {
-              VI32& isum = isums[p][t][v][j % kChains];
-              isum =
-                  AddDot<kBits != 8>(isum, BroadcastQuad(quad + t * call.x_stride + 4 * j), w[j]);
+              isums[p][t][v] =
+                  AddDot<kBits != 8>(isums[p][t][v], BroadcastQuad(x + t * x_stride + 4 * j), w[j]);
             }
           }
         }
       }
-      quad += BlockColumns(kBits);
+      x += BlockColumns(kBits);
     }
+    const bool is_short = IsShort(segment);
+    const VF32 step = hn::Set(df32, segment.step);
 #pragma GCC unroll 16
     for (int p = 0; p < kPanels; ++p) {
-      const uint8_t* const zeros = weights.panel_zeros(panel + p) + segment.group * kPanelRows;
-      const Half* const scales = weights.panel_scales(panel + p) + segment.group * kPanelRows;
 #pragma GCC unroll 16
       for (int v = 0; v < kPanelVectors; ++v) {
-        const VI32 zero = LoadZeros<kBits>(zeros, v);
-        const VF32 factor =
-            hn::Mul(LoadFloats(df32, scales + v * kLanes), hn::Set(df32, segment.step));
+        const VF32 factor = hn::Mul(scales[p][v], step);
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
-          VI32 isum = isums[p][t][v][0];
-          if constexpr (kChains == 2) isum = hn::Add(isum, isums[p][t][v][1]);
-          const VI32 code_sum = hn::Set(di32, code_sums[t * num_segments + s]);
-          isum = hn::Sub(isum, hn::Mul(zero, code_sum));
+          const VI32 isum = SubtractZeros(isums[p][t][v], zeros[p][v], pairs_of_zeros[p][v],
+                                          code_sums[t * num_segments], is_short);
           sums[p][t][v] = AddSegment(sums[p][t][v], factor, isum);
         }
       }
     }
+    ++code_sums;
   }
 #pragma GCC unroll 16
   for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 16
-    for (int t = 0; t < kTokens; ++t) StorePanel(*call.args, token + t, panel + p, sums[p][t]);
+    for (int t = 0; t < kTokens; ++t) output.Store(token + t, panel + p, sums[p][t]);
   }
 }
 
 template <int kBits, int kTokens>
-HWY_NOINLINE void Panels(const IntegerCall& call, int64_t token, int64_t begin, int64_t end) {
+HWY_NOINLINE void Panels(const IntegerCall& call, const Output& output, int64_t token,
+                         int64_t begin, int64_t end) {
+  constexpr int kPanels = kTilePanels<kTokens>;
   int64_t panel = begin;
-  for (; panel + kTilePanels <= end; panel += kTilePanels) {
-    Tile<kBits, kTokens, kTilePanels>(call, token, panel);
+  for (; panel + kPanels <= end; panel += kPanels) {
+    Tile<kBits, kTokens, kPanels>(call, output, token, panel);
   }
-  for (; panel < end; ++panel) Tile<kBits, kTokens, 1>(call, token, panel);
+  for (; panel < end; ++panel) Tile<kBits, kTokens, 1>(call, output, token, panel);
 }
 
 template <int kBits>
 void AllTokens(const IntegerCall& call, int64_t begin, int64_t end) {
+  const Output output(*call.args);
   const int64_t num_tokens = call.args->codes.dim(0);
   const int64_t num_tiles = (num_tokens + 3) / 4;
-  for (int64_t panel = begin; panel < end; panel += kTilePanels) {
-    const int64_t stop = std::min<int64_t>(end, panel + kTilePanels);
+  for (int64_t panel = begin; panel < end; panel += kMaxTilePanels) {
+    const int64_t stop = std::min<int64_t>(end, panel + kMaxTilePanels);
     for (int64_t tile = 0; tile < num_tiles; ++tile) {
       const int64_t t = num_tokens * tile / num_tiles;
       switch (num_tokens * (tile + 1) / num_tiles - t) {
         case 1:
-          Panels<kBits, 1>(call, t, panel, stop);
+          Panels<kBits, 1>(call, output, t, panel, stop);
           break;
         case 2:
-          Panels<kBits, 2>(call, t, panel, stop);
+          Panels<kBits, 2>(call, output, t, panel, stop);
           break;
         case 3:
-          Panels<kBits, 3>(call, t, panel, stop);
+          Panels<kBits, 3>(call, output, t, panel, stop);
           break;
         default:
-          Panels<kBits, 4>(call, t, panel, stop);
+          Panels<kBits, 4>(call, output, t, panel, stop);
       }
     }
   }

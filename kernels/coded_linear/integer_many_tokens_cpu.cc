@@ -20,13 +20,13 @@
 namespace thinwire {
 namespace {
 
-constexpr int kItemPanels = 3;  // of an item of work
+constexpr int kItemPanels = 4;  // of an item of work
 constexpr int kItemRows = kItemPanels * static_cast<int>(kPanelRows);
 constexpr int64_t kMaxItemTokens = 512;
 constexpr int64_t kMinItemTokens = 64;
 
-// Columns of a chunk in fours: 24 KiB of unpacked weights.
-constexpr int64_t kChunkQuads = 128;
+// Columns of a chunk in fours: 16 KiB of unpacked weights.
+constexpr int64_t kChunkQuads = 64;
 constexpr int64_t kChunkBytes = kChunkQuads * 4 * kItemRows;
 
 // The whole of a segment, or the part of one that falls into a chunk.
@@ -67,41 +67,48 @@ HWY_BEFORE_NAMESPACE();
 namespace thinwire {
 namespace HWY_NAMESPACE {
 
-// The largest tile whose integer and float sums stay in registers.
+// The largest tile whose integer sums stay in registers.
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-inline constexpr int kTileTokens = 4;
-inline constexpr int kTilePanels = 3;
+inline constexpr int kTileTokens = 6;
+inline constexpr int kTilePanels = 4;
 #else
 inline constexpr int kTileTokens = 2;
 inline constexpr int kTilePanels = 1;
 #endif
 static_assert(kItemPanels % kTilePanels == 0);
 
+// Bytes of a panel's quads.
+inline constexpr int kPanelQuadBytes = 4 * static_cast<int>(kPanelRows);
+
+// Panel `p` of the num_panels of an item.
 template <int kBits>
 void UnpackPanel(const ManyTokensCall& many, const Chunk& chunk, int64_t panel, int p,
                  int num_panels, Scratch& scratch) {
   const DF32 df32;
   const DI32 di32;
   const CodedWeights& weights = *many.call.args->weights;
-  uint8_t* HWY_RESTRICT to = scratch.weights + p * 4 * kPanelRows;
-  for (size_t i = 0; i < chunk.pieces.size(); ++i) {
-    const Piece& piece = chunk.pieces[i];
+  const uint8_t* const panel_codes = weights.panel_codes(panel);
+  const uint8_t* const panel_zeros = weights.panel_zeros(panel);
+  const Half* const panel_scales = weights.panel_scales(panel);
+  uint8_t* HWY_RESTRICT to = scratch.weights + p * kPanelQuadBytes;
+  int64_t at = p * kPanelRows;
+  for (const Piece& piece : chunk.pieces) {
     const Segment& segment = many.call.segments[static_cast<size_t>(piece.segment)];
-    const uint8_t* const zeros = weights.panel_zeros(panel) + segment.group * kPanelRows;
-    const Half* const scales = weights.panel_scales(panel) + segment.group * kPanelRows;
-    const auto at = (static_cast<int64_t>(i) * num_panels + p) * kPanelRows;
+    const VF32 step = hn::Set(df32, segment.step);
     Quads zero_bytes[kPanelVectors];
     for (int v = 0; v < kPanelVectors; ++v) {
-      const VI32 zero = LoadZeros<kBits>(zeros, v);
-      hn::StoreU(zero, di32, scratch.zeros + at + v * kLanes);
-      zero_bytes[v] = many.subtracted
-                          ? hn::BitCast(DU32(), hn::Mul(zero, hn::Set(di32, 0x01010101)))
-                          : hn::Zero(DU32());
-      const VF32 factor =
-          hn::Mul(LoadFloats(df32, scales + v * kLanes), hn::Set(df32, segment.step));
-      hn::StoreU(factor, df32, scratch.factors + at + v * kLanes);
+      const VI32 zeros = LoadZeros<kBits>(panel_zeros + segment.group * kPanelRows, v);
+      if (many.subtracted) {
+        zero_bytes[v] = hn::BitCast(DU32(), hn::Mul(zeros, hn::Set(di32, 0x01010101)));
+      } else {
+        zero_bytes[v] = hn::Zero(DU32());
+        hn::StoreU(zeros, di32, scratch.zeros + at + v * kLanes);
+      }
+      const Half* const scales = panel_scales + segment.group * kPanelRows + v * kLanes;
+      hn::StoreU(hn::Mul(LoadFloats(df32, scales), step), df32, scratch.factors + at + v * kLanes);
     }
-    const uint8_t* block = weights.panel_codes(panel) + piece.first_block * BlockBytes(kBits);
+    at += num_panels * kPanelRows;
+    const uint8_t* block = panel_codes + piece.first_block * BlockBytes(kBits);
     for (int64_t quad = 0; quad < piece.num_quads; quad += kQuads<kBits>) {
 #pragma GCC unroll 16
       for (int v = 0; v < kPanelVectors; ++v) {
@@ -110,10 +117,10 @@ void UnpackPanel(const ManyTokensCall& many, const Chunk& chunk, int64_t panel, 
 #pragma GCC unroll 16
         for (int j = 0; j < kQuads<kBits>; ++j) {
           StoreQuads(SubBytes(w[j], zero_bytes[v]),
-                     to + j * num_panels * 4 * kPanelRows + v * 4 * kLanes);
+                     to + j * num_panels * kPanelQuadBytes + v * 4 * kLanes);
         }
       }
-      to += kQuads<kBits> * num_panels * 4 * kPanelRows;
+      to += kQuads<kBits> * num_panels * kPanelQuadBytes;
       block += BlockBytes(kBits);
     }
   }
@@ -122,28 +129,21 @@ void UnpackPanel(const ManyTokensCall& many, const Chunk& chunk, int64_t panel, 
 // Adds a chunk to the sums of kTokens tokens from `token` on (`row` of the scratch) and kPanels
 // panels, of the num_panels unpacked, from `p` on.
 template <int kTokens, int kPanels, bool kSubtracted>
-HWY_INLINE void MultiplyTile(const ManyTokensCall& many, const Chunk& chunk, int64_t token,
-                             int64_t row, int p, int num_panels, Scratch& scratch) {
+HWY_NOINLINE void MultiplyTile(const ManyTokensCall& many, const Chunk& chunk, int64_t token,
+                               int64_t row, int p, int num_panels, Scratch& scratch) {
   const DI32 di32;
   const DF32 df32;
   const auto num_segments = static_cast<int64_t>(many.call.segments.size());
   const int64_t x_stride = many.call.x_stride;
   const uint8_t* HWY_RESTRICT x = many.call.x + token * x_stride + chunk.blocked;
   const int32_t* const code_sums = many.call.code_sums + token * num_segments;
-  const uint8_t* HWY_RESTRICT w = scratch.weights + p * 4 * kPanelRows;
-  float* HWY_RESTRICT sums_at = scratch.sums + row * kItemRows + p * kPanelRows;
-  int32_t* HWY_RESTRICT parts_at = scratch.parts + row * kItemRows + p * kPanelRows;
+  const uint8_t* HWY_RESTRICT w = scratch.weights + p * kPanelQuadBytes;
+  const float* HWY_RESTRICT factors = scratch.factors + p * kPanelRows;
+  const int32_t* HWY_RESTRICT zeros = scratch.zeros + p * kPanelRows;
+  float* HWY_RESTRICT sums = scratch.sums + row * kItemRows + p * kPanelRows;
+  int32_t* HWY_RESTRICT parts = scratch.parts + row * kItemRows + p * kPanelRows;
   constexpr int kVectors = kPanels * kPanelVectors;
-  VF32 sums[kTokens][kVectors];
-#pragma GCC unroll 16
-  for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      sums[t][v] = hn::LoadU(df32, sums_at + t * kItemRows + v * kLanes);
-    }
-  }
-  for (size_t i = 0; i < chunk.pieces.size(); ++i) {
-    const Piece& piece = chunk.pieces[i];
+  for (const Piece& piece : chunk.pieces) {
     VI32 isums[kTokens][kVectors];
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t) {
@@ -151,13 +151,16 @@ HWY_INLINE void MultiplyTile(const ManyTokensCall& many, const Chunk& chunk, int
       for (int v = 0; v < kVectors; ++v) isums[t][v] = hn::Zero(di32);
     }
     if (!piece.first) [[unlikely]] {
+#pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) {
-          isums[t][v] = hn::LoadU(di32, parts_at + t * kItemRows + v * kLanes);
+          isums[t][v] = hn::LoadU(di32, parts + t * kItemRows + v * kLanes);
         }
       }
     }
-    for (int64_t quad = 0; quad < piece.num_quads; ++quad) {
+    const uint8_t* const end = x + 4 * piece.num_quads;
+    for (; x != end; x += 4) {
       Quads w_values[kVectors];
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) w_values[v] = LoadQuads(w + v * 4 * kLanes);
@@ -169,52 +172,70 @@ HWY_INLINE void MultiplyTile(const ManyTokensCall& many, const Chunk& chunk, int
           isums[t][v] = AddDot<kSubtracted>(isums[t][v], x_values, w_values[v]);
         }
       }
-      x += 4;
-      w += num_panels * 4 * kPanelRows;
+      w += num_panels * kPanelQuadBytes;
     }
-    if (!piece.last) [[unlikely]] {
+    if (piece.last) [[likely]] {
+      const Segment& segment = many.call.segments[static_cast<size_t>(piece.segment)];
+      const bool is_short = IsShort(segment);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        const VF32 factor = hn::LoadU(df32, factors + v * kLanes);
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+          VI32 isum = isums[t][v];
+          if constexpr (!kSubtracted) {
+            const VI32 zero = hn::LoadU(di32, zeros + v * kLanes);
+            isum = SubtractZeros(isum, zero, PairOfZeros(zero),
+                                 code_sums[t * num_segments + piece.segment], is_short);
+          }
+          float* const sum = sums + t * kItemRows + v * kLanes;
+          hn::StoreU(AddSegment(hn::LoadU(df32, sum), factor, isum), df32, sum);
+        }
+      }
+    } else {
+#pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) {
-          hn::StoreU(isums[t][v], di32, parts_at + t * kItemRows + v * kLanes);
+          hn::StoreU(isums[t][v], di32, parts + t * kItemRows + v * kLanes);
         }
       }
-      continue;
     }
-    const int64_t at = (static_cast<int64_t>(i) * num_panels + p) * kPanelRows;
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      const VF32 factor = hn::LoadU(df32, scratch.factors + at + v * kLanes);
-#pragma GCC unroll 16
-      for (int t = 0; t < kTokens; ++t) {
-        VI32 isum = isums[t][v];
-        if constexpr (!kSubtracted) {
-          const VI32 zero = hn::LoadU(di32, scratch.zeros + at + v * kLanes);
-          const VI32 code_sum = hn::Set(di32, code_sums[t * num_segments + piece.segment]);
-          isum = hn::Sub(isum, hn::Mul(zero, code_sum));
-        }
-        sums[t][v] = AddSegment(sums[t][v], factor, isum);
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      hn::StoreU(sums[t][v], df32, sums_at + t * kItemRows + v * kLanes);
-    }
+    factors += num_panels * kPanelRows;
+    zeros += num_panels * kPanelRows;
   }
 }
 
 template <int kPanels, bool kSubtracted>
-HWY_NOINLINE void MultiplyChunk(const ManyTokensCall& many, const Chunk& chunk, int64_t token,
-                                int64_t num_tokens, int p, int num_panels, Scratch& scratch) {
-  int64_t t = 0;
-  for (; t + kTileTokens <= num_tokens; t += kTileTokens) {
-    MultiplyTile<kTileTokens, kPanels, kSubtracted>(many, chunk, token + t, t, p, num_panels,
-                                                    scratch);
-  }
-  for (; t < num_tokens; ++t) {
-    MultiplyTile<1, kPanels, kSubtracted>(many, chunk, token + t, t, p, num_panels, scratch);
+void MultiplyTokens(const ManyTokensCall& many, const Chunk& chunk, int64_t token,
+                    int64_t num_tokens, int p, int num_panels, Scratch& scratch) {
+  const int64_t num_tiles = (num_tokens + kTileTokens - 1) / kTileTokens;
+  for (int64_t tile = 0; tile < num_tiles; ++tile) {
+    const int64_t t = num_tokens * tile / num_tiles;
+    const auto run = [&](auto multiply) {
+      multiply(many, chunk, token + t, t, p, num_panels, scratch);
+    };
+    switch (num_tokens * (tile + 1) / num_tiles - t) {
+      case 1:
+        run(MultiplyTile<1, kPanels, kSubtracted>);
+        break;
+      case 2:
+        run(MultiplyTile<2, kPanels, kSubtracted>);
+        break;
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+      case 3:
+        run(MultiplyTile<3, kPanels, kSubtracted>);
+        break;
+      case 4:
+        run(MultiplyTile<4, kPanels, kSubtracted>);
+        break;
+      case 5:
+        run(MultiplyTile<5, kPanels, kSubtracted>);
+        break;
+      default:
+        run(MultiplyTile<6, kPanels, kSubtracted>);
+#endif
+    }
   }
 }
 
@@ -223,10 +244,11 @@ void MultiplyPanels(const ManyTokensCall& many, const Chunk& chunk, int64_t toke
                     int64_t num_tokens, int num_panels, Scratch& scratch) {
   int p = 0;
   for (; p + kTilePanels <= num_panels; p += kTilePanels) {
-    MultiplyChunk<kTilePanels, kSubtracted>(many, chunk, token, num_tokens, p, num_panels, scratch);
+    MultiplyTokens<kTilePanels, kSubtracted>(many, chunk, token, num_tokens, p, num_panels,
+                                             scratch);
   }
   for (; p < num_panels; ++p) {
-    MultiplyChunk<1, kSubtracted>(many, chunk, token, num_tokens, p, num_panels, scratch);
+    MultiplyTokens<1, kSubtracted>(many, chunk, token, num_tokens, p, num_panels, scratch);
   }
 }
 
@@ -234,6 +256,7 @@ void MultiplyPanels(const ManyTokensCall& many, const Chunk& chunk, int64_t toke
 void RunItem(const ManyTokensCall& many, int64_t token, int64_t num_tokens, int64_t panel,
              int num_panels, std::byte* scratch_bytes) {
   const DF32 df32;
+  const Output output(*many.call.args);
   auto& scratch = *reinterpret_cast<Scratch*>(scratch_bytes);
   std::fill(scratch.sums, scratch.sums + num_tokens * kItemRows, 0.0f);
   for (const Chunk& chunk : many.chunks) {
@@ -261,7 +284,7 @@ void RunItem(const ManyTokensCall& many, int64_t token, int64_t num_tokens, int6
       for (int v = 0; v < kPanelVectors; ++v) {
         sums[v] = hn::LoadU(df32, scratch.sums + t * kItemRows + p * kPanelRows + v * kLanes);
       }
-      StorePanel(*many.call.args, token + t, panel + p, sums);
+      output.Store(token + t, panel + p, sums);
     }
   }
 }

@@ -40,7 +40,12 @@ void SumSegments(const IntegerCall& call, int32_t* HWY_RESTRICT sums, int64_t be
     const uint8_t* const row = codes.data<uint8_t>() + t * codes.row_stride();
     for (int64_t s = 0; s < num_segments; ++s) {
       const Segment& segment = call.segments[static_cast<size_t>(s)];
-      sums[t * num_segments + s] = SumCodes(row + segment.first_column, segment.num_columns);
+      const int32_t sum = SumCodes(row + segment.first_column, segment.num_columns);
+      const int32_t half = std::min(sum, 32767);
+      sums[t * num_segments + s] =
+          IsShort(segment) ? static_cast<int32_t>((static_cast<uint32_t>(-half) & 0xffff) |
+                                                  static_cast<uint32_t>(half - sum) << 16)
+                           : sum;
     }
   }
 }

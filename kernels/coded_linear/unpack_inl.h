@@ -166,6 +166,28 @@ HWY_INLINE VI32 LoadZeros(const uint8_t* HWY_RESTRICT zeros, int v) {
   return kBits == 8 ? hn::Sub(loaded, hn::Set(DI32(), 128)) : loaded;
 }
 
+// Zeros as AddPairs takes them: both halves of a lane.
+HWY_INLINE VI32 PairOfZeros(VI32 zeros) {
+  const VI32 lower = hn::And(zeros, hn::Set(DI32(), 0xffff));
+  return hn::Or(lower, hn::ShiftLeft<16>(zeros));
+}
+
+// sum plus, in each lane, the products of the lower and of the upper 16 bits of a and b, signed.
+HWY_INLINE VI32 AddPairs(VI32 sum, VI32 a, VI32 b) {
+#if HWY_TARGET == HWY_AVX3_DL
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "vm"(b.raw));  // as in AddDot
+  return sum;
+#elif HWY_TARGET == HWY_AVX3
+  return VI32{_mm512_add_epi32(sum.raw, _mm512_madd_epi16(a.raw, b.raw))};
+#elif HWY_TARGET == HWY_AVX2
+  return VI32{_mm256_add_epi32(sum.raw, _mm256_madd_epi16(a.raw, b.raw))};
+#else
+  const auto lower = [](VI32 v) HWY_ATTR { return hn::ShiftRight<16>(hn::ShiftLeft<16>(v)); };
+  const VI32 upper = hn::Mul(hn::ShiftRight<16>(a), hn::ShiftRight<16>(b));
+  return hn::Add(sum, hn::Add(hn::Mul(lower(a), lower(b)), upper));
+#endif
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace thinwire
 HWY_AFTER_NAMESPACE();
