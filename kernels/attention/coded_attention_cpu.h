@@ -27,17 +27,6 @@ struct CodedRows {
   const int32_t* page_ids;  // of the sequence
   const KvCodes* codes;
   int64_t kv_head;
-
-  // Addresses of the rows of positions [begin, end).
-  void Locate(int64_t begin, int64_t end, const uint8_t** rows) const {
-    while (begin < end) {
-      const int64_t run = std::min(end - begin, page_size - begin % page_size);
-      const uint8_t* row =
-          first + page_ids[begin / page_size] * page_stride + begin % page_size * row_bytes;
-      for (int64_t i = 0; i < run; ++i) *rows++ = row + i * row_bytes;
-      begin += run;
-    }
-  }
 };
 
 // A row's running softmax. Scores of codes leave out the constant that K's zeros add to all of

@@ -17,39 +17,64 @@ HWY_BEFORE_NAMESPACE();
 namespace thinwire {
 namespace HWY_NAMESPACE {
 
-template <bool kNarrow>
-HWY_INLINE void WidenUnit(const KvUnit& unit, CodeBits word, const float* HWY_RESTRICT step,
-                          const float* HWY_RESTRICT zero, float* HWY_RESTRICT to) {
+// Rows widened at a time.
+constexpr int kWidenedRows = 4;
+
+// to[j, unit] = values of kRows rows.
+template <int kRows, bool kNarrow>
+HWY_INLINE void WidenUnit(const KvUnit& unit, const CodeBits* HWY_RESTRICT words,
+                          const float* HWY_RESTRICT step, const float* HWY_RESTRICT zero,
+                          int64_t head_dim, float* HWY_RESTRICT to) {
   const CodesTag d;
-  const CodeFloats codes = UnitReader<kNarrow>(unit).Read(word);
-  hn::StoreU(hn::Mul(hn::LoadU(d, step), hn::Sub(codes, hn::LoadU(d, zero))), d, to);
+  const UnitReader<kNarrow> reader(unit);
+  const CodeFloats steps = hn::LoadU(d, step);
+  const CodeFloats offset = hn::Neg(hn::Mul(steps, hn::LoadU(d, zero)));
+#pragma GCC unroll 8
+  for (int j = 0; j < kRows; ++j) {
+    hn::StoreU(hn::MulAdd(reader.Read(words[j]), steps, offset), d, to + j * head_dim);
+  }
 }
 
-void WidenRows(const CodedRows& rows, int64_t begin, int64_t end, float* HWY_RESTRICT to) {
+// kRows rows of one page, one after the other.
+template <int kRows>
+HWY_INLINE void WidenTile(const CodedRows& rows, const uint8_t* HWY_RESTRICT from,
+                          float* HWY_RESTRICT to) {
   const KvCodes& codes = *rows.codes;
-  const int64_t head_dim = codes.head_dim();
   const KvHeadCodes& head = codes.head(rows.kv_head);
-  const uint8_t* located[kManyRowsChunk];
-  rows.Locate(begin, end, located);
+  const KvUnit* units = codes.units(rows.kv_head).data();
   for (int64_t lane = 0; lane < kKvUnit; lane += kCodeLanes) {
     for (const KvWord& word : codes.words(rows.kv_head)) {
-      for (int64_t j = 0; j < end - begin; ++j) {
-        CodeBits bits[1];
-        LoadWords<1>(located + j, word, lane, bits);
-        for (int32_t u = word.first_unit; u < word.first_unit + word.num_units; ++u) {
-          const KvUnit& unit = codes.units(rows.kv_head)[static_cast<size_t>(u)];
-          const int64_t position = u * kKvUnit + lane;
-          const float* step = head.step.data() + position;
-          const float* zero = head.zero.data() + position;
-          if (THINWIRE_TARGET_HAS_TABLE_OF_16 && unit.bits <= 4) {
-            WidenUnit<THINWIRE_TARGET_HAS_TABLE_OF_16 != 0>(unit, bits[0], step, zero,
-                                                            to + j * head_dim + position);
-          } else {
-            WidenUnit<false>(unit, bits[0], step, zero, to + j * head_dim + position);
-          }
+      CodeBits words[kRows];
+      LoadWords<kRows>(from, rows.row_bytes, word, lane, words);
+      for (int32_t u = word.first_unit; u < word.first_unit + word.num_units; ++u) {
+        const int64_t position = u * kKvUnit + lane;
+        const float* step = head.step.data() + position;
+        const float* zero = head.zero.data() + position;
+        if (THINWIRE_TARGET_HAS_TABLE_OF_16 && units[u].bits <= 4) {
+          WidenUnit<kRows, THINWIRE_TARGET_HAS_TABLE_OF_16 != 0>(units[u], words, step, zero,
+                                                                 codes.head_dim(), to + position);
+        } else {
+          WidenUnit<kRows, false>(units[u], words, step, zero, codes.head_dim(), to + position);
         }
       }
     }
+  }
+}
+
+void WidenRows(const CodedRows& rows, int64_t begin, int64_t end, float* HWY_RESTRICT to) {
+  const int64_t head_dim = rows.codes->head_dim();
+  while (begin < end) {
+    const int64_t row = begin % rows.page_size;
+    const int64_t run = std::min(end - begin, rows.page_size - row);
+    const uint8_t* from = rows.first + rows.page_ids[begin / rows.page_size] * rows.page_stride +
+                          row * rows.row_bytes;
+    int64_t j = 0;
+    for (; j + kWidenedRows <= run; j += kWidenedRows) {
+      WidenTile<kWidenedRows>(rows, from + j * rows.row_bytes, to + j * head_dim);
+    }
+    for (; j < run; ++j) WidenTile<1>(rows, from + j * rows.row_bytes, to + j * head_dim);
+    begin += run;
+    to += run * head_dim;
   }
 }
 

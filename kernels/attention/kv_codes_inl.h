@@ -69,25 +69,25 @@ HWY_INLINE CodeBits LoadPart(const uint8_t* HWY_RESTRICT from, int64_t lane) {
   }
 }
 
-// words[j] |= a part of rows[j], for kRows rows.
+// words[j] |= a part of row j of kRows rows that are row_bytes apart.
 template <int kSize, int kRows>
-HWY_INLINE void AddPart(const uint8_t* const* HWY_RESTRICT rows, const KvWordPart& part, bool last,
-                        int64_t lane, CodeBits* HWY_RESTRICT words) {
+HWY_INLINE void AddPart(const uint8_t* HWY_RESTRICT rows, int64_t row_bytes, const KvWordPart& part,
+                        bool last, int64_t lane, CodeBits* HWY_RESTRICT words) {
   const hn::RebindToUnsigned<CodesTag> du;
   const auto shift = hn::Set(du, static_cast<uint32_t>(part.shift));
 #pragma GCC unroll 8
   for (int j = 0; j < kRows; ++j) {
-    CodeBits field = LoadPart<kSize>(rows[j] + part.offset, lane);
+    CodeBits field = LoadPart<kSize>(rows + j * row_bytes + part.offset, lane);
     // Bits above the word's last code are masked with those of the next code.
     if (kSize < 8 && !last) field = hn::And(field, hn::Set(du, (1u << kSize % 32) - 1u));
     words[j] = part.shift == 0 ? field : hn::Or(words[j], hn::Shl(field, shift));
   }
 }
 
-// The same word of kRows rows; bits above the last unit are undefined.
+// The same word of kRows rows that are row_bytes apart; bits above the last unit are undefined.
 template <int kRows>
-HWY_INLINE void LoadWords(const uint8_t* const* HWY_RESTRICT rows, const KvWord& word, int64_t lane,
-                          CodeBits* HWY_RESTRICT words) {
+HWY_INLINE void LoadWords(const uint8_t* HWY_RESTRICT rows, int64_t row_bytes, const KvWord& word,
+                          int64_t lane, CodeBits* HWY_RESTRICT words) {
 #pragma GCC unroll 8
   for (int j = 0; j < kRows; ++j) words[j] = hn::Zero(hn::RebindToUnsigned<CodesTag>());
   for (int32_t p = 0; p < word.num_parts; ++p) {
@@ -95,22 +95,22 @@ HWY_INLINE void LoadWords(const uint8_t* const* HWY_RESTRICT rows, const KvWord&
     const bool last = p + 1 == word.num_parts;
     switch (part.size) {
       case 32:
-        AddPart<32, kRows>(rows, part, last, lane, words);
+        AddPart<32, kRows>(rows, row_bytes, part, last, lane, words);
         break;
       case 16:
-        AddPart<16, kRows>(rows, part, last, lane, words);
+        AddPart<16, kRows>(rows, row_bytes, part, last, lane, words);
         break;
       case 8:
-        AddPart<8, kRows>(rows, part, last, lane, words);
+        AddPart<8, kRows>(rows, row_bytes, part, last, lane, words);
         break;
       case 4:
-        AddPart<4, kRows>(rows, part, last, lane, words);
+        AddPart<4, kRows>(rows, row_bytes, part, last, lane, words);
         break;
       case 2:
-        AddPart<2, kRows>(rows, part, last, lane, words);
+        AddPart<2, kRows>(rows, row_bytes, part, last, lane, words);
         break;
       default:
-        AddPart<1, kRows>(rows, part, last, lane, words);
+        AddPart<1, kRows>(rows, row_bytes, part, last, lane, words);
     }
   }
 }
