@@ -6,8 +6,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "kernels/core/stream.h"
+#include "parallel/comm/communicator.h"
 #include "runtime/checkpoint/thinwire_file.h"
 
 namespace thinwire {
@@ -25,5 +26,12 @@ absl::StatusOr<CalibrationSet> CutCalibrationSet(const std::vector<int32_t>& ids
                                                  int64_t num_samples, int64_t seqlen,
                                                  const std::string& source,
                                                  absl::Span<const std::byte> bytes);
+
+// Windows that the model itself made, at least one, all as long: source "self", and the hash is of
+// their ids as little-endian 4-byte integers, one window after the other.
+CalibrationSet MakeSelfCalibrationSet(std::vector<std::vector<int32_t>> windows);
+
+// Every rank's set becomes rank 0's. Collective.
+absl::Status BroadcastCalibrationSet(CalibrationSet& set, Communicator& world, Stream& stream);
 
 }  // namespace thinwire

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/core/check.h"
+#include "runtime/quant/grid_search.h"
+
 namespace thinwire {
 namespace {
 
@@ -42,6 +45,28 @@ std::vector<double> Scales(const std::vector<double>& variance, const std::vecto
     scales[c] = std::sqrt(std::sqrt(variance[c] / energy[c]));
   }
   return scales;
+}
+
+// The steps of least squared error, at least 1e-3 of their median: `parts` channels of the site,
+// `stride` apart, share one.
+std::vector<double> BestSteps(const ChannelStats& stats, int bits,
+                              const std::vector<std::vector<int64_t>>& channels, ThreadPool& pool) {
+  std::vector<double> steps(channels.size());
+  pool.ParallelForDynamic(static_cast<int64_t>(channels.size()), [&](int64_t i) {
+    std::vector<float> samples;
+    for (const int64_t c : channels[i]) {
+      const std::vector<float> more = stats.Samples(c);
+      samples.insert(samples.end(), more.begin(), more.end());
+    }
+    const auto fit = SearchGrid(samples, {}, {.bits = bits});
+    TW_CHECK(fit.ok());  // samples are finite: ChannelStats saw to it
+    steps[i] = fit->grid.step;
+  });
+  std::vector<double> sorted = steps;
+  std::nth_element(sorted.begin(), sorted.begin() + sorted.size() / 2, sorted.end());
+  const double least = 1e-3 * sorted[sorted.size() / 2];
+  for (double& step : steps) step = std::max(step, least);
+  return steps;
 }
 
 void ScaleColumns(const std::vector<double>& scales, DenseLinear& linear) {
@@ -99,7 +124,9 @@ void FoldNorm(const ChannelStats& stats, DenseNorm& norm, std::vector<DenseLinea
   }
 }
 
-void FoldValues(const ModelConfig& config, const ChannelStats& stats, DenseLayer& layer) {
+void FoldValues(const ModelConfig& config, const FoldStats& all, DenseLayer& layer,
+                ThreadPool& pool) {
+  const ChannelStats& stats = *all.v;
   DenseLinear& v = layer.at(LinearRole::kV);
   DenseLinear& out = layer.at(LinearRole::kOut);
   const int64_t head_dim = config.head_dim;
@@ -115,7 +142,12 @@ void FoldValues(const ModelConfig& config, const ChannelStats& stats, DenseLayer
   const std::vector<double> read_energy = ColumnEnergy({&out}, read_variance);
   std::vector<double> energy(variance.size(), 0.0);
   for (int64_t c = 0; c < out.in_features; ++c) energy[kv_channel(c)] += read_energy[c];
-  const std::vector<double> scales = Scales(variance, energy);
+  std::vector<double> scales = Scales(variance, energy);
+  if (all.step_bits < 8) {
+    std::vector<std::vector<int64_t>> channels(variance.size());
+    for (int64_t c = 0; c < out.in_features; ++c) channels[kv_channel(c)].push_back(c);
+    scales = BestSteps(*all.out_in, all.step_bits, channels, pool);
+  }
   if (shift) {
     AddMean(read_mean, out);
     for (int64_t c = 0; c < v.out_features; ++c) {
@@ -135,12 +167,18 @@ bool ScalesPassActivation(const ModelConfig& config, const DenseLayer& layer) {
 
 }  // namespace
 
-void FoldLayer(const ModelConfig& config, const FoldStats& stats, DenseLayer& layer) {
-  FoldValues(config, *stats.v, layer);
+void FoldLayer(const ModelConfig& config, const FoldStats& stats, DenseLayer& layer,
+               ThreadPool& pool) {
+  FoldValues(config, stats, layer, pool);
   if (ScalesPassActivation(config, layer)) {
     const std::vector<double> variance = Variances(*stats.down_in, false);
-    const std::vector<double> scales =
+    std::vector<double> scales =
         Scales(variance, ColumnEnergy({&layer.at(LinearRole::kDown)}, variance));
+    if (stats.step_bits < 8) {
+      std::vector<std::vector<int64_t>> channels(variance.size());
+      for (size_t c = 0; c < channels.size(); ++c) channels[c] = {static_cast<int64_t>(c)};
+      scales = BestSteps(*stats.down_in, stats.step_bits, channels, pool);
+    }
     DivideRows(scales, layer.at(LinearRole::kUp));
     ScaleColumns(scales, layer.at(LinearRole::kDown));
   }

@@ -26,6 +26,7 @@ namespace {
 constexpr int64_t kSamples = 4096;
 
 constexpr double kDamping = 0.01;
+constexpr double kTargetDamping = 0.03;
 // How often a Hessian that is not positive definite is damped ten times more.
 constexpr int kDampingRetries = 4;
 
@@ -64,9 +65,8 @@ std::vector<int32_t> GroupOffsets(int64_t width, int64_t group_size) {
   return offsets;
 }
 
-absl::StatusOr<std::vector<double>> DampedFactor(const std::vector<double>& hessian,
-                                                 int64_t width) {
-  double damping = kDamping;
+absl::StatusOr<std::vector<double>> DampedFactor(const std::vector<double>& hessian, int64_t width,
+                                                 double damping) {
   for (int attempt = 0;; ++attempt, damping *= 10.0) {
     std::vector<double> factor = hessian;
     DampHessian(Damping::kRelative, damping, width, absl::MakeSpan(factor));
@@ -97,8 +97,12 @@ struct LayerQuantizer::Work {
 absl::Status LayerQuantizer::Fold(const ResidualStream& target, DenseLayer& layer) {
   TW_ASSIGN_OR_RETURN(const LayerWeights weights, ToLayerWeights(layer));
   std::array<std::optional<ChannelStats>, kQuantSites.size()> stats;
+  const int step_bits = SiteBits(options_.scheme, QuantSite::kDownIn);
+  const int64_t num_rows = target.num_windows * target.seqlen * world_.size();
   for (const QuantSite site : kQuantSites) {
-    stats[static_cast<size_t>(site)].emplace(SiteWidth(config_, site));
+    const bool sampled = step_bits < 8 && (site == QuantSite::kOutIn || site == QuantSite::kDownIn);
+    stats[static_cast<size_t>(site)].emplace(
+        SiteWidth(config_, site), sampled ? std::max<int64_t>(1, num_rows / kSamples) : 0);
   }
   const SiteRoundings none;
   for (int64_t w = 0; w < target.num_windows; ++w) {
@@ -112,9 +116,11 @@ absl::Status LayerQuantizer::Fold(const ResidualStream& target, DenseLayer& laye
   FoldLayer(config_,
             {.qkv_in = of(QuantSite::kQkvIn),
              .v = of(QuantSite::kV),
+             .out_in = of(QuantSite::kOutIn),
              .mlp_in = of(QuantSite::kMlpIn),
-             .down_in = of(QuantSite::kDownIn)},
-            layer);
+             .down_in = of(QuantSite::kDownIn),
+             .step_bits = step_bits},
+            layer, pool_);
   return absl::OkStatus();
 }
 
@@ -162,14 +168,18 @@ absl::Status LayerQuantizer::ChooseSiteCodes(QuantSite site, Work& work) {
       readers.push_back(&work.current.at(role));
     }
   }
-  TW_ASSIGN_OR_RETURN(work.result.codes.at(site), ChooseSiteGrid({.config = &config_,
-                                                                  .site = site,
-                                                                  .bits = bits,
-                                                                  .group_size = options_.group_size,
-                                                                  .tp = options_.tp,
-                                                                  .stats = &stats,
-                                                                  .readers = readers},
-                                                                 pool_));
+  // Products of two activations have long tails.
+  const bool gated = !work.current.at(LinearRole::kGate).empty();
+  TW_ASSIGN_OR_RETURN(work.result.codes.at(site),
+                      ChooseSiteGrid({.config = &config_,
+                                      .site = site,
+                                      .bits = bits,
+                                      .group_size = options_.group_size,
+                                      .tp = options_.tp,
+                                      .levels = bits == 4 && gated && site == QuantSite::kDownIn,
+                                      .stats = &stats,
+                                      .readers = readers},
+                                     pool_));
   work.roundings.Set(site, SiteRounding(work.result.codes.at(site), false));
   return absl::OkStatus();
 }
@@ -267,19 +277,25 @@ absl::Status LayerQuantizer::QuantizeLinear(LinearRole role, const SecondMoments
   const std::vector<double> hessian = Permuted(moments.Hessian(centred), order);
   const std::vector<double> shift = Permuted(moments.TargetShift(centred), order);
   const std::vector<float> weights = PermutedColumns(linear, order);
-  TW_ASSIGN_OR_RETURN(const std::vector<double> factor, DampedFactor(hessian, width));
-  const std::vector<float> target =
-      AsymmetricTarget(linear.out_features, width, weights, shift, factor, /*strength=*/1.0, pool_);
+  TW_ASSIGN_OR_RETURN(const std::vector<double> factor, DampedFactor(hessian, width, kDamping));
+  TW_ASSIGN_OR_RETURN(const std::vector<double> target_factor,
+                      DampedFactor(hessian, width, kTargetDamping));
+  const std::vector<float> target = AsymmetricTarget(linear.out_features, width, weights, shift,
+                                                     target_factor, /*strength=*/1.0, pool_);
   const std::vector<int32_t> groups = GroupOffsets(width, options_.group_size);
-  TW_ASSIGN_OR_RETURN(
-      GptqResult result,
-      Gptq({.out_features = linear.out_features,
-            .in_features = width,
-            .weights = target,
-            .hessian = hessian,
-            .factor = factor,
-            .group_offsets = groups},
-           {.bits = options_.scheme.weight_bits, .shrink_steps = 20, .sweeps = 4}, pool_));
+  TW_ASSIGN_OR_RETURN(GptqResult result, Gptq({.out_features = linear.out_features,
+                                               .in_features = width,
+                                               .weights = target,
+                                               .hessian = hessian,
+                                               .factor = factor,
+                                               .group_offsets = groups},
+                                              {.bits = options_.scheme.weight_bits,
+                                               .shrink_steps = 20,
+                                               .local_search = true,
+                                               .search_weights = SearchWeights::kConditional,
+                                               .sweeps = 3,
+                                               .refits = 1},
+                                              pool_));
   const std::vector<float> values = Dequantize(result.codes);
   if (!linear.bias.empty()) {
     const std::vector<double> mean = moments.Mean();

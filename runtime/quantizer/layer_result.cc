@@ -114,6 +114,11 @@ absl::Status LayerFiles::WriteSites(int64_t layer, const LayerCodes& codes) cons
 }
 
 absl::StatusOr<LayerCodes> LayerFiles::ReadSites(int64_t layer) const {
+  // A run that was ended while it finished may have removed some of them: then all are in one file.
+  if (!std::filesystem::exists(SitesDir(layer)) && std::filesystem::exists(Path(kRptqFileName))) {
+    TW_ASSIGN_OR_RETURN(RptqFile all, ReadRptqFile(dir_, *config_));
+    return std::move(all.layers[layer]);
+  }
   ModelConfig one = *config_;
   one.num_layers = 1;
   TW_ASSIGN_OR_RETURN(RptqFile file, ReadRptqFile(SitesDir(layer), one));

@@ -1,23 +1,24 @@
 #include "runtime/quantizer/quantize_model.h"
 
+#include <algorithm>
+#include <array>
 #include <filesystem>
 #include <memory>
-#include <utility>
 #include <vector>
 
-#include "absl/strings/match.h"
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
-#include "kernels/core/atomic_file.h"
+#include "absl/strings/str_join.h"
 #include "kernels/core/status_macros.h"
-#include "nlohmann/json.hpp"
 #include "parallel/comm/agreement.h"
+#include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/gptq_config.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/thinwire_file.h"
-#include "runtime/json/json_file.h"
 #include "runtime/quantizer/layer_pass.h"
 #include "runtime/quantizer/layer_result.h"
+#include "runtime/quantizer/output_folder.h"
 
 namespace thinwire {
 namespace {
@@ -49,159 +50,144 @@ std::vector<std::vector<int32_t>> WindowsOf(const CalibrationSet& set, int rank,
   return {set.windows.begin() + begin, set.windows.begin() + end};
 }
 
-// Rank 0's part: the folder.
-class OutputFolder {
- public:
-  explicit OutputFolder(const QuantizeOptions* options)
-      : options_(*options), partial_(options->out_dir + ".partial") {}
+// Where rank 0 alone does something: its words, not those of "rank 0", everywhere else the same
+// error.
+absl::Status AgreeOnLeader(const absl::Status& mine, Communicator& world, Stream& stream) {
+  const absl::Status agreed = AgreeOnStatus(mine, world, stream);
+  return mine.ok() ? agreed : mine;
+}
 
-  const std::string& partial() const { return partial_; }
-
-  // Begins, or finds what an earlier run left.
-  absl::Status Open() const {
-    std::error_code error;
-    if (fs::exists(options_.out_dir, error)) {
-      return absl::AlreadyExistsError(
-          absl::StrCat(options_.out_dir, ": exists already; give another --out or remove it"));
-    }
-    const ThinwireFile wanted = MakeThinwireFile(options_);
-    if (!fs::exists(partial_ + "/" + kThinwireFileName, error)) {
-      fs::create_directories(partial_, error);
-      if (error) {
-        return absl::ErrnoToStatus(error.value(),
-                                   absl::StrCat(partial_, ": cannot create the folder"));
-      }
-      return WriteThinwireFile(partial_, wanted);
-    }
-    TW_ASSIGN_OR_RETURN(const ThinwireFile found, ReadThinwireFile(partial_));
-    if (found == wanted) return absl::OkStatus();
-    return absl::FailedPreconditionError(
-        absl::StrCat(partial_, ": was begun with other options (", Difference(found, wanted),
-                     "); give the same to go on, or remove the folder"));
+absl::Status CheckShape(const QuantizeOptions& options, const ModelConfig& config) {
+  const int64_t seqlen = options.calibration.info.seqlen;
+  if (seqlen > config.max_positions) {
+    return absl::InvalidArgumentError(absl::StrCat("--seqlen: expected at most the context of ",
+                                                   options.model_dir, ", ", config.max_positions,
+                                                   ", found ", seqlen));
   }
-
-  // config.json with what was done, and the files beside it that are neither weights nor index.
-  absl::Status WriteConfig() const {
-    const std::string config_path = options_.model_dir + "/config.json";
-    TW_ASSIGN_OR_RETURN(nlohmann::json config, ReadJsonFile(config_path));
-    if (options_.layer.scheme.weight_format() == WeightFormat::kGptq) {
-      config["quantization_config"] = GptqConfigJson(MakeGptqConfig(options_));
-    }
-    TW_RETURN_IF_ERROR(WriteFileAtomically(partial_ + "/config.json", config.dump(2) + "\n"));
-    std::error_code error;
-    for (const fs::directory_entry& entry : fs::directory_iterator(options_.model_dir, error)) {
-      const std::string name = entry.path().filename().string();
-      if (!entry.is_regular_file(error) || !IsCompanion(name)) continue;
-      fs::copy_file(entry.path(), partial_ + "/" + name, fs::copy_options::overwrite_existing,
-                    error);
-      if (error) {
-        return absl::ErrnoToStatus(error.value(), absl::StrCat(partial_, "/", name, ": copying"));
-      }
-    }
+  const DecoderShape shape = {.num_layers = config.num_layers,
+                              .num_heads = config.num_heads,
+                              .num_kv_heads = config.num_kv_heads,
+                              .ffn = config.ffn,
+                              .vocab = config.vocab};
+  const std::vector<int> sizes = ShardPlan::UsableTpSizes(shape);
+  const int tp = options.layer.tp;
+  if (tp == 0 || std::find(sizes.begin(), sizes.end(), tp) != sizes.end()) {
     return absl::OkStatus();
   }
+  return absl::InvalidArgumentError(absl::StrCat("--tp: expected 0 or a size that ",
+                                                 options.model_dir, " can be cut into (",
+                                                 absl::StrJoin(sizes, ", "), "), found ", tp));
+}
 
-  absl::Status Publish() const {
-    std::error_code error;
-    fs::rename(partial_, options_.out_dir, error);
-    if (!error) return absl::OkStatus();
-    return absl::ErrnoToStatus(error.value(),
-                               absl::StrCat(partial_, ": cannot rename to ", options_.out_dir));
+absl::Status CheckIds(const CalibrationSet& set, const ModelConfig& config) {
+  for (const std::vector<int32_t>& window : set.windows) {
+    for (const int32_t id : window) {
+      if (id >= 0 && id < config.vocab) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat(set.info.source, ": token id ", id,
+                       " is outside the model's vocabulary; expected 0 to ", config.vocab - 1));
+    }
   }
+  return absl::OkStatus();
+}
 
- private:
-  // Tokenizer and generation files: small, and none of the model's weights.
-  static bool IsCompanion(const std::string& name) {
-    if (name == "config.json" || absl::EndsWith(name, ".index.json") || name == "golden.json" ||
-        name == kThinwireFileName) {
-      return false;
-    }
-    return absl::EndsWith(name, ".json") || absl::EndsWith(name, ".model") ||
-           absl::EndsWith(name, ".txt") || absl::EndsWith(name, ".jinja") || name == "LICENSE";
+// The model's config, where it can be quantised as the options say.
+absl::StatusOr<ModelConfig> CheckedConfig(const QuantizeOptions& options) {
+  TW_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(options.model_dir));
+  std::error_code error;
+  if (config.gptq.has_value() ||
+      fs::exists(absl::StrCat(options.model_dir, "/", kThinwireFileName), error)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(options.model_dir, ": is quantised already; expected the original model"));
   }
+  TW_RETURN_IF_ERROR(CheckShape(options, config));
+  return config;
+}
 
-  static std::string Difference(const ThinwireFile& found, const ThinwireFile& wanted) {
-    if (found.scheme != wanted.scheme) {
-      return absl::StrCat("scheme ", SchemeName(found.scheme), ", now ", SchemeName(wanted.scheme));
-    }
-    if (found.algorithm != wanted.algorithm) {
-      return absl::StrCat("--rptq ", found.algorithm, ", now ", wanted.algorithm);
-    }
-    if (found.group_size != wanted.group_size) {
-      return absl::StrCat("--group-size ", found.group_size, ", now ", wanted.group_size);
-    }
-    if (found.seed != wanted.seed) {
-      return absl::StrCat("--seed ", found.seed, ", now ", wanted.seed);
-    }
-    if (found.tp != wanted.tp) return absl::StrCat("--tp ", found.tp, ", now ", wanted.tp);
-    if (!(found.calibration == wanted.calibration)) {
-      return absl::StrCat("calibration on ", found.calibration.nsamples, " x ",
-                          found.calibration.seqlen, " tokens of ", found.calibration.source,
-                          ", now ", wanted.calibration.nsamples, " x ", wanted.calibration.seqlen,
-                          " of ", wanted.calibration.source);
-    }
-    return absl::StrCat("made by version ", found.tool_version, ", this is ", wanted.tool_version);
-  }
+OutputFolder MakeFolder(const QuantizeOptions& options) {
+  return {options.model_dir, options.out_dir, MakeThinwireFile(options)};
+}
 
-  const QuantizeOptions& options_;
-  const std::string partial_;
-};
+// Whether an earlier run did the layer: rank 0 looks, as others might see what it writes meanwhile.
+absl::StatusOr<bool> FoundByLeader(const LayerFiles& files, int64_t layer, Communicator& world,
+                                   Stream& stream) {
+  int32_t found = world.rank() == 0 && files.Has(layer) ? 1 : 0;
+  TW_RETURN_IF_ERROR(world.Broadcast(TensorView(&found, DType::kI32, {1}), 0, stream));
+  return found != 0;
+}
 
 }  // namespace
+
+absl::Status CheckQuantizeOptions(const QuantizeOptions& options, Communicator& world,
+                                  ThreadPool& pool) {
+  Stream stream = Stream::Cpu(&pool);
+  const absl::Status mine = CheckedConfig(options).status();
+  TW_RETURN_IF_ERROR(AgreeOnStatus(mine, world, stream));
+  const bool leader = world.rank() == 0;
+  return AgreeOnLeader(leader ? MakeFolder(options).CheckFree() : absl::OkStatus(), world, stream);
+}
 
 absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, ThreadPool& pool,
                            const std::function<void(const LayerProgress&)>& on_layer) {
   Stream stream = Stream::Cpu(&pool);
   const bool leader = world.rank() == 0;
-  const OutputFolder folder(&options);
-  TW_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model_dir));
-  if (config.gptq.has_value()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(options.model_dir, ": is quantised already; expected the original model"));
-  }
+  const OutputFolder folder = MakeFolder(options);
+  const GptqConfig gptq = MakeGptqConfig(options);
+  TW_ASSIGN_OR_RETURN(const ModelConfig config, CheckedConfig(options));
+  TW_RETURN_IF_ERROR(CheckIds(options.calibration, config));
   TW_ASSIGN_OR_RETURN(const Checkpoint source, Checkpoint::Open(options.model_dir));
-  TW_RETURN_IF_ERROR(AgreeOnStatus(leader ? folder.Open() : absl::OkStatus(), world, stream));
-  const LayerFiles files(folder.partial(), &source, &config, MakeGptqConfig(options),
-                         options.layer.tp);
   const int64_t seqlen = options.calibration.info.seqlen;
   TW_ASSIGN_OR_RETURN(const std::unique_ptr<LayerPass> pass,
                       LayerPass::Create(config, seqlen, &pool));
   const auto windows = WindowsOf(options.calibration, world.rank(), world.size());
   TW_ASSIGN_OR_RETURN(ResidualStream target, pass->Embed(source, windows));
   TW_ASSIGN_OR_RETURN(ResidualStream input, pass->Embed(source, windows));
+  TW_RETURN_IF_ERROR(AgreeOnLeader(leader ? folder.Open() : absl::OkStatus(), world, stream));
+  const absl::Cleanup clean = [&] {
+    if (leader) folder.RemoveIfEmpty();
+  };
+  const LayerFiles files(folder.partial(), &source, &config, gptq, options.layer.tp);
   LayerQuantizer quantizer(options.layer, &config, pass.get(), &world, &pool);
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     TW_ASSIGN_OR_RETURN(const DenseLayer dense, LoadDenseLayer(source, config, layer));
-    const bool resumed = files.Has(layer);
+    TW_ASSIGN_OR_RETURN(const bool resumed, FoundByLeader(files, layer, world, stream));
+    std::array<double, kLinearRoles.size()> errors = {};
     if (!resumed) {
-      auto result = quantizer.Quantize(dense, target, input);
-      absl::Status status =
-          result.ok() ? absl::OkStatus() : Annotate(result.status(), absl::StrCat("layer ", layer));
-      if (!status.ok() && world.size() > 1)
-        world.Abort(status);  // others may wait inside the layer
-      if (status.ok() && leader) status = files.Write(layer, *result);
-      TW_RETURN_IF_ERROR(AgreeOnStatus(status, world, stream));
+      const auto made = quantizer.Quantize(dense, target, input);
+      if (!made.ok()) {
+        const absl::Status status = Annotate(made.status(), absl::StrCat("layer ", layer));
+        // Others may wait inside the layer.
+        if (world.size() > 1) world.Abort(status);
+        return status;
+      }
+      errors = made->errors;
+      TW_RETURN_IF_ERROR(
+          AgreeOnLeader(leader ? files.Write(layer, *made) : absl::OkStatus(), world, stream));
     }
     // What was written is what counts: a resumed run goes on from the same numbers.
-    TW_ASSIGN_OR_RETURN(const LayerResult result, files.Read(layer, dense));
-    const DenseLayer quantised = Dequantized(result, dense);
+    absl::StatusOr<LayerResult> result = files.Read(layer, dense);
+    TW_RETURN_IF_ERROR(AgreeOnStatus(result.status(), world, stream));
+    result->errors = errors;
+    const DenseLayer quantised = Dequantized(*result, dense);
     TW_ASSIGN_OR_RETURN(const LayerWeights original_weights, ToLayerWeights(dense));
     TW_ASSIGN_OR_RETURN(const LayerWeights quantised_weights, ToLayerWeights(quantised));
     TW_RETURN_IF_ERROR(pass->Advance(original_weights, SiteRoundings(), target));
     TW_RETURN_IF_ERROR(pass->Advance(
-        quantised_weights, SiteRoundings(result.codes, options.layer.first_token_exact), input));
+        quantised_weights, SiteRoundings(result->codes, options.layer.first_token_exact), input));
     if (on_layer != nullptr) {
-      on_layer(
-          {.layer = layer, .num_layers = config.num_layers, .resumed = resumed, .result = &result});
+      on_layer({.layer = layer,
+                .num_layers = config.num_layers,
+                .resumed = resumed,
+                .result = &*result});
     }
   }
   const auto finish = [&]() -> absl::Status {
     TW_RETURN_IF_ERROR(files.WriteEnds());
     TW_RETURN_IF_ERROR(files.Finish());
-    TW_RETURN_IF_ERROR(folder.WriteConfig());
+    TW_RETURN_IF_ERROR(folder.WriteConfig(gptq));
     return folder.Publish();
   };
-  return AgreeOnStatus(leader ? finish() : absl::OkStatus(), world, stream);
+  return AgreeOnLeader(leader ? finish() : absl::OkStatus(), world, stream);
 }
 
 }  // namespace thinwire

@@ -31,13 +31,20 @@ struct LayerProgress {
   const LayerResult* result = nullptr;
 };
 
+// Collective. What can be known before there are calibration windows; of calibration only
+// info.seqlen is looked at. Errors name flag, expected and found.
+absl::Status CheckQuantizeOptions(const QuantizeOptions& options, Communicator& world,
+                                  ThreadPool& pool);
+
 // Collective over `world`: every rank takes a part of the calibration windows, rank 0 writes.
 //
 // Work lies in OUT.partial until it is done, one file a layer, and a run that finds such a folder
 // made with the same options goes on where it ended: the result is the same, byte for byte. Holds
-// the residual of the windows twice and one layer, never the model.
-// Errors: AlreadyExists: out_dir; FailedPrecondition: OUT.partial was made with other options (the
-// message says which); those of loading, writing and quantising, naming layer and site.
+// the residual of the windows twice and one layer, never the model. All ranks see the folders of
+// rank 0. A run that fails before its first layer is done leaves nothing.
+// Errors: CheckQuantizeOptions'; InvalidArgument: token ids outside the vocabulary;
+// FailedPrecondition: OUT.partial was made with other options or from another model (the message
+// says which); those of loading, writing and quantising, naming layer and site.
 absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, ThreadPool& pool,
                            const std::function<void(const LayerProgress&)>& on_layer = nullptr);
 

@@ -7,6 +7,7 @@
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
 #include "runtime/quant/grid_search.h"
+#include "runtime/quant/level_table.h"
 
 namespace thinwire {
 namespace {
@@ -14,6 +15,9 @@ namespace {
 // Channels that share a step.
 constexpr int64_t kClusterChannels = 32;
 constexpr int kStepCandidates = 24;
+
+// Ranges of level tables, in uniform ranges.
+constexpr float kStretches[] = {1.0f, 1.25f, 1.6f, 2.0f, 2.5f, 3.2f, 4.0f};
 
 // sum over readers and rows of W_oc^2.
 std::vector<double> ColumnSquares(const std::vector<const DenseLinear*>& readers, int64_t width) {
@@ -66,6 +70,44 @@ std::vector<int32_t> OrderByImportance(const SiteGridArgs& args,
 float CentredZero(float minimum, float maximum, float step, int bits) {
   const auto levels = static_cast<float>((1 << bits) - 1);
   return -minimum / step + 0.5f * (levels - (maximum - minimum) / step);
+}
+
+// Replaces 16 uniform levels by 16 of 256: the uniform range is stretched, the same for all
+// channels, and the levels that lose least are kept.
+absl::Status ChooseLevels(const SiteGridArgs& args, const std::vector<double>& squares,
+                          ThreadPool& pool, SiteCodes& site) {
+  TW_CHECK_EQ(args.bits, 4);
+  const int64_t width = args.stats->width();
+  const auto fine_grid = [&](int64_t j, float stretch) {
+    UniformGrid fine = {.bits = 8};
+    fine.step = site.step[j] * 15.0f * stretch / 255.0f;
+    fine.zero = 127.5f - site.step[j] * (7.5f - site.zero[j]) / fine.step;
+    return fine;
+  };
+  std::vector<LevelTable> tables(std::size(kStretches));
+  std::vector<absl::Status> statuses(tables.size());
+  pool.ParallelForDynamic(static_cast<int64_t>(tables.size()), [&](int64_t i) {
+    CodeHistogram histogram;
+    for (int64_t j = 0; j < width && statuses[i].ok(); ++j) {
+      const int32_t c = site.order[j];
+      const std::vector<float> samples = args.stats->Samples(c);
+      const std::vector<float> weights(samples.size(), static_cast<float>(squares[c]));
+      statuses[i] = histogram.Add(samples, weights, fine_grid(j, kStretches[i]));
+    }
+    if (statuses[i].ok()) tables[i] = histogram.OptimalLevels(16);
+  });
+  for (const absl::Status& status : statuses) TW_RETURN_IF_ERROR(status);
+  const auto best =
+      std::min_element(tables.begin(), tables.end(),
+                       [](const LevelTable& a, const LevelTable& b) { return a.error < b.error; });
+  const float stretch = kStretches[best - tables.begin()];
+  for (int64_t j = 0; j < width; ++j) {
+    const UniformGrid fine = fine_grid(j, stretch);
+    site.step[j] = fine.step;
+    site.zero[j] = fine.zero;
+  }
+  site.levels = best->levels;
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -126,6 +168,7 @@ absl::StatusOr<SiteCodes> ChooseSiteGrid(const SiteGridArgs& args, ThreadPool& p
       site.zero[j] = zeros[j - begin];
     }
   });
+  if (args.levels) TW_RETURN_IF_ERROR(ChooseLevels(args, squares, pool, site));
   return site;
 }
 

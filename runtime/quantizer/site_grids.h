@@ -19,6 +19,7 @@ struct SiteGridArgs {
   int bits = 16;                       // 16: order only
   int64_t group_size = 128;            // of the weights that read the site
   int tp = 0;
+  bool levels = false;                  // with 4 bits: 16 of 256 levels, wherever they lose least
   const ChannelStats* stats = nullptr;  // with samples where bits < 8
   std::vector<const DenseLinear*> readers;
 };
