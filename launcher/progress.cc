@@ -32,8 +32,8 @@ void Progress::Update(int64_t done, int64_t total) {
     absl::StrAppend(&line, "[", std::string(filled, '#'), std::string(kWidth - filled, '.'), "] ",
                     done, "/", total);
     const double elapsed = std::chrono::duration<double>(now - start_).count();
-    if (done > 0 && elapsed > 1.0) {
-      const auto left = static_cast<int64_t>(elapsed / done * (total - done));
+    if (done > skipped_ && elapsed > 1.0) {
+      const auto left = static_cast<int64_t>(elapsed / (done - skipped_) * (total - done));
       line += absl::StrFormat("  %d:%02d left", left / 60, left % 60);
     }
   } else {
@@ -41,6 +41,11 @@ void Progress::Update(int64_t done, int64_t total) {
   }
   std::fputs(line.c_str(), stderr);
   std::fflush(stderr);
+}
+
+void Progress::Skip(int64_t done) {
+  skipped_ = done;
+  start_ = Clock::now();
 }
 
 void Progress::Finish() {

@@ -19,7 +19,10 @@ class Progress {
   // total 0: unknown; only the count is shown.
   void Update(int64_t done, int64_t total);
 
-  // Wipes the bar.
+  // So many are done that took no time worth counting: what is left is reckoned from those after.
+  void Skip(int64_t done);
+
+  // Wipes the bar, until the next Update.
   void Finish();
 
  private:
@@ -27,7 +30,8 @@ class Progress {
 
   const std::string label_;
   const bool visible_;
-  const Clock::time_point start_ = Clock::now();
+  Clock::time_point start_ = Clock::now();
+  int64_t skipped_ = 0;
   Clock::time_point last_draw_ = {};
   bool drawn_ = false;
 };

@@ -1,12 +1,17 @@
 // thinwire quantize: makes a checkpoint of fewer bits.
 #include <CLI/CLI.hpp>
+#include <array>
+#include <chrono>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/time.h"
 #include "kernels/core/mapped_file.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/core/thread_pool.h"
@@ -15,7 +20,13 @@
 #include "launcher/log.h"
 #include "launcher/output.h"
 #include "launcher/progress.h"
+#include "parallel/comm/agreement.h"
+#include "parallel/comm/local_communicator.h"
+#include "runtime/batch/sample_windows.h"
 #include "runtime/checkpoint/quant_scheme.h"
+#include "runtime/engine/engine.h"
+#include "runtime/engine/engine_rank.h"
+#include "runtime/engine/memory_report.h"
 #include "runtime/quantizer/quantize_model.h"
 #include "runtime/tokenizer/tokenizer.h"
 
@@ -23,14 +34,40 @@ namespace thinwire {
 namespace {
 
 constexpr char kExplanation[] =
-    "Schemes (RPTQ, arXiv 2304.01089): bits of linear weights (GPTQ), activations, and KV cache.\n"
-    "  w4a16  weights 4                     w4a4kv  weights 4, K and V 4\n"
-    "  w4a8   weights 4, activations 8      w4a3kv  weights 4, K and V 3\n"
-    "  w4a4   weights 4, activations 4,     w3a3kv  weights 3, K and V 3\n"
-    "         norm outputs 8                w16a16  nothing\n"
-    "Any other mix: --weights, --acts and --kv.\n"
-    "Under mpirun the calibration windows are shared out among the ranks. A run that was ended is\n"
-    "taken up again by the same command: finished layers lie in OUT.partial.";
+    "What becomes of the model (RPTQ, Yuan et al., arXiv 2304.01089), by --scheme, in bits:\n"
+    "           weights  activations  KV cache\n"
+    "  w4a16    4        16           16      GPTQ weights only, as other programs make them\n"
+    "  w4a8     4        8            8\n"
+    "  w4a4     4        4            4       inputs of attention and MLP: 8\n"
+    "  w4a4kv   4        16           4\n"
+    "  w4a3kv   4        16           3\n"
+    "  w3a3kv   3        16           3\n"
+    "Any other mix, such as --weights fp16 --kv 4: by --weights, --acts and --kv.\n"
+    "\n"
+    "Each layer is quantised on what the layers before it make of some text, --calib: plain text "
+    "like\n"
+    "that which the model will see, at least nsamples x seqlen tokens of it, or 'self', for a text "
+    "that\n"
+    "the model makes up (which needs the memory to run it). More windows: better, and slower. "
+    "Under\n"
+    "mpirun the ranks share the windows; the result is the same up to rounding.\n"
+    "\n"
+    "Channels are put in an order that ranks have to agree on. With --tp 0 any --tp runs the "
+    "result;\n"
+    "with --tp 4, which codes the MLP inside as many blocks: 1, 2 or 4.\n"
+    "\n"
+    "OUT appears when all is done. Until then finished layers lie in OUT.partial, and the same "
+    "command\n"
+    "goes on where an earlier one was ended, with the same result.\n"
+    "\n"
+    "Examples:\n"
+    "  thinwire quantize --model DIR --out DIR-w4a8 --scheme w4a8 --calib wiki.train.txt\n"
+    "  mpirun -np 4 thinwire quantize --model DIR --out DIR-kv4 --kv 4 --calib self --tp 2\n"
+    "  thinwire eval --model DIR-w4a8 --text wiki.test.txt";
+
+// Ranks wait for each other: for one that has a window more, or makes up the text for all. A rank
+// that died is noticed by the launcher before.
+constexpr absl::Duration kPatience = absl::Hours(24);
 
 class QuantizeCommand : public Command {
  public:
@@ -54,10 +91,10 @@ class QuantizeCommand : public Command {
         ->check(CLI::IsMember({16, 8, 4, 3}))
         ->excludes(scheme)
         ->capture_default_str();
-    app_->add_option("--calib", calibration_path_, "Text to calibrate on, UTF-8")
+    app_->add_option("--calib", calibration_path_, "Text to calibrate on, UTF-8; or 'self'")
         ->type_name("FILE")
         ->required();
-    app_->add_option("--nsamples", num_samples_, "Windows of the text")
+    app_->add_option("--nsamples", num_samples_, "Windows of the text, evenly spaced")
         ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
         ->capture_default_str();
     app_->add_option("--seqlen", seqlen_, "Tokens of a window")
@@ -71,7 +108,7 @@ class QuantizeCommand : public Command {
         ->check(CLI::Range(int64_t{0}, int64_t{1} << 53))
         ->capture_default_str();
     app_->add_option("--tp", options_.layer.tp,
-                     "Tensor-parallel size (and its divisors) that the checkpoint must allow")
+                     "Largest --tp to run the result with (or its divisors); 0: any")
         ->check(CLI::Range(0, 65536))
         ->capture_default_str();
     app_->add_option("--threads", threads_, "Threads of a rank; 0: its share of the processors")
@@ -83,29 +120,36 @@ class QuantizeCommand : public Command {
   bool chosen() const override { return app_->parsed(); }
 
   absl::Status Run(Job& job) override {
-    TW_RETURN_IF_ERROR(ReadFlags());
-    TW_RETURN_IF_ERROR(ReadCalibration());
+    TW_RETURN_IF_ERROR(UsageError(ReadFlags()));
     ThreadPool pool(job.NumThreads(threads_));
-    Progress progress("quantising", job.leader());
-    const absl::Status status =
-        QuantizeModel(options_, job.world(), pool, [&](const LayerProgress& done) {
-          progress.Update(done.layer + 1, done.num_layers);
-          if (job.leader()) LogInfo(Describe(done));
-        });
-    progress.Finish();
-    TW_RETURN_IF_ERROR(status);
+    job.world().set_timeout(kPatience);
+    TW_RETURN_IF_ERROR(CheckQuantizeOptions(options_, job.world(), pool));
+    TW_RETURN_IF_ERROR(Calibrate(job, pool));
+    TW_RETURN_IF_ERROR(Quantize(job, pool));
+    TW_ASSIGN_OR_RETURN(const int64_t peak_bytes, PeakBytesOfAnyRank(job.world(), pool));
     if (!job.leader()) return absl::OkStatus();
-    return WriteOutput(absl::StrCat(options_.out_dir, ": ", SchemeName(options_.layer.scheme),
-                                    ", calibrated on ", options_.calibration.info.nsamples, " x ",
-                                    seqlen_, " tokens\n"));
+    const CalibrationInfo& info = options_.calibration.info;
+    return WriteOutput(absl::StrFormat(
+        "%s: %s, calibrated on %d x %d tokens of %s; took %s and %.1f MB%s\n", options_.out_dir,
+        SchemeName(options_.layer.scheme), info.nsamples, info.seqlen, info.source,
+        Duration(Clock::now() - start_), peak_bytes / 1e6, job.size() > 1 ? " a rank" : ""));
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
+  static std::string Duration(Clock::duration duration) {
+    const double seconds = std::chrono::duration<double>(duration).count();
+    if (seconds < 60) return absl::StrFormat("%.1f s", seconds);
+    const auto whole = static_cast<int64_t>(seconds);
+    return absl::StrFormat("%d:%02d:%02d h", whole / 3600, whole / 60 % 60, whole % 60);
+  }
+
   absl::Status ReadFlags() {
     QuantScheme& scheme = options_.layer.scheme;
     if (!scheme_.empty()) {
       auto parsed = ParseScheme(scheme_);
-      if (!parsed.ok()) return UsageError(Annotate(parsed.status(), "--scheme"));
+      if (!parsed.ok()) return Annotate(parsed.status(), "--scheme");
       scheme = *parsed;
     } else {
       scheme = {.weight_bits = weights_ == "gptq4"   ? 4
@@ -113,15 +157,39 @@ class QuantizeCommand : public Command {
                                                      : 16,
                 .act_bits = acts_,
                 .kv_bits = kv_};
+      if (scheme == QuantScheme()) {
+        return absl::InvalidArgumentError(
+            "nothing to quantise: expected --scheme, or fewer bits by --weights, --acts or --kv");
+      }
     }
     if (options_.layer.group_size == 0) {
-      return UsageError(absl::InvalidArgumentError("--group-size 0: expected at least 1, or -1"));
+      return absl::InvalidArgumentError("--group-size: expected at least 1, or -1, found 0");
     }
+    if (options_.out_dir.empty()) {
+      return absl::InvalidArgumentError("--out: expected a folder to make, found ''");
+    }
+    options_.calibration.info.nsamples = num_samples_;
+    options_.calibration.info.seqlen = seqlen_;
     options_.tool_version = THINWIRE_VERSION;
     return absl::OkStatus();
   }
 
-  absl::Status ReadCalibration() {
+  // Rank 0 reads the text, or lets the model make it up; all have the windows then.
+  absl::Status Calibrate(Job& job, ThreadPool& pool) {
+    Stream stream = Stream::Cpu(&pool);
+    absl::Status mine;
+    if (job.leader()) {
+      auto made = calibration_path_ == kSelf ? MakeUpCalibration(pool) : ReadCalibration();
+      mine = made.status();
+      if (made.ok()) options_.calibration = *std::move(made);
+    }
+    const absl::Status agreed = AgreeOnStatus(mine, job.world(), stream);
+    if (!mine.ok()) return mine;  // in its own words, not those of "rank 0"
+    TW_RETURN_IF_ERROR(agreed);
+    return BroadcastCalibrationSet(options_.calibration, job.world(), stream);
+  }
+
+  absl::StatusOr<CalibrationSet> ReadCalibration() const {
     TW_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
                         LoadTokenizer(options_.model_dir));
     TW_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(calibration_path_));
@@ -129,17 +197,73 @@ class QuantizeCommand : public Command {
                                  file.bytes().size());
     const auto ids = tokenizer->Encode(text, /*add_special_tokens=*/false);
     if (!ids.ok()) return Annotate(ids.status(), calibration_path_);
-    TW_ASSIGN_OR_RETURN(options_.calibration, CutCalibrationSet(*ids, num_samples_, seqlen_,
-                                                                calibration_path_, file.bytes()));
-    return absl::OkStatus();
+    TW_ASSIGN_OR_RETURN(CalibrationSet set, CutCalibrationSet(*ids, num_samples_, seqlen_,
+                                                              calibration_path_, file.bytes()));
+    // The hash tells texts apart wherever they lie. A file called "self" keeps its path.
+    const std::string name = std::filesystem::path(calibration_path_).filename();
+    if (name != kSelf) set.info.source = name;
+    return set;
   }
 
-  static std::string Describe(const LayerProgress& done) {
-    if (done.resumed) return absl::StrCat("layer ", done.layer, ": found in OUT.partial");
-    std::string line = absl::StrCat("layer ", done.layer, ": done");
+  absl::StatusOr<CalibrationSet> MakeUpCalibration(ThreadPool& pool) const {
+    const auto alone = CreateLocalCommunicators(1);
+    const EngineOptions engine_options = {.model_dir = options_.model_dir};
+    Progress loading("loading", true);
+    TW_ASSIGN_OR_RETURN(
+        const std::unique_ptr<EngineRank> rank,
+        EngineRank::Create(engine_options, Mesh{1, 1}, alone.front().get(), &pool,
+                           [&](int64_t done, int64_t total) { loading.Update(done, total); }));
+    loading.Finish();
+    Engine engine(rank.get());
+    Progress progress("making up text", true);
+    TW_ASSIGN_OR_RETURN(
+        std::vector<std::vector<int32_t>> windows,
+        SampleWindows(engine, num_samples_, seqlen_, options_.seed,
+                      [&](int64_t done, int64_t total) { progress.Update(done, total); }));
+    return MakeSelfCalibrationSet(std::move(windows));
+  }
+
+  absl::Status Quantize(Job& job, ThreadPool& pool) const {
+    Progress progress("quantising", job.leader());
+    Clock::time_point layer_start = Clock::now();
+    return QuantizeModel(options_, job.world(), pool, [&](const LayerProgress& done) {
+      const Clock::time_point now = Clock::now();
+      progress.Finish();
+      LogInfo(Describe(done, now - layer_start));
+      if (done.resumed) progress.Skip(done.layer + 1);
+      progress.Update(done.layer + 1, done.num_layers);
+      layer_start = now;
+    });
+  }
+
+  // "layer 3: 1.2 s; output error q 0.5%, k 0.4%, ..."
+  static std::string Describe(const LayerProgress& done, Clock::duration duration) {
+    if (done.resumed) return absl::StrCat("layer ", done.layer, ": done by an earlier run");
+    std::string line = absl::StrCat("layer ", done.layer, ": ", Duration(duration));
+    constexpr std::array<absl::string_view, kLinearRoles.size()> kNames = {
+        "q", "k", "v", "out", "gate", "up", "down"};
+    absl::string_view separator = "; output error ";
+    for (const LinearRole role : kLinearRoles) {
+      if (done.result->weight(role).codes.empty()) continue;
+      const auto index = static_cast<size_t>(role);
+      absl::StrAppend(&line, separator, kNames[index],
+                      absl::StrFormat(" %.2g%%", 100.0 * done.result->errors[index]));
+      separator = ", ";
+    }
     return line;
   }
 
+  static absl::StatusOr<int64_t> PeakBytesOfAnyRank(Communicator& world, ThreadPool& pool) {
+    Stream stream = Stream::Cpu(&pool);
+    int64_t bytes = PeakResidentBytes();
+    TW_RETURN_IF_ERROR(
+        world.AllReduce(TensorView(&bytes, DType::kI64, {1}), ReduceOp::kMax, stream));
+    return bytes;
+  }
+
+  static constexpr char kSelf[] = "self";
+
+  const Clock::time_point start_ = Clock::now();
   CLI::App* app_;
   QuantizeOptions options_;
   std::string scheme_;

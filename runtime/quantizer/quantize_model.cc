@@ -18,6 +18,7 @@
 #include "runtime/checkpoint/thinwire_file.h"
 #include "runtime/quantizer/layer_pass.h"
 #include "runtime/quantizer/layer_result.h"
+#include "runtime/quantizer/reference_quantizer.h"
 #include "runtime/quantizer/output_folder.h"
 
 namespace thinwire {
@@ -27,6 +28,7 @@ namespace fs = std::filesystem;
 
 ThinwireFile MakeThinwireFile(const QuantizeOptions& options) {
   return {.scheme = options.layer.scheme,
+          .algorithm = options.algorithm,
           .group_size = options.layer.group_size,
           .first_token_exact = options.layer.first_token_exact,
           .calibration = options.calibration.info,
@@ -148,6 +150,9 @@ absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, 
   };
   const LayerFiles files(folder.partial(), &source, &config, gptq, options.layer.tp);
   LayerQuantizer quantizer(options.layer, &config, pass.get(), &world, &pool);
+  ReferenceQuantizer reference(options.layer, options.algorithm == "reference",
+                               static_cast<uint64_t>(options.seed), &config, pass.get(), &world,
+                               &pool);
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     TW_ASSIGN_OR_RETURN(const DenseLayer dense, LoadDenseLayer(source, config, layer));
     TW_ASSIGN_OR_RETURN(const bool resumed, FoundByLeader(files, layer, world, stream));
