@@ -196,6 +196,62 @@ void BM_CodedPagedAttention(benchmark::State& state) {
   state.counters["read_GB/s"] = MeasureReadRate(kFp16Bytes, pool) * 1e-9;
 }
 
+// Arguments: tokens, KV heads, head_dim, threads.
+void BM_CodedKvWrite(benchmark::State& state) {
+  const int64_t tokens = state.range(0);
+  const Shape shape = {1,
+                       tokens,
+                       (tokens + kPageSize - 1) / kPageSize * kPageSize,
+                       state.range(1),
+                       state.range(1),
+                       state.range(2)};
+  ThreadPool pool(static_cast<int>(state.range(3)));
+  Stream stream = Stream::Cpu(&pool);
+  Batch batch(shape);
+  std::vector<int64_t> slots;
+  for (int64_t t = 0; t < tokens; ++t) slots.push_back(t);
+  constexpr const char* kNames[] = {"4bit_us", "3bit_us", "4332_us"};
+  const std::array<uint8_t, 4> bits[] = {{4, 4, 4, 4}, {3, 3, 3, 3}, {4, 3, 3, 2}};
+  double best[3] = {1e30, 1e30, 1e30};
+  double best_fp16 = 1e30;
+  for (auto _ : state) {
+    for (size_t i = 0; i < 3; ++i) {
+      const KvCodes codes = Codes(shape, bits[i]);
+      Tensor pages = Tensor::Allocate(DType::kU8,
+                                      {shape.pages(), shape.kv_heads, kPageSize, codes.row_bytes()},
+                                      Device::Cpu())
+                         .value();
+      CodedKvWriteArgs args;
+      args.k = args.v = batch.q.view();
+      args.slots = slots;
+      args.k_codes = args.v_codes = &codes;
+      args.k_pages = args.v_pages = pages.mutable_view();
+      best[i] = std::min(best[i], FastestSeconds(4, [&] {
+                           benchmark::DoNotOptimize(CodedKvWrite(args, stream).ok());
+                         }));
+    }
+    Tensor pages =
+        Tensor::Allocate(DType::kF16, {shape.pages(), shape.kv_heads, kPageSize, shape.head_dim},
+                         Device::Cpu())
+            .value();
+    KvWriteArgs args;
+    args.k = args.v = batch.q.view();
+    args.slots = slots;
+    args.k_pages = args.v_pages = pages.mutable_view();
+    best_fp16 =
+        std::min(best_fp16,
+                 FastestSeconds(4, [&] { benchmark::DoNotOptimize(KvWrite(args, stream).ok()); }));
+  }
+  state.counters["fp16_us"] = best_fp16 * 1e6;
+  for (size_t i = 0; i < 3; ++i) state.counters[kNames[i]] = best[i] * 1e6;
+}
+BENCHMARK(BM_CodedKvWrite)
+    ->Args({1, 8, 64, 1})
+    ->Args({1, 8, 128, 1})
+    ->Args({512, 8, 64, 1})
+    ->Args({512, 8, 64, 2})
+    ->Unit(benchmark::kMillisecond);
+
 void Cases(benchmark::internal::Benchmark* bench) {
   for (const int64_t threads : {1, 2}) {
     for (const int64_t head_dim : {64, 128}) {
