@@ -11,8 +11,37 @@ namespace thinwire {
 namespace {
 
 constexpr int kCodes = 256;
+constexpr double kHalfEven = 0x1.8p52;  // adding it rounds to an integer
 
 }  // namespace
+
+// Sums over codes below a code, so that the error of any range is a few operations.
+class CodeHistogram::Sums {
+ public:
+  explicit Sums(const std::array<Bin, 256>& bins) {
+    for (int b = 0; b < kCodes; ++b) {
+      const Bin& bin = bins[b];
+      // sum w (d + b - level)^2 over the bin's samples, d their place relative to its code, as a
+      // polynomial in the level.
+      constant_[b + 1] = constant_[b] + bin.residual + b * (2.0 * bin.offset + b * bin.weight);
+      linear_[b + 1] = linear_[b] - 2.0 * (bin.offset + b * bin.weight);
+      square_[b + 1] = square_[b] + bin.weight;
+    }
+  }
+
+  // Of codes [first, end) going to `level`.
+  double Error(int first, int end, int level) const {
+    const double error =
+        (constant_[end] - constant_[first]) +
+        level * ((linear_[end] - linear_[first]) + level * (square_[end] - square_[first]));
+    return std::max(0.0, error);
+  }
+
+ private:
+  std::array<double, kCodes + 1> constant_ = {};
+  std::array<double, kCodes + 1> linear_ = {};
+  std::array<double, kCodes + 1> square_ = {};
+};
 
 absl::Status CodeHistogram::Add(absl::Span<const float> x, absl::Span<const float> weights,
                                 const UniformGrid& grid, double importance) {
@@ -30,8 +59,8 @@ absl::Status CodeHistogram::Add(absl::Span<const float> x, absl::Span<const floa
     const double weight =
         importance * step * step * (weights.empty() ? 1.0 : static_cast<double>(weights[t]));
     const double position = static_cast<double>(x[t]) / step + static_cast<double>(grid.zero);
-    const double code = std::nearbyint(std::clamp(position, 0.0, 255.0));
-    Bin& bin = bins_[static_cast<size_t>(code)];
+    const double code = (std::clamp(position, 0.0, 255.0) + kHalfEven) - kHalfEven;
+    Bin& bin = bins_[static_cast<size_t>(static_cast<int>(code))];
     bin.weight += weight;
     bin.offset += weight * (position - code);
     bin.residual += weight * (position - code) * (position - code);
@@ -45,16 +74,6 @@ void CodeHistogram::Merge(const CodeHistogram& other) {
     bins_[b].offset += other.bins_[b].offset;
     bins_[b].residual += other.bins_[b].residual;
   }
-}
-
-double CodeHistogram::Error(int first, int end, int level) const {
-  double sum = 0.0;
-  for (int b = first; b < end; ++b) {
-    // sum w (d + b - level)^2 over the bin's samples, d their place relative to its code
-    const auto distance = static_cast<double>(b - level);
-    sum += bins_[b].residual + distance * (2.0 * bins_[b].offset + distance * bins_[b].weight);
-  }
-  return sum;
 }
 
 LevelTable CodeHistogram::OptimalLevels(int num_levels) const {
@@ -72,19 +91,20 @@ LevelTable CodeHistogram::OptimalLevels(int num_levels) const {
     table.snap = SnapTable(table.levels);
     return table;
   }
+  const Sums sums(bins_);
   // between[p * 256 + l]: the error of codes p + 1 .. l when p and l are neighbouring levels.
   std::vector<double> between(kCodes * kCodes);
   for (int p = 0; p < kCodes; ++p) {
     for (int l = p + 1; l < kCodes; ++l) {
       const int middle = (p + l) / 2;
-      between[p * kCodes + l] = Error(p + 1, middle + 1, p) + Error(middle + 1, l + 1, l);
+      between[p * kCodes + l] = sums.Error(p + 1, middle + 1, p) + sums.Error(middle + 1, l + 1, l);
     }
   }
   // least[l]: the error of codes 0 .. l with k levels, l the highest; from[k][l]: the one below it.
   std::vector<double> least(kCodes);
   std::vector<double> next(kCodes);
   std::vector<uint8_t> from(static_cast<size_t>(num_levels * kCodes), 0);
-  for (int l = 0; l < kCodes; ++l) least[l] = Error(0, l + 1, l);
+  for (int l = 0; l < kCodes; ++l) least[l] = sums.Error(0, l + 1, l);
   for (int k = 1; k < num_levels; ++k) {
     std::fill(next.begin(), next.end(), std::numeric_limits<double>::infinity());
     for (int l = k; l < kCodes; ++l) {
@@ -98,7 +118,7 @@ LevelTable CodeHistogram::OptimalLevels(int num_levels) const {
     }
     least.swap(next);
   }
-  for (int l = 0; l < kCodes; ++l) least[l] += Error(l + 1, kCodes, l);
+  for (int l = 0; l < kCodes; ++l) least[l] += sums.Error(l + 1, kCodes, l);
   const auto highest = std::min_element(least.begin(), least.end());
   table.error = *highest;
   auto level = static_cast<int>(highest - least.begin());

@@ -39,9 +39,7 @@ class CodeHistogram {
     double offset = 0.0;    // sum of w step^2 (x in steps - code)
     double residual = 0.0;  // sum of w step^2 (x in steps - code)^2
   };
-
-  // Of codes [first, end) going to `level`.
-  double Error(int first, int end, int level) const;
+  class Sums;
 
   std::array<Bin, 256> bins_ = {};
 };

@@ -21,8 +21,10 @@ struct Fit {
 };
 
 size_t FineCode(const UniformGrid& grid, float inverse_step, float x) {
+  constexpr float kHalfEven = 0x1.8p23f;  // adding it rounds to an integer below 2^22
   const float position = x * inverse_step + grid.zero;
-  return static_cast<size_t>(std::nearbyint(std::clamp(position, 0.0f, 255.0f)));
+  const float clamped = std::min(255.0f, position > 0.0f ? position : 0.0f);
+  return static_cast<size_t>(static_cast<int>((clamped + kHalfEven) - kHalfEven));
 }
 
 double TableError(absl::Span<const float> x, absl::Span<const float> weights,

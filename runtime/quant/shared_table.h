@@ -27,7 +27,7 @@ struct SharedTableProblem {
   absl::Span<const UniformGrid> grids;
 
   int num_levels = 16;  // [2, 256]
-  int rounds = 8;
+  int rounds = 12;
 };
 
 struct SharedTable {
