@@ -93,7 +93,7 @@ LevelTable CodeHistogram::OptimalLevels(int num_levels) const {
   }
   const Sums sums(bins_);
   // between[p * 256 + l]: the error of codes p + 1 .. l when p and l are neighbouring levels.
-  std::vector<double> between(kCodes * kCodes);
+  std::vector<double> between(static_cast<size_t>(kCodes) * kCodes);
   for (int p = 0; p < kCodes; ++p) {
     for (int l = p + 1; l < kCodes; ++l) {
       const int middle = (p + l) / 2;
