@@ -20,16 +20,16 @@ struct IntegerCall {
   std::vector<Segment> segments;
   const uint8_t* x = nullptr;  // rearranged codes, [num_tokens, x_stride]
   int64_t x_stride = 0;
-  // Sums of the codes of each segment, [num_tokens, num_segments]: in a short segment as a pair of
-  // 16-bit halves that add up to the sum, both negated.
+  // If wanted, sums of the codes of each segment, [num_tokens, num_segments]: in a short segment as
+  // a pair of 16-bit numbers that add up to the sum, both negated.
   const int32_t* code_sums = nullptr;
   std::byte* scratch = nullptr;  // for the kernel: 64-byte aligned
 };
 
-// Rearranges the codes, unless they lie as wanted already, and adds them up. Uses the stream's
-// scratch; `scratch_bytes` of it are the kernel's.
+// Rearranges the codes, unless they lie as the kernels want them already, and adds them up if
+// `wants_sums`. Uses the stream's scratch; `scratch_bytes` of it are the kernel's.
 absl::StatusOr<IntegerCall> PrepareIntegerCall(const IntegerLinearArgs& args,
-                                               std::vector<Segment> segments, int64_t scratch_bytes,
-                                               Stream& stream);
+                                               std::vector<Segment> segments, bool wants_sums,
+                                               int64_t scratch_bytes, Stream& stream);
 
 }  // namespace thinwire

@@ -189,7 +189,7 @@ absl::Status IntegerLinearFewTokens(const IntegerLinearArgs& args, Stream& strea
   TW_ASSIGN_OR_RETURN(
       const IntegerCall call,
       PrepareIntegerCall(args, PlanSegments(weights, args.segment_offsets, args.segment_step),
-                         /*scratch_bytes=*/0, stream));
+                         /*wants_sums=*/true, /*scratch_bytes=*/0, stream));
   const int64_t num_panels = (weights.out_features() + kPanelRows - 1) / kPanelRows;
   const int64_t panel_products = args.codes.dim(0) * kPanelRows * weights.in_features();
   stream.pool().ParallelFor(num_panels, std::max<int64_t>(1, kProductsPerThread / panel_products),

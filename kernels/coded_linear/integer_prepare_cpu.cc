@@ -19,17 +19,18 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 int32_t SumCodes(const uint8_t* HWY_RESTRICT codes, int64_t n) {
   int64_t i = 0;
-  int32_t sum = 0;
+  int64_t sum = 0;
 #if HWY_TARGET != HWY_SCALAR
-  const hn::ScalableTag<uint8_t> d;
+  // Short vectors, for segments are short, too.
+  const hn::CappedTag<uint8_t, 16> d;
   const hn::Repartition<uint64_t, decltype(d)> d64;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   auto sums = hn::Zero(d64);
   for (; i + lanes <= n; i += lanes) sums = hn::Add(sums, hn::SumsOf8(hn::LoadU(d, codes + i)));
-  sum = static_cast<int32_t>(hn::GetLane(hn::SumOfLanes(d64, sums)));
+  sum = static_cast<int64_t>(hn::GetLane(hn::SumOfLanes(d64, sums)));
 #endif
   for (; i < n; ++i) sum += codes[i];
-  return sum;
+  return static_cast<int32_t>(sum);
 }
 
 // The sums of rows [begin, end).
@@ -80,8 +81,8 @@ void Rearrange(const IntegerCall& call, uint8_t* to, int64_t begin, int64_t end)
 }  // namespace
 
 absl::StatusOr<IntegerCall> PrepareIntegerCall(const IntegerLinearArgs& args,
-                                               std::vector<Segment> segments, int64_t scratch_bytes,
-                                               Stream& stream) {
+                                               std::vector<Segment> segments, bool wants_sums,
+                                               int64_t scratch_bytes, Stream& stream) {
   const int64_t num_tokens = args.codes.dim(0);
   const int64_t in_features = args.codes.dim(1);
   IntegerCall call;
@@ -93,16 +94,17 @@ absl::StatusOr<IntegerCall> PrepareIntegerCall(const IntegerLinearArgs& args,
   const int64_t x_bytes = rearranged ? RoundUp64(num_tokens * call.x_stride) : 0;
   const auto num_segments = static_cast<int64_t>(call.segments.size());
   const int64_t sum_bytes =
-      RoundUp64(num_tokens * num_segments * static_cast<int64_t>(sizeof(int32_t)));
+      wants_sums ? RoundUp64(num_tokens * num_segments * static_cast<int64_t>(sizeof(int32_t))) : 0;
   TW_ASSIGN_OR_RETURN(call.scratch, stream.Scratch(scratch_bytes + x_bytes + sum_bytes));
   auto* const sums = reinterpret_cast<int32_t*>(call.scratch + scratch_bytes);
   auto* const x = reinterpret_cast<uint8_t*>(call.scratch + scratch_bytes + sum_bytes);
-  call.code_sums = sums;
+  call.code_sums = wants_sums ? sums : nullptr;
   call.x = rearranged ? x : args.codes.data<uint8_t>();
   if (!rearranged) call.x_stride = args.codes.row_stride();
+  if (!wants_sums && !rearranged) return call;
   const int64_t grain = std::max<int64_t>(1, kCodesPerThread / in_features);
   stream.pool().ParallelFor(num_tokens, grain, [&](int64_t begin, int64_t end) {
-    HWY_DYNAMIC_DISPATCH(SumSegments)(call, sums, begin, end);
+    if (wants_sums) HWY_DYNAMIC_DISPATCH(SumSegments)(call, sums, begin, end);
     if (rearranged) Rearrange(call, x, begin, end);
   });
   return call;
