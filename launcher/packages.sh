@@ -9,6 +9,7 @@ thinwire_packages=(
   nlohmann-json3-dev      # JSON
   libpcre2-dev libutf8proc-dev libsentencepiece-dev  # tokenizers
   libcli11-dev libspdlog-dev  # command line, logs
+  gnuplot-nox             # inspect --plot
 )
 thinwire_test_packages=(libgtest-dev libgmock-dev libbenchmark-dev python3 clang-format)
 

@@ -1,4 +1,4 @@
-// Sizes of a model folder: by part of the model and by dtype.
+// Sizes of a model folder: by part of the model, by dtype, and by rank.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "runtime/checkpoint/model_config.h"
+#include "runtime/checkpoint/quantisation.h"
 
 namespace thinwire {
 
@@ -21,6 +22,19 @@ struct TensorGroup {
   double bits_per_weight() const;
 };
 
+// The weights of the layers' projections, without biases, and where their bytes go: a dense weight
+// is all codes.
+struct LinearGroup {
+  TensorGroup total;
+  int64_t codes_bytes = 0;
+  int64_t scales_bytes = 0;
+  int64_t zeros_bytes = 0;
+  int64_t g_idx_bytes = 0;
+
+  // `bytes` of them in bits per weight; 0 of nothing.
+  double bits_per_weight(int64_t bytes) const;
+};
+
 struct CheckpointSummary {
   ModelConfig config;
   int num_files = 0;
@@ -29,11 +43,26 @@ struct CheckpointSummary {
   std::map<std::string, TensorGroup> by_part;
   // As the files spell it: "F16". A GPTQ layer, with its scales, zeros and groups, is "gptq4".
   std::map<std::string, TensorGroup> by_dtype;
+  LinearGroup linear;
+  Quantisation quantisation;
+  std::string scheme;                 // as SchemeOf says
   int64_t kv_elements_per_token = 0;  // K and V of all layers
-  std::vector<int> usable_tp_sizes;
+  std::vector<int> usable_tp_sizes;   // that the model's sizes and its clusters allow
 };
 
-// Reads config.json and the headers of the safetensors files; errors as theirs.
+// Reads config.json, the headers of the safetensors files, and what ReadQuantisation reads; errors
+// as theirs.
 absl::StatusOr<CheckpointSummary> SummarizeCheckpoint(const std::string& dir);
+
+// One rank's part of a model that is cut over `tp` ranks.
+struct RankShare {
+  int tp = 1;
+  int64_t weight_bytes = 0;  // as stored, of the rank that has most
+  KvFootprint kv;            // of the rank whose cache is largest
+};
+
+// InvalidArgument names --tp and the sizes that will do.
+absl::StatusOr<RankShare> ShareOfRank(const std::string& dir, const CheckpointSummary& summary,
+                                      int tp);
 
 }  // namespace thinwire

@@ -6,8 +6,8 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
+#include "runtime/checkpoint/quantisation.h"
 #include "runtime/checkpoint/rptq_file.h"
-#include "runtime/checkpoint/thinwire_file.h"
 #include "runtime/model/coded_layer.h"
 #include "runtime/model/weight_reader.h"
 
@@ -40,7 +40,7 @@ class Reader {
   absl::Status ReadLayer(int64_t layer, LayerWeights& out) const;
   absl::Status ReadDenseLayer(const std::string& prefix, LayerWeights& out) const;
   absl::Status ReadEnds(DecoderWeights& out) const;
-  absl::Status ReadQuantisation(DecoderWeights& out);
+  absl::Status ReadCodes(DecoderWeights& out);
 
   const WeightReader reader_;
   const ModelConfig& config_;
@@ -63,14 +63,13 @@ absl::Status Reader::ReadLayer(int64_t layer, LayerWeights& out) const {
 }
 
 // Reads what thinwire.json and rptq.safetensors say, where they are.
-absl::Status Reader::ReadQuantisation(DecoderWeights& out) {
+absl::Status Reader::ReadCodes(DecoderWeights& out) {
   const std::string& dir = reader_.checkpoint().dir();
-  const absl::StatusOr<ThinwireFile> made = ReadThinwireFile(dir);
-  if (absl::IsNotFound(made.status())) return absl::OkStatus();
-  TW_RETURN_IF_ERROR(made.status());
-  TW_RETURN_IF_ERROR(CheckTpAllowed(*made, plan_.mesh().tp_size, dir));
-  TW_ASSIGN_OR_RETURN(rptq_, ReadRptqFile(dir, config_));
-  out.exact_first_tokens = made->first_token_exact;
+  TW_ASSIGN_OR_RETURN(Quantisation quantisation, ReadQuantisation(dir, config_));
+  if (!quantisation.made.has_value()) return absl::OkStatus();
+  TW_RETURN_IF_ERROR(CheckTpAllowed(*quantisation.made, plan_.mesh().tp_size, dir));
+  out.exact_first_tokens = quantisation.made->first_token_exact;
+  rptq_ = *std::move(quantisation.rptq);
   return absl::OkStatus();
 }
 
@@ -141,7 +140,7 @@ absl::Status Reader::ReadEnds(DecoderWeights& out) const {
 
 absl::StatusOr<DecoderWeights> Reader::Read(const LoadProgress& progress) {
   DecoderWeights weights;
-  TW_RETURN_IF_ERROR(ReadQuantisation(weights));
+  TW_RETURN_IF_ERROR(ReadCodes(weights));
   TW_RETURN_IF_ERROR(ReadEnds(weights));
   const Range layers = plan_.layers();
   weights.layers.resize(layers.size());
@@ -154,7 +153,7 @@ absl::StatusOr<DecoderWeights> Reader::Read(const LoadProgress& progress) {
 
 absl::StatusOr<LayerWeights> Reader::ReadOneLayer(int64_t layer) {
   DecoderWeights quantisation;
-  TW_RETURN_IF_ERROR(ReadQuantisation(quantisation));
+  TW_RETURN_IF_ERROR(ReadCodes(quantisation));
   LayerWeights weights;
   TW_RETURN_IF_ERROR(ReadLayer(layer, weights));
   return weights;
