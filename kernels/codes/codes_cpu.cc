@@ -106,7 +106,7 @@ void RoundRowsOf(const RoundToCodesArgs& args, int64_t begin, int64_t end) {
       const auto zeros = load(zero);
       const auto codes = RoundCodes(d, hn::MulAdd(load(x), load(inverse_step), zeros),
                                     LoadMaxCodes(d, max_code + i, n));
-      const auto value = hn::Mul(load(step), hn::Sub(hn::ConvertTo(d, codes), zeros));
+      const auto value = hn::Mul(load(step), hn::Sub(codes, zeros));
       if (n == hn::Lanes(d)) {
         StoreFloats(d, value, x + i);
       } else {

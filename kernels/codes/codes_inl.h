@@ -30,21 +30,29 @@ HWY_INLINE hn::Vec<D> LoadMaxCodes(D d, const uint8_t* HWY_RESTRICT from, size_t
   return hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d8, padded)));
 }
 
-// clamp(round(value), 0, max_code), halves to even; any code for NaN.
+// 2^23 + clamp(round(value), 0, max_code), halves to even: below 2^23, adding it rounds so, and
+// leaves the code in the lowest bits. Any code for NaN.
 template <class D>
-HWY_INLINE hn::Vec<hn::RebindToSigned<D>> RoundCodes(D d, hn::Vec<D> value, hn::Vec<D> max_code) {
-  // The bounds are whole numbers: clamping first gives the same and converts no large number. A NaN
-  // is lost in one of the two operations on some targets, on others becomes the bound of a
-  // conversion.
-  return hn::NearestInt(hn::Min(hn::Max(value, hn::Zero(d)), max_code));
+HWY_INLINE hn::Vec<D> RoundAbove(D d, hn::Vec<D> value, hn::Vec<D> max_code) {
+  // The bounds are whole numbers: clamping first gives the same.
+  const auto clamped = hn::Min(hn::Max(value, hn::Zero(d)), max_code);
+  return hn::Add(clamped, hn::Set(d, 8388608.0f));
+}
+
+// clamp(round(value), 0, max_code), halves to even.
+template <class D>
+HWY_INLINE hn::Vec<D> RoundCodes(D d, hn::Vec<D> value, hn::Vec<D> max_code) {
+  return hn::Sub(RoundAbove(d, value, max_code), hn::Set(d, 8388608.0f));
 }
 
 // Stores `count`, at most Lanes(d), codes for values.
 template <class D>
 HWY_INLINE void StoreCodes(D d, hn::Vec<D> values, const uint8_t* HWY_RESTRICT max_codes,
                            uint8_t* HWY_RESTRICT to, size_t count) {
+  const hn::RebindToUnsigned<D> du;
   const hn::Rebind<uint8_t, D> d8;
-  const auto codes = hn::DemoteTo(d8, RoundCodes(d, values, LoadMaxCodes(d, max_codes, count)));
+  const auto rounded = RoundAbove(d, values, LoadMaxCodes(d, max_codes, count));
+  const auto codes = hn::TruncateTo(d8, hn::BitCast(du, rounded));
   if (count == hn::Lanes(d)) {
     hn::StoreU(codes, d8, to);
     return;
