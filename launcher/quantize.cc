@@ -52,9 +52,10 @@ constexpr char kExplanation[] =
     "Under\n"
     "mpirun the ranks share the windows; the result is the same up to rounding.\n"
     "\n"
-    "Channels are put in an order that ranks have to agree on. With --tp 0 any --tp runs the "
-    "result;\n"
-    "with --tp 4, which codes the MLP inside as many blocks: 1, 2 or 4.\n"
+    "Channels are put in an order, the MLP's inside as many blocks as --tp says, so that ranks "
+    "can\n"
+    "cut between blocks: a result of --tp 4 runs with --tp 4, 2 or 1. More blocks cost some "
+    "accuracy.\n"
     "\n"
     "OUT appears when all is done. Until then finished layers lie in OUT.partial, and the same "
     "command\n"
@@ -73,6 +74,7 @@ class QuantizeCommand : public Command {
  public:
   explicit QuantizeCommand(CLI::App& app)
       : app_(app.add_subcommand("quantize", "Make a checkpoint of fewer bits")) {
+    options_.layer.tp = 1;
     app_->add_option("--model", options_.model_dir, "Folder of the original model")
         ->type_name("DIR")
         ->required();
@@ -100,6 +102,11 @@ class QuantizeCommand : public Command {
     app_->add_option("--seqlen", seqlen_, "Tokens of a window")
         ->check(CLI::Range(int64_t{2}, int64_t{1} << 20))
         ->capture_default_str();
+    app_->add_option("--rptq", options_.algorithm,
+                     "default; reference: RPTQ as published; per-tensor: that with one cluster a "
+                     "site")
+        ->check(CLI::IsMember({"default", "reference", "per-tensor"}))
+        ->capture_default_str();
     app_->add_option("--group-size", options_.layer.group_size,
                      "Input channels that share a weight scale; -1: all")
         ->check(CLI::Range(int64_t{-1}, int64_t{1} << 20))
@@ -108,8 +115,8 @@ class QuantizeCommand : public Command {
         ->check(CLI::Range(int64_t{0}, int64_t{1} << 53))
         ->capture_default_str();
     app_->add_option("--tp", options_.layer.tp,
-                     "Largest --tp to run the result with (or its divisors); 0: any")
-        ->check(CLI::Range(0, 65536))
+                     "Largest --tp to run the result with; its divisors will do, too")
+        ->check(CLI::Range(1, 65536))
         ->capture_default_str();
     app_->add_option("--threads", threads_, "Threads of a rank; 0: its share of the processors")
         ->check(CLI::Range(0, 4096))
@@ -131,8 +138,9 @@ class QuantizeCommand : public Command {
     const CalibrationInfo& info = options_.calibration.info;
     return WriteOutput(absl::StrFormat(
         "%s: %s, calibrated on %d x %d tokens of %s; took %s and %.1f MB%s\n", options_.out_dir,
-        SchemeName(options_.layer.scheme), info.nsamples, info.seqlen, info.source,
-        Duration(Clock::now() - start_), peak_bytes / 1e6, job.size() > 1 ? " a rank" : ""));
+        SchemeName(options_.layer.scheme), info.nsamples, info.seqlen,
+        info.source == kSelf ? "its own" : info.source, Duration(Clock::now() - start_),
+        peak_bytes / 1e6, job.size() > 1 ? " a rank" : ""));
   }
 
  private:

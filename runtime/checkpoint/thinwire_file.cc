@@ -57,9 +57,11 @@ absl::Status CheckVersion(const JsonFields& fields) {
 }
 
 absl::Status CheckAlgorithm(const JsonFields& fields, absl::string_view algorithm) {
-  if (algorithm == "default" || algorithm == "reference") return absl::OkStatus();
+  if (algorithm == "default" || algorithm == "reference" || algorithm == "per-tensor") {
+    return absl::OkStatus();
+  }
   return absl::UnimplementedError(absl::StrCat(
-      fields.context(), ": \"algorithm\": expected \"default\" or \"reference\", found ",
+      fields.context(), ": \"algorithm\": expected \"default\", \"reference\" or \"per-tensor\", found ",
       QuotedForMessage(algorithm)));
 }
 

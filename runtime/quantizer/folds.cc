@@ -12,6 +12,10 @@ namespace {
 // Channels whose statistics are this much below the site's own are dead: they keep their scale.
 constexpr double kDead = 1e-8;
 
+// 0 makes columns of weights alike, 1 activations. Measured with 4-bit weights: 0.25 loses least on
+// gated models and is among the best on others.
+constexpr double kAlpha = 0.25;
+
 // sum over the rows of `linears` of (W_oc / |W_o|)^2, |W_o|^2 = sum_c W_oc^2 variance_c: how much
 // column c matters to outputs of unit variance, whatever scale each output has.
 std::vector<double> ColumnEnergy(const std::vector<const DenseLinear*>& linears,
@@ -33,7 +37,7 @@ std::vector<double> ColumnEnergy(const std::vector<const DenseLinear*>& linears,
   return energy;
 }
 
-// f = (variance / energy)^(1/4), 1 for dead channels.
+// f = variance^(alpha / 2) / energy^((1 - alpha) / 2), 1 for dead channels.
 std::vector<double> Scales(const std::vector<double>& variance, const std::vector<double>& energy) {
   std::vector<double> scales(variance.size(), 1.0);
   const double most_variance = *std::max_element(variance.begin(), variance.end());
@@ -42,7 +46,7 @@ std::vector<double> Scales(const std::vector<double>& variance, const std::vecto
     if (variance[c] <= kDead * kDead * most_variance || energy[c] <= kDead * kDead * most_energy) {
       continue;
     }
-    scales[c] = std::sqrt(std::sqrt(variance[c] / energy[c]));
+    scales[c] = std::pow(variance[c], 0.5 * kAlpha) / std::pow(energy[c], 0.5 - 0.5 * kAlpha);
   }
   return scales;
 }

@@ -2,8 +2,8 @@
 // make it easier to round.
 //
 // All are exact, and each is chosen so that re-parameterised models end up alike: a channel's scale
-// is the geometric mean of what its activation and the weights that read it ask for, both measured
-// where re-parameterisation cannot be seen.
+// is a weighted geometric mean of what its activation and the weights that read it ask for, both
+// measured where re-parameterisation cannot be seen.
 #pragma once
 
 #include <vector>

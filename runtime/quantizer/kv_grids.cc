@@ -15,17 +15,21 @@
 namespace thinwire {
 namespace {
 
-constexpr int kMaxBits = 8;
-constexpr std::array<uint8_t, kMaxBits> kWidths = {1, 2, 3, 4, 5, 6, 7, 8};
+constexpr std::array<uint8_t, 6> kWidths = {2, 3, 4, 5, 6, 8};
+constexpr int kNumWidths = static_cast<int>(kWidths.size());
+
+int WidthIndex(int bits) {
+  return static_cast<int>(std::find(kWidths.begin(), kWidths.end(), bits) - kWidths.begin());
+}
 
 // One channel's best grid at each width.
-using ChannelGrids = std::array<GridFit, kMaxBits>;
+using ChannelGrids = std::array<GridFit, kWidths.size()>;  // by index of the width
 
 // One of K and V of one head.
 struct HeadTensor {
   std::vector<int32_t> order;       // [head_dim] channels of the head, most costly first
   std::vector<ChannelGrids> grids;  // [head_dim] by channel of the head
-  std::vector<double> costs;        // [num_units, kMaxBits]
+  std::vector<double> costs;        // [num_units, kNumWidths]
 };
 
 absl::Status FitChannels(const ChannelStats& stats, std::vector<ChannelGrids>& grids,
@@ -34,14 +38,22 @@ absl::Status FitChannels(const ChannelStats& stats, std::vector<ChannelGrids>& g
   std::vector<absl::Status> statuses(stats.width());
   pool.ParallelForDynamic(stats.width(), [&](int64_t c) {
     const std::vector<float> samples = stats.Samples(c);
-    for (int bits = 1; bits <= kMaxBits; ++bits) {
-      auto fit = SearchGrid(samples, {}, {.bits = bits});
-      if (!fit.ok()) {
-        statuses[c] = fit.status();
-        return;
+    for (int i = 0; i < kNumWidths; ++i) {
+      GridFit& best = grids[c][i];
+      if (kWidths[i] >= 8) {
+        best.grid = GridOfRange(stats.minimum(c), stats.maximum(c), kWidths[i]);
+        best.error = GridError(samples, {}, best.grid);
+      } else {
+        auto fit = SearchGrid(
+            samples, {},
+            {.bits = kWidths[i], .minimum = stats.minimum(c), .maximum = stats.maximum(c)});
+        if (!fit.ok()) {
+          statuses[c] = fit.status();
+          return;
+        }
+        best = *fit;
       }
-      grids[c][bits - 1] = *fit;
-      grids[c][bits - 1].error /= std::max<double>(1.0, static_cast<double>(samples.size()));
+      best.error /= std::max<double>(1.0, static_cast<double>(samples.size()));
     }
   });
   for (const absl::Status& status : statuses) TW_RETURN_IF_ERROR(status);
@@ -49,21 +61,21 @@ absl::Status FitChannels(const ChannelStats& stats, std::vector<ChannelGrids>& g
 }
 
 HeadTensor MakeHead(const std::vector<ChannelGrids>& grids, const std::vector<double>& weights,
-                    int64_t first, int64_t head_dim) {
+                    int64_t first, int64_t head_dim, int by) {
   HeadTensor head;
   head.grids.assign(grids.begin() + first, grids.begin() + first + head_dim);
   head.order.resize(head_dim);
   std::iota(head.order.begin(), head.order.end(), 0);
-  // By what a channel loses at few bits.
+  // By what a channel loses at the average width.
   std::stable_sort(head.order.begin(), head.order.end(), [&](int32_t a, int32_t b) {
-    return weights[first + a] * head.grids[a][1].error >
-           weights[first + b] * head.grids[b][1].error;
+    return weights[first + a] * head.grids[a][by].error >
+           weights[first + b] * head.grids[b][by].error;
   });
-  head.costs.assign(head_dim / kKvUnit * kMaxBits, 0.0);
+  head.costs.assign(head_dim / kKvUnit * kNumWidths, 0.0);
   for (int64_t j = 0; j < head_dim; ++j) {
     const int32_t c = head.order[j];
-    for (int b = 0; b < kMaxBits; ++b) {
-      head.costs[j / kKvUnit * kMaxBits + b] += weights[first + c] * head.grids[c][b].error;
+    for (int b = 0; b < kNumWidths; ++b) {
+      head.costs[j / kKvUnit * kNumWidths + b] += weights[first + c] * head.grids[c][b].error;
     }
   }
   return head;
@@ -78,7 +90,7 @@ void AppendHead(const HeadTensor& head, const BitAllocation& allocation, SiteCod
     const uint8_t bits = allocation.bits[unit];
     for (int64_t j = unit * kKvUnit; j < (unit + 1) * kKvUnit; ++j) {
       const int32_t c = head.order[j];
-      const UniformGrid& grid = head.grids[c][bits - 1].grid;
+      const UniformGrid& grid = head.grids[c][WidthIndex(bits)].grid;
       site.order.push_back(first + c);
       site.step.push_back(grid.step);
       site.zero.push_back(grid.zero);
@@ -94,6 +106,30 @@ void AppendHead(const HeadTensor& head, const BitAllocation& allocation, SiteCod
     }
   }
   TW_CHECK_EQ(static_cast<int64_t>(site.order.size()), first + head_dim);
+}
+
+// Scales each head's costs by what the layer was measured to lose with equal widths.
+absl::Status CorrectCosts(const KvGridArgs& args, QuantSite site, std::vector<HeadTensor>& heads) {
+  const int index = WidthIndex(args.bits);
+  SiteCodes equal;
+  for (const HeadTensor& head : heads) {
+    const auto num_units = static_cast<int32_t>(head.order.size()) / kKvUnit;
+    BitAllocation all;
+    all.bits.assign(num_units, static_cast<uint8_t>(args.bits));
+    all.order.resize(num_units);
+    std::iota(all.order.begin(), all.order.end(), 0);
+    AppendHead(head, all, equal);
+  }
+  TW_ASSIGN_OR_RETURN(const std::vector<double> measured, args.measure_loss(site, equal));
+  for (size_t h = 0; h < heads.size(); ++h) {
+    double expected = 0.0;
+    for (size_t u = 0; u < heads[h].costs.size(); u += kNumWidths) {
+      expected += heads[h].costs[u + index];
+    }
+    if (!(expected > 0.0) || !(measured[h] > 0.0)) continue;  // nothing to compare
+    for (double& cost : heads[h].costs) cost *= measured[h] / expected;
+  }
+  return absl::OkStatus();
 }
 
 SiteCodes RangeCodes(const ChannelStats& stats, int64_t head_dim, int bits) {
@@ -149,16 +185,20 @@ absl::Status ChooseKvGrids(const KvGridArgs& args, ThreadPool& pool, LayerCodes&
   TW_RETURN_IF_ERROR(FitChannels(*args.v, v_grids, pool));
   std::vector<HeadTensor> k_heads, v_heads;
   for (int64_t h = 0; h < num_heads; ++h) {
-    k_heads.push_back(MakeHead(k_grids, k_weights, h * head_dim, head_dim));
-    v_heads.push_back(MakeHead(v_grids, v_weights, h * head_dim, head_dim));
+    k_heads.push_back(MakeHead(k_grids, k_weights, h * head_dim, head_dim, WidthIndex(args.bits)));
+    v_heads.push_back(MakeHead(v_grids, v_weights, h * head_dim, head_dim, WidthIndex(args.bits)));
   }
+  TW_RETURN_IF_ERROR(CorrectCosts(args, QuantSite::kK, k_heads));
+  TW_RETURN_IF_ERROR(CorrectCosts(args, QuantSite::kV, v_heads));
 
   const int64_t num_units = head_dim / kKvUnit;
   const int64_t total = 2 * num_units * args.bits;
   double best_cost = std::numeric_limits<double>::infinity();
   std::vector<BitAllocation> best_k, best_v;
-  for (int64_t k_bits = num_units; k_bits <= total - num_units; ++k_bits) {
-    if (k_bits > kMaxBits * num_units || total - k_bits > kMaxBits * num_units) continue;
+  for (int64_t k_bits = kWidths.front() * num_units; k_bits <= total - kWidths.front() * num_units;
+       ++k_bits) {
+    if (k_bits > kWidths.back() * num_units || total - k_bits > kWidths.back() * num_units)
+      continue;
     std::vector<BitAllocation> k_parts, v_parts;
     double cost = 0.0;
     for (int64_t h = 0; h < num_heads; ++h) {

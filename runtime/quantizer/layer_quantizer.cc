@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
+#include "kernels/linear/blas.h"
 #include "runtime/quant/asymmetric_target.h"
 #include "runtime/quant/cholesky.h"
 #include "runtime/quant/gptq.h"
@@ -16,6 +17,7 @@
 #include "runtime/quantizer/channel_stats.h"
 #include "runtime/quantizer/folds.h"
 #include "runtime/quantizer/kv_grids.h"
+#include "runtime/quantizer/ordered_linear.h"
 #include "runtime/quantizer/rank_exchange.h"
 #include "runtime/quantizer/site_grids.h"
 
@@ -25,6 +27,9 @@ namespace {
 // Rows that grids are fitted on.
 constexpr int64_t kSamples = 4096;
 
+// Windows that a loss of K or V is measured on.
+constexpr int64_t kLossWindows = 16;
+
 constexpr double kDamping = 0.01;
 constexpr double kTargetDamping = 0.03;
 // How often a Hessian that is not positive definite is damped ten times more.
@@ -32,37 +37,6 @@ constexpr int kDampingRetries = 4;
 
 absl::Status AtSite(const absl::Status& status, QuantSite site) {
   return status.ok() ? status : Annotate(status, absl::StrCat("activations of ", SiteName(site)));
-}
-
-std::vector<double> Permuted(const std::vector<double>& matrix, const std::vector<int32_t>& order) {
-  const size_t width = order.size();
-  std::vector<double> permuted(matrix.size());
-  for (size_t i = 0; i < width; ++i) {
-    const double* row = matrix.data() + static_cast<size_t>(order[i]) * width;
-    for (size_t j = 0; j < width; ++j) permuted[i * width + j] = row[order[j]];
-  }
-  return permuted;
-}
-
-std::vector<float> PermutedColumns(const DenseLinear& linear, const std::vector<int32_t>& order) {
-  std::vector<float> permuted(linear.weight.size());
-  for (int64_t o = 0; o < linear.out_features; ++o) {
-    const absl::Span<const float> row = linear.row(o);
-    for (int64_t j = 0; j < linear.in_features; ++j) {
-      permuted[o * linear.in_features + j] = row[order[j]];
-    }
-  }
-  return permuted;
-}
-
-std::vector<int32_t> GroupOffsets(int64_t width, int64_t group_size) {
-  std::vector<int32_t> offsets;
-  const int64_t step = group_size > 0 ? group_size : width;
-  for (int64_t begin = 0; begin < width; begin += step) {
-    offsets.push_back(static_cast<int32_t>(begin));
-  }
-  offsets.push_back(static_cast<int32_t>(width));
-  return offsets;
 }
 
 absl::StatusOr<std::vector<double>> DampedFactor(const std::vector<double>& hessian, int64_t width,
@@ -168,6 +142,14 @@ absl::Status LayerQuantizer::ChooseSiteCodes(QuantSite site, Work& work) {
       readers.push_back(&work.current.at(role));
     }
   }
+  if (options_.scheme.weight_format() == WeightFormat::kDense) {
+    // Nothing is summed as integers: every channel has its own step.
+    TW_ASSIGN_OR_RETURN(
+        work.result.codes.at(site),
+        ChooseChannelGrids(stats, SiteBlock(config_, site, options_.tp), bits, pool_));
+    work.roundings.Set(site, SiteRounding(work.result.codes.at(site), false));
+    return absl::OkStatus();
+  }
   // Products of two activations have long tails.
   const bool gated = !work.current.at(LinearRole::kGate).empty();
   TW_ASSIGN_OR_RETURN(work.result.codes.at(site),
@@ -215,18 +197,62 @@ absl::Status LayerQuantizer::QuantizeKv(Work& work) {
     work.roundings.Set(QuantSite::kQ, SiteRounding(codes.at(QuantSite::kQ), false));
   }
   if (kv_bits < 16) {
-    TW_RETURN_IF_ERROR(ChooseKvGrids({.config = &config_,
-                                      .q = &*stats[0],
-                                      .k = &*stats[1],
-                                      .v = &*stats[2],
-                                      .out = &work.current.at(LinearRole::kOut),
-                                      .bits = kv_bits},
-                                     pool_, codes));
+    TW_RETURN_IF_ERROR(ChooseKvGrids(
+        {.config = &config_,
+         .q = &*stats[0],
+         .k = &*stats[1],
+         .v = &*stats[2],
+         .out = &work.current.at(LinearRole::kOut),
+         .bits = kv_bits,
+         .measure_loss = [&](QuantSite site,
+                             const SiteCodes& tried) { return MeasureKvLoss(site, tried, work); }},
+        pool_, codes));
     for (const QuantSite site : {QuantSite::kK, QuantSite::kV}) {
       work.roundings.Set(site, SiteRounding(codes.at(site), options_.first_token_exact));
     }
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<double>> LayerQuantizer::MeasureKvLoss(QuantSite site,
+                                                                  const SiteCodes& codes,
+                                                                  Work& work) {
+  const int64_t width = SiteWidth(config_, QuantSite::kOutIn);
+  const int64_t head_dim = config_.head_dim;
+  const int64_t group = config_.num_heads / config_.num_kv_heads;
+  const DenseLinear& out = work.current.at(LinearRole::kOut);
+  const int64_t seqlen = work.input_stream->seqlen;
+  std::vector<double> losses(config_.num_kv_heads, 0.0);
+  std::vector<float> exact(seqlen * width), coded(seqlen * width);
+  std::vector<float> moved(seqlen * out.out_features);
+  SiteRoundings roundings = work.roundings;
+  roundings.Set(site, SiteRounding(codes, options_.first_token_exact));
+  const int64_t num_windows = work.input_stream->num_windows;
+  const int64_t step = std::max<int64_t>(1, num_windows * world_.size() / kLossWindows);
+  for (int64_t w = 0; w < num_windows; w += step) {
+    for (const bool with_codes : {false, true}) {
+      std::vector<float>& rows = with_codes ? coded : exact;
+      TW_RETURN_IF_ERROR(pass_.Visit(
+          work.current_weights, with_codes ? roundings : work.roundings,
+          work.input_stream->window(w), QuantSite::kOutIn, [&](QuantSite seen, ConstTensorView x) {
+            if (seen != QuantSite::kOutIn) return absl::OkStatus();
+            for (int64_t t = 0; t < seqlen; ++t) {
+              std::copy_n(x.data<float>() + t * x.row_stride(), width, rows.begin() + t * width);
+            }
+            return absl::OkStatus();
+          }));
+    }
+    for (size_t i = 0; i < coded.size(); ++i) coded[i] -= exact[i];
+    for (int64_t h = 0; h < config_.num_heads; ++h) {
+      SgemmNT(seqlen, out.out_features, head_dim, coded.data() + h * head_dim, width,
+              out.weight.data() + h * head_dim, width, 0.0f, moved.data(), out.out_features);
+      double loss = 0.0;
+      for (const float value : moved) loss += double{value} * double{value};
+      losses[h / group] += loss;
+    }
+  }
+  TW_RETURN_IF_ERROR(SumOverRanks(absl::MakeSpan(losses), world_, pass_.stream()));
+  return losses;
 }
 
 absl::Status LayerQuantizer::QuantizeSite(QuantSite site, Work& work) {
@@ -274,9 +300,9 @@ absl::Status LayerQuantizer::QuantizeLinear(LinearRole role, const SecondMoments
   const std::vector<int32_t>& order = work.result.codes.at(InputSite(role)).order;
   // With a bias to take up the means, only deviations from them count.
   const bool centred = !linear.bias.empty();
-  const std::vector<double> hessian = Permuted(moments.Hessian(centred), order);
-  const std::vector<double> shift = Permuted(moments.TargetShift(centred), order);
-  const std::vector<float> weights = PermutedColumns(linear, order);
+  const std::vector<double> hessian = InOrder(moments.Hessian(centred), order);
+  const std::vector<double> shift = InOrder(moments.TargetShift(centred), order);
+  const std::vector<float> weights = ColumnsInOrder(linear, order);
   TW_ASSIGN_OR_RETURN(const std::vector<double> factor, DampedFactor(hessian, width, kDamping));
   TW_ASSIGN_OR_RETURN(const std::vector<double> target_factor,
                       DampedFactor(hessian, width, kTargetDamping));
@@ -296,19 +322,12 @@ absl::Status LayerQuantizer::QuantizeLinear(LinearRole role, const SecondMoments
                                                .sweeps = 3,
                                                .refits = 1},
                                               pool_));
-  const std::vector<float> values = Dequantize(result.codes);
   if (!linear.bias.empty()) {
-    const std::vector<double> mean = moments.Mean();
-    std::vector<double> ordered_mean(mean.size());
-    for (int64_t j = 0; j < width; ++j) ordered_mean[j] = mean[order[j]];
-    const std::vector<float> correction = BiasCorrection(weights, result.codes, ordered_mean);
+    const std::vector<float> correction =
+        BiasCorrection(weights, result.codes, VectorInOrder(moments.Mean(), order));
     for (int64_t o = 0; o < linear.out_features; ++o) linear.bias[o] += correction[o];
   }
-  for (int64_t o = 0; o < linear.out_features; ++o) {
-    for (int64_t j = 0; j < width; ++j) {
-      linear.weight[o * width + order[j]] = values[o * width + j];
-    }
-  }
+  SetColumns(Dequantize(result.codes), order, linear);
   work.result.errors[static_cast<size_t>(role)] = result.relative_error;
   work.result.weight(role) = std::move(result.codes);
   return absl::OkStatus();

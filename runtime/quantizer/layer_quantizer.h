@@ -40,6 +40,9 @@ class LayerQuantizer {
 
   absl::Status Fold(const ResidualStream& target, DenseLayer& layer);
   absl::Status QuantizeKv(Work& work);
+  // By KV head: how far o_proj's output moves when K or V alone has these codes.
+  absl::StatusOr<std::vector<double>> MeasureKvLoss(QuantSite site, const SiteCodes& codes,
+                                                    Work& work);
   absl::Status QuantizeSite(QuantSite site, Work& work);
   absl::Status ChooseSiteCodes(QuantSite site, Work& work);
   absl::Status QuantizeLinear(LinearRole role, const SecondMoments& moments, Work& work);

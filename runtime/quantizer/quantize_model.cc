@@ -18,8 +18,8 @@
 #include "runtime/checkpoint/thinwire_file.h"
 #include "runtime/quantizer/layer_pass.h"
 #include "runtime/quantizer/layer_result.h"
-#include "runtime/quantizer/reference_quantizer.h"
 #include "runtime/quantizer/output_folder.h"
+#include "runtime/quantizer/reference_quantizer.h"
 
 namespace thinwire {
 namespace {
@@ -144,6 +144,10 @@ absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, 
   const auto windows = WindowsOf(options.calibration, world.rank(), world.size());
   TW_ASSIGN_OR_RETURN(ResidualStream target, pass->Embed(source, windows));
   TW_ASSIGN_OR_RETURN(ResidualStream input, pass->Embed(source, windows));
+  // What is wrong with a late layer is known before hours are spent on those before it.
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    TW_RETURN_IF_ERROR(LoadDenseLayer(source, config, layer).status());
+  }
   TW_RETURN_IF_ERROR(AgreeOnLeader(leader ? folder.Open() : absl::OkStatus(), world, stream));
   const absl::Cleanup clean = [&] {
     if (leader) folder.RemoveIfEmpty();
@@ -158,7 +162,8 @@ absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, 
     TW_ASSIGN_OR_RETURN(const bool resumed, FoundByLeader(files, layer, world, stream));
     std::array<double, kLinearRoles.size()> errors = {};
     if (!resumed) {
-      const auto made = quantizer.Quantize(dense, target, input);
+      const auto made = options.algorithm == "default" ? quantizer.Quantize(dense, target, input)
+                                                       : reference.Quantize(dense, input);
       if (!made.ok()) {
         const absl::Status status = Annotate(made.status(), absl::StrCat("layer ", layer));
         // Others may wait inside the layer.

@@ -15,8 +15,8 @@
 namespace thinwire {
 
 struct QuantizeOptions {
-  std::string model_dir;  // unquantised
-  std::string out_dir;    // must not exist; appears when all is done
+  std::string model_dir;              // unquantised
+  std::string out_dir;                // must not exist; appears when all is done
   std::string algorithm = "default";  // see ThinwireFile
   LayerQuantizerOptions layer;
   CalibrationSet calibration;

@@ -1,0 +1,51 @@
+#include "runtime/quantizer/ordered_linear.h"
+
+namespace thinwire {
+
+std::vector<double> InOrder(const std::vector<double>& matrix, const std::vector<int32_t>& order) {
+  const size_t width = order.size();
+  std::vector<double> ordered(matrix.size());
+  for (size_t i = 0; i < width; ++i) {
+    const double* row = matrix.data() + static_cast<size_t>(order[i]) * width;
+    for (size_t j = 0; j < width; ++j) ordered[i * width + j] = row[order[j]];
+  }
+  return ordered;
+}
+
+std::vector<double> VectorInOrder(absl::Span<const double> values,
+                                  const std::vector<int32_t>& order) {
+  std::vector<double> ordered(order.size());
+  for (size_t j = 0; j < order.size(); ++j) ordered[j] = values[order[j]];
+  return ordered;
+}
+
+std::vector<float> ColumnsInOrder(const DenseLinear& linear, const std::vector<int32_t>& order) {
+  std::vector<float> columns(linear.weight.size());
+  for (int64_t o = 0; o < linear.out_features; ++o) {
+    const absl::Span<const float> row = linear.row(o);
+    float* to = columns.data() + o * linear.in_features;
+    for (int64_t j = 0; j < linear.in_features; ++j) to[j] = row[order[j]];
+  }
+  return columns;
+}
+
+void SetColumns(const std::vector<float>& columns, const std::vector<int32_t>& order,
+                DenseLinear& linear) {
+  for (int64_t o = 0; o < linear.out_features; ++o) {
+    const absl::Span<float> row = linear.row(o);
+    const float* from = columns.data() + o * linear.in_features;
+    for (int64_t j = 0; j < linear.in_features; ++j) row[order[j]] = from[j];
+  }
+}
+
+std::vector<int32_t> GroupOffsets(int64_t width, int64_t group_size) {
+  std::vector<int32_t> offsets;
+  const int64_t step = group_size > 0 ? group_size : width;
+  for (int64_t begin = 0; begin < width; begin += step) {
+    offsets.push_back(static_cast<int32_t>(begin));
+  }
+  offsets.push_back(static_cast<int32_t>(width));
+  return offsets;
+}
+
+}  // namespace thinwire
