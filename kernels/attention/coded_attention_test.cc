@@ -435,9 +435,9 @@ struct Case {
 };
 
 // A call's arguments and their memory. Pages are shuffled among unused ones; what no sequence may
-// read is 0xee in pages and NaN in gaps between rows of q and in unused exact rows. Values of
-// position 0 are 30 times as large as others. K and V depend on the seed and the position only, not
-// on page_size.
+// read is 0xee in pages and NaN in gaps between rows of q and in unused exact rows. K of position 0
+// is 3 times as large as that of others, V 10 times. K and V depend on the seed and the position
+// only, not on page_size.
 class Problem {
  public:
   explicit Problem(const Case& c, uint32_t seed = 1)
@@ -520,10 +520,9 @@ class Problem {
         const int64_t page = page_ids_[page_offsets_[s] + j / c.page_size];
         slots.push_back(page * c.page_size + j % c.page_size);
         exact_rows.push_back(j == 0 ? exact_rows_[s] : -1);
-        const float range = j == 0 ? 30.0f : 1.0f;
         for (int64_t i = 0; i < kv_width; ++i) {
-          k.push_back(2.0f * range * uniform(random_));
-          v.push_back(range * uniform(random_));
+          k.push_back((j == 0 ? 6.0f : 2.0f) * uniform(random_));
+          v.push_back((j == 0 ? 10.0f : 1.0f) * uniform(random_));
         }
       }
     }
@@ -812,12 +811,12 @@ TEST(CodedPagedAttentionTest, OtherSequencesAndThreadsDoNotChangeAResult) {
 
 // The same tokens in one call and in several, all on one side of the limit of 8 rows.
 TEST(CodedPagedAttentionTest, SplitsOfAPromptDoNotChangeAResult) {
-  for (const int64_t window : {0, 50}) {
+  for (const int64_t window : {0, 50, 120, 400}) {
     for (const bool exact : {false, true}) {
       for (const std::vector<int32_t>& ends :
-           {std::vector<int32_t>{293, 294, 297, 300}, {1, 2, 4, 8}, {90, 95, 213, 300}}) {
+           {std::vector<int32_t>{693, 694, 697, 700}, {1, 2, 4, 8}, {90, 95, 413, 700}}) {
         const bool few = ends[0] != 90;
-        const int32_t first = ends[0] == 293 ? 292 : 0;
+        const int32_t first = ends[0] == 693 ? 692 : 0;
         Case c = {{{ends.back() - first, ends.back(), exact}}, {{4, 3}}, {{3, 2}}};
         c.group = few ? 1 : 4;
         c.window = window;
