@@ -23,6 +23,11 @@ struct CodedLinearArgs {
 
 // Products and sums in fp32. num_tokens may be 0. InvalidArgument names the shapes that do not fit;
 // Unimplemented on a device without this operator.
+//
+// On the CPU, up to 32 tokens an output is summed in an order that depends on the groups only: a
+// token's row of y is bit for bit the same beside other tokens, with any number of threads, and
+// when the weights are any subset of the output rows. Beyond that the order is BLAS's and may
+// differ with num_tokens and threads.
 absl::Status CodedLinear(const CodedLinearArgs& args, Stream& stream);
 
 // The definition, in double, for tests.

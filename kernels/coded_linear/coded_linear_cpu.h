@@ -38,7 +38,7 @@ int64_t BlockedColumns(const CodedWeights& weights, absl::Span<const Segment> se
 
 // Up to this many tokens weights are unpacked in registers, for each few tokens again; beyond, into
 // memory (coded_linear_bench measures both).
-inline constexpr int64_t kFewIntegerTokens = 4;
+inline constexpr int64_t kFewIntegerTokens = 8;
 inline constexpr int64_t kFewFloatTokens = 32;
 
 // Arguments are checked, on the CPU, and neither tokens nor features are none. The choice by number
