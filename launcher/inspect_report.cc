@@ -244,11 +244,13 @@ std::string QuantisationText(const CheckpointSummary& summary) {
 }
 
 std::string WeightsText(const CheckpointSummary& summary) {
-  std::string text = "\nweights as stored, by part and by type\n";
+  std::string text = "\nweights as stored, by part\n";
   for (const auto& [name, group] : summary.by_part) absl::StrAppend(&text, GroupLine(name, group));
+  absl::StrAppend(&text, "by type\n");
   for (const auto& [name, group] : summary.by_dtype) {
     absl::StrAppend(&text, GroupLine(name, group));
   }
+  absl::StrAppend(&text, "linear layers alone, and everything\n");
   absl::StrAppend(&text, GroupLine("linear", summary.linear.total));
   const LinearGroup& linear = summary.linear;
   if (linear.scales_bytes > 0) {
@@ -365,7 +367,7 @@ std::string SitesText(const CheckpointSummary& summary) {
 
 std::string ShareText(const RankShare& share) {
   std::string text = absl::StrFormat(
-      "\neach of %d ranks at most\n  weights %.3f MB as stored\n  KV cache %s a token%s\n",
+      "\nof %d ranks, each has at most\n  weights %.3f MB as stored\n  KV cache %s a token%s\n",
       share.tp, share.weight_bytes / 1e6, Kilobytes(share.kv.bytes_per_token()),
       share.kv.coded ? "" : " at fp16");
   if (share.kv.first_token_bytes > 0) {

@@ -84,11 +84,14 @@ class RangePlot {
   std::string Script() {
     Page();
     const double bottom = mixed_ ? 0.30 : 0.09;
-    const double middle = bottom + (0.90 - bottom) / 2;
-    Panel({middle + 0.055, 0.90}, "before: channels in the order of the model, not folded",
+    const double top = 0.855;
+    const double middle = bottom + (top - bottom) / 2;
+    Panel({middle + 0.065, top}, "before: channels in the order of the model, not folded",
           "activation");
     Before();
-    Panel({bottom, middle - 0.04}, AfterTitle(), "activation, folded");
+    Line("unset label 1");  // drawn once, not by every panel
+    Line("unset label 2");
+    Panel({bottom, middle - 0.05}, AfterTitle(), "activation, folded");
     After();
     if (mixed_) {
       Panel({0.09, 0.23}, "", "bits");
@@ -130,7 +133,7 @@ class RangePlot {
     Line("set xrange [0:", width_, "]");
     Line("set key horizontal top right outside samplen 1.5 spacing 1.0 width 1 ",
          "textcolor rgb '#333333'");
-    Line("set key at graph 1.0,1.02 right bottom");
+    Line("set key at graph 1.0,1.01 right bottom");
   }
 
   void Panel(Extent extent, absl::string_view title, absl::string_view y_label) {
@@ -140,7 +143,7 @@ class RangePlot {
     Line("set bmargin at screen ", extent.bottom);
     Line("unset label 3");
     if (!title.empty()) {
-      Line("set label 3 at graph 0.0,1.07 left ", Quoted(title));
+      Line("set label 3 at graph 0.0,1.08 left ", Quoted(title));
     }
     Line("set ylabel ", Quoted(y_label), " offset 1,0");
     Line("set yrange [*:*]");
@@ -207,10 +210,8 @@ class RangePlot {
     return mixed_ ? codes_.bits[cluster] : static_cast<int>(cluster % 2);
   }
 
-  std::string StyleOf(int color) const {
-    if (!mixed_) return absl::StrCat("lc rgb '", kClusterColors[color], "' notitle");
-    return absl::StrCat("lc rgb '", kBitColors[std::clamp(color, 1, 8) - 1], "' title '", color,
-                        color == 1 ? " bit'" : " bits'");
+  const char* ColorName(int color) const {
+    return mixed_ ? kBitColors[std::clamp(color, 1, 8) - 1] : kClusterColors[color];
   }
 
   void After() {
@@ -224,13 +225,13 @@ class RangePlot {
         Boxes(codes_.minimum, codes_.maximum, codes_.offsets[c], codes_.offsets[c + 1], data);
       }
       Line("$after", color, " << EOD\n", data, "EOD");
-      plots.push_back(
-          absl::StrCat("$after", color, " using 1:2:3 with filledcurves ", StyleOf(color)));
+      plots.push_back(absl::StrCat("$after", color, " using 1:2:3 with filledcurves lc rgb '",
+                                   ColorName(color), "' notitle"));
     }
     // With a gain the codes' units are not the activations'.
     if (codes_.coded() && codes_.gain.empty()) {
       Reach();
-      const std::string style = "with lines lc rgb '#111111' lw 0.9";
+      const std::string style = "with lines lc rgb '#30000000' lw 1.2";
       plots.push_back(absl::StrCat("$reach using 1:2 ", style, " title 'what codes reach'"));
       plots.push_back(absl::StrCat("$reach using 1:3 ", style, " notitle"));
     }
@@ -249,7 +250,7 @@ class RangePlot {
       for (int64_t j = codes_.offsets[c]; j < codes_.offsets[c + 1]; ++j) {
         const double least = codes_.step[j] * (0.0 - codes_.zero[j]);
         const double greatest = codes_.step[j] * (max_code - codes_.zero[j]);
-        absl::StrAppendFormat(&data, "%d %.6g %.6g\n%d %.6g %.6g\n", j, least, greatest, j + 1,
+        absl::StrAppendFormat(&data, "%d %.6g %.6g\n%d %.6g %.6g\n\n", j, least, greatest, j + 1,
                               least, greatest);
       }
     }
@@ -271,7 +272,7 @@ class RangePlot {
     }
     Line("set yrange [0:", *std::max_element(codes_.bits.begin(), codes_.bits.end()) + 0.5, "]");
     Line("set ytics 2");
-    Line("set xlabel 'position: bits of each unit' offset 0,0.6");
+    Line("set xlabel 'position (colours as above: bits of each cluster)' offset 0,0.6");
     BlockLines();
     Line("plot ", absl::StrJoin(plots, ", "));
   }

@@ -387,6 +387,55 @@ TEST(RptqFileTest, TensorsOfOtherTypesOrNamesAreRefused) {
          "tensor \"layers.1.k.order\": expected beside the other tensors");
 }
 
+// A good file with some bytes of a tensor replaced.
+void ExpectDamageNamed(const std::string& tensor, int64_t at, const std::string& bytes,
+                       const std::string& text) {
+  const TestFolder folder;
+  const ModelConfig config = SmallConfig();
+  ASSERT_TRUE(WriteRptqFile(folder.path(), Sample(config), config).ok());
+  std::string file = folder.Read(kRptqFileName);
+  const SafetensorsFile opened = SafetensorsFile::Open(folder.Path(kRptqFileName)).value();
+  const auto it = std::find_if(opened.tensors().begin(), opened.tensors().end(),
+                               [&](const TensorInfo& info) { return info.name == tensor; });
+  ASSERT_NE(it, opened.tensors().end()) << tensor;
+  file.replace(static_cast<size_t>(it->offset + at), bytes.size(), bytes);
+  folder.Write(kRptqFileName, file);
+  const absl::Status status = ReadRptqFile(folder.path(), config).status();
+  EXPECT_EQ(status.code(), kInvalid) << status;
+  EXPECT_THAT(
+      std::string(status.message()),
+      AllOf(StartsWith(absl::StrCat(folder.Path(kRptqFileName), ": tensor \"", tensor, "\": ")),
+            HasSubstr(text)));
+}
+
+TEST(RptqFileTest, DamageOfAFileIsNamed) {
+  ExpectDamageNamed("layers.1.k.step", 8, BytesOf<float>({0.0f}),
+                    "expected finite numbers > 0, found 0 at position 2");
+  ExpectDamageNamed("layers.0.qkv_in.step", 20, BytesOf<float>({std::nanf("")}),
+                    "expected finite numbers > 0, found nan at position 5");
+  ExpectDamageNamed("layers.0.v.zero", 0, BytesOf<float>({std::nanf("")}),
+                    "expected finite numbers, found nan at position 0");
+  ExpectDamageNamed("layers.0.down_in.order", 0, BytesOf<int32_t>({3, 3}),
+                    "expected each channel once, found 3 again at position 1");
+  ExpectDamageNamed("layers.1.out_in.order", 4, BytesOf<int32_t>({7}),
+                    "expected channels within [0, 4) at positions of this range, found 7 at 1");
+  ExpectDamageNamed("layers.1.down_in.range", 4, BytesOf<float>({9.0f}),
+                    "expected finite minima up to their maxima, found 9 and 1 at 1");
+}
+
+TEST(RptqFileTest, ATruncatedFileIsNamed) {
+  const TestFolder folder;
+  const ModelConfig config = SmallConfig();
+  ASSERT_TRUE(WriteRptqFile(folder.path(), Sample(config), config).ok());
+  const std::string file = folder.Read(kRptqFileName);
+  for (const size_t size : {size_t{0}, size_t{7}, size_t{100}, file.size() / 2, file.size() - 1}) {
+    folder.Write(kRptqFileName, file.substr(0, size));
+    const absl::Status status = ReadRptqFile(folder.path(), config).status();
+    EXPECT_FALSE(status.ok()) << size;
+    EXPECT_THAT(std::string(status.message()), StartsWith(folder.Path(kRptqFileName) + ": "));
+  }
+}
+
 TEST(RptqFileTest, MissingFilesAndFoldersAreNamed) {
   const TestFolder folder;
   const ModelConfig config = SmallConfig();
