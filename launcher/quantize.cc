@@ -4,6 +4,7 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -63,7 +64,7 @@ constexpr char kExplanation[] =
     "\n"
     "Examples:\n"
     "  thinwire quantize --model DIR --out DIR-w4a8 --scheme w4a8 --calib wiki.train.txt\n"
-    "  mpirun -np 4 thinwire quantize --model DIR --out DIR-kv4 --kv 4 --calib self --tp 2\n"
+    "  mpirun -np 4 thinwire quantize --model DIR --out OUT --scheme w4a4kv --calib self --tp 2\n"
     "  thinwire eval --model DIR-w4a8 --text wiki.test.txt";
 
 // Ranks wait for each other: for one that has a window more, or makes up the text for all. A rank
@@ -74,7 +75,6 @@ class QuantizeCommand : public Command {
  public:
   explicit QuantizeCommand(CLI::App& app)
       : app_(app.add_subcommand("quantize", "Make a checkpoint of fewer bits")) {
-    options_.layer.tp = 1;
     app_->add_option("--model", options_.model_dir, "Folder of the original model")
         ->type_name("DIR")
         ->required();
@@ -114,10 +114,9 @@ class QuantizeCommand : public Command {
     app_->add_option("--seed", options_.seed, "Of every random choice")
         ->check(CLI::Range(int64_t{0}, int64_t{1} << 53))
         ->capture_default_str();
-    app_->add_option("--tp", options_.layer.tp,
-                     "Largest --tp to run the result with; its divisors will do, too")
+    app_->add_option("--tp", tp_, "Largest --tp to run the result with; its divisors will do, too")
         ->check(CLI::Range(1, 65536))
-        ->capture_default_str();
+        ->default_str("1; any for --kv alone");
     app_->add_option("--threads", threads_, "Threads of a rank; 0: its share of the processors")
         ->check(CLI::Range(0, 4096))
         ->capture_default_str();
@@ -176,6 +175,9 @@ class QuantizeCommand : public Command {
     if (options_.out_dir.empty()) {
       return absl::InvalidArgumentError("--out: expected a folder to make, found ''");
     }
+    // Only what is coded or multiplied by codes has another order, which blocks cut.
+    const bool orders_mlp = scheme.weight_format() != WeightFormat::kDense || scheme.act_bits < 16;
+    options_.layer.tp = tp_.value_or(orders_mlp ? 1 : 0);
     options_.calibration.info.nsamples = num_samples_;
     options_.calibration.info.seqlen = seqlen_;
     options_.tool_version = THINWIRE_VERSION;
@@ -281,6 +283,7 @@ class QuantizeCommand : public Command {
   std::string calibration_path_;
   int64_t num_samples_ = 128;
   int64_t seqlen_ = 512;
+  std::optional<int> tp_;
   int threads_ = 0;
 };
 

@@ -9,6 +9,8 @@ import collections
 import json
 import os
 import pathlib
+import pty
+import select
 import shutil
 import signal
 import struct
@@ -194,6 +196,29 @@ def run(args, ranks=0, timeout=None, **streams):
         return running.wait(timeout)
 
 
+def on_terminal(args):
+    """Runs with standard error on a terminal; what was drawn there, and the result."""
+    master, slave = pty.openpty()
+    drawn = b""
+    try:
+        with Running(args, stderr=slave) as running:
+            os.close(slave)
+            while True:
+                ready, _, _ = select.select([master], [], [], TIMEOUT_S)
+                if not ready:
+                    raise AssertionError(f"nothing drawn for {TIMEOUT_S} s: {running.result()}")
+                try:
+                    piece = os.read(master, 65536)
+                except OSError:  # no process has the terminal any more
+                    break
+                if not piece:
+                    break
+                drawn += piece
+            return drawn.decode("utf-8", "replace"), running.wait()
+    finally:
+        os.close(master)
+
+
 class TestCase(unittest.TestCase):
     """A test with a temporary folder."""
 
@@ -245,6 +270,52 @@ class TestCase(unittest.TestCase):
             self.assertEqual(self.check_error(together, exit_code, *parts), line)
             self.assertEqual(together.stdout, stdout, together)
         return line
+
+
+class QuantizeTestCase(TestCase):
+    """A test with texts to calibrate on and to evaluate, and the smallest work that does all."""
+
+    WINDOWS = 4
+    SEQLEN = 64
+
+    def setUp(self):
+        super().setUp()
+        text = (NANO_MODELS.parent.parent / "LICENSE").read_text()
+        self.calibration = self.write("calibration.txt", text[:len(text) // 2])
+        self.evaluation = self.write("evaluation.txt", text[len(text) // 2:])
+
+    def quantize_args(self, model, out, *flags, calib=None):
+        """`flags` say what becomes of the model; later ones win."""
+        args = {"--nsamples": self.WINDOWS, "--seqlen": self.SEQLEN, "--group-size": 32,
+                "--threads": 1, "--log-level": "error"}
+        args.update(zip(flags[::2], flags[1::2]))
+        return ["quantize", "--model", model, "--out", out, "--calib", calib or self.calibration,
+                *(word for pair in args.items() for word in pair)]
+
+    def quantize(self, model, *flags, name="quantized", ranks=0, **kwargs):
+        """Quantises into a folder of this test, and returns that."""
+        out = self.folder / name
+        result = self.succeed(self.quantize_args(model, out, *flags, **kwargs), ranks)
+        self.assertEqual(len(result.stdout.splitlines()), 1, result)
+        self.assertTrue(result.stdout.startswith(f"{out}: "), result)
+        self.assertFalse(partial(out).exists(), result)
+        return out
+
+    def perplexity(self, model, *flags, ranks=0):
+        line, = self.succeed(["eval", "--model", model, "--text", self.evaluation, "--window",
+                              self.SEQLEN, "--json", *flags], ranks).lines
+        return line["perplexity"]
+
+
+def partial(out):
+    """Where a quantisation works until it is done."""
+    return out.with_name(out.name + ".partial")
+
+
+def contents(folder):
+    """All files of a folder and their bytes, by path."""
+    return {str(file.relative_to(folder)): file.read_bytes()
+            for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 class Safetensors:

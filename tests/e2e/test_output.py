@@ -2,9 +2,7 @@
 
 import json
 import os
-import pty
 import re
-import select
 
 import support
 from support import LLAMA, OPT
@@ -170,12 +168,14 @@ class ReportTest(support.TestCase):
 class HelpTest(support.TestCase):
 
     FLAGS = {
-        (): ["run", "eval", "inspect", "check", "bench", "--version", "--log-level"],
+        (): ["run", "eval", "quantize", "inspect", "check", "bench", "--version", "--log-level"],
         ("run",): ["--model", "--tp", "--pp", "--dtype", "--wire", "--device", "--threads",
                    "--kv-memory", "--page-size", "--max-seqs", "--max-step-tokens",
                    "--step-timeout", "--prompt", "--prompts", "--max-tokens", "--temperature",
                    "--top-p", "--top-k", "--seed", "--stop", "--ignore-eos", "--json", "--report"],
         ("eval",): ["--model", "--tp", "--text", "--window", "--max-tokens", "--json"],
+        ("quantize",): ["--model", "--out", "--scheme", "--weights", "--acts", "--kv", "--calib",
+                        "--nsamples", "--seqlen", "--group-size", "--seed", "--tp", "--threads"],
         ("inspect",): ["DIR", "--json"],
         ("check",): ["--threads", "--json"],
         ("bench",): ["engine"],
@@ -190,7 +190,6 @@ class HelpTest(support.TestCase):
                 self.assertIn(flag, result.stdout)
             self.assertEqual(result.stderr, "")
             self.assertEqual(self.succeed([*command, "-h"]).stdout, result.stdout)
-            self.assertNotIn("quantize", result.stdout)
 
     @support.needs_mpi
     def test_help_is_printed_once(self):
@@ -232,34 +231,13 @@ class LogTest(support.TestCase):
                 (["run", "--model", OPT, "--prompts", prompts, "--json"], "prompts done:"),
                 (["run", "--model", OPT, "--prompts", prompts, "--json"], "loading"),
                 (["eval", "--model", OPT, "--text", text, "--window", "16"], "windows")):
-            screen, result = self.on_terminal(args)
+            screen, result = support.on_terminal(args)
             self.assertEqual(result.exit_code, 0, result)
             self.assertIn(label, screen)
             # A line that was drawn over ends with the wipe, so nothing of it is left.
             for line in re.split("\r\n|\n", screen):
                 self.assertNotIn(label, line.rsplit("\r\033[K", 1)[-1], screen)
             self.assertNotIn("\033", result.stdout)
-
-    def on_terminal(self, args):
-        """Runs with standard error on a terminal; what was drawn there, and the result."""
-        master, slave = pty.openpty()
-        drawn = b""
-        try:
-            with support.Running(args, stderr=slave) as running:
-                os.close(slave)
-                while True:
-                    ready, _, _ = select.select([master], [], [], support.TIMEOUT_S)
-                    self.assertTrue(ready, running.result())
-                    try:
-                        piece = os.read(master, 65536)
-                    except OSError:  # no process has the terminal any more
-                        break
-                    if not piece:
-                        break
-                    drawn += piece
-                return drawn.decode("utf-8", "replace"), running.wait()
-        finally:
-            os.close(master)
 
 
 if __name__ == "__main__":
