@@ -212,8 +212,8 @@ class ModelTest(QuantizeErrorTest):
         for ranks in (2 if support.MPIEXEC else 0, 0):
             out = self.folder / f"{site}-{ranks}"
             args = self.quantize_args(self.model, out, *SCHEME)
-            line = self.check_error(support.run(args, ranks), 1, "layer 1", f"activations of {site}",
-                                    "expected a finite")
+            line = self.check_error(support.run(args, ranks), 1, "layer 1",
+                                    f"activations of {site}", "expected a finite")
             self.assertFalse(out.exists())
             # What is done is done.
             self.assertEqual(len(list(partial(out).glob("model-*"))), 1)
