@@ -16,8 +16,10 @@ namespace thinwire {
 enum class GainKind : uint8_t {
   kNone,  // 1
   kRms,   // sqrt(mean(u^2))
-  kMax,   // max |u|
+  kMax,   // max |u| / kMaxGainCodes: codes reach from zero - 127 to zero + 127
 };
+
+inline constexpr float kMaxGainCodes = 127.0f;
 
 struct QuantizeArgs {
   ConstTensorView x;             // [num_tokens, width] fp32 | fp16 | bf16; rows may be strided

@@ -37,14 +37,35 @@ template <typename T>
 float RowGain(GainKind kind, const T* HWY_RESTRICT x, const float* HWY_RESTRICT inverse_step,
               int64_t width) {
   const hn::ScalableTag<float> d;
-  auto sum = hn::Zero(d);
-  auto largest = hn::Zero(d);
-  ForEachVector(width, [&](int64_t, size_t, auto load) HWY_ATTR {
-    const auto u = hn::Mul(load(x), load(inverse_step));
+  if (kind == GainKind::kMax) {
+    auto largest = hn::Zero(d);
+    ForEachVector(width, [&](int64_t, size_t, auto load) HWY_ATTR {
+      largest = hn::Max(largest, hn::Abs(hn::Mul(load(x), load(inverse_step))));
+    });
+    return RoundGain(hn::GetLane(hn::MaxOfLanes(d, largest)) / kMaxGainCodes);
+  }
+  // Four chains of additions overlap.
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  auto sum0 = hn::Zero(d);
+  auto sum1 = hn::Zero(d);
+  auto sum2 = hn::Zero(d);
+  auto sum3 = hn::Zero(d);
+  const auto add = [&](int64_t i, auto& sum) HWY_ATTR {
+    const auto u = hn::Mul(LoadFloats(d, x + i), hn::LoadU(d, inverse_step + i));
     sum = hn::MulAdd(u, u, sum);
-    largest = hn::Max(largest, hn::Abs(u));
+  };
+  int64_t begin = 0;
+  for (; begin + 4 * lanes <= width; begin += 4 * lanes) {
+    add(begin, sum0);
+    add(begin + lanes, sum1);
+    add(begin + 2 * lanes, sum2);
+    add(begin + 3 * lanes, sum3);
+  }
+  ForEachVector(width - begin, [&](int64_t, size_t, auto load) HWY_ATTR {
+    const auto u = hn::Mul(load(x + begin), load(inverse_step + begin));
+    sum0 = hn::MulAdd(u, u, sum0);
   });
-  if (kind == GainKind::kMax) return RoundGain(hn::GetLane(hn::MaxOfLanes(d, largest)));
+  const auto sum = hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3));
   const float mean = hn::GetLane(hn::SumOfLanes(d, sum)) / static_cast<float>(width);
   return RoundGain(std::sqrt(mean));
 }

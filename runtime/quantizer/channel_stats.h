@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "kernels/core/tensor_view.h"
 #include "parallel/comm/communicator.h"
 
@@ -33,6 +34,10 @@ class ChannelStats {
   float maximum(int64_t c) const { return maxima_[c]; }
 
   int64_t num_samples() const { return static_cast<int64_t>(samples_.size()) / width_; }
+  // [width]: the i-th sampled row.
+  absl::Span<const float> SampleRow(int64_t i) const {
+    return absl::MakeConstSpan(samples_).subspan(i * width_, width_);
+  }
   // Values of channel c in the sampled rows.
   std::vector<float> Samples(int64_t c) const;
 

@@ -152,7 +152,9 @@ TEST_P(LayerQuantizerTest, TheReferenceCodesEverySite) {
                       Delta(layer_, SiteRoundings()));
   }
   // With gates, averaged ranges cut the long tails of small clusters more than those of all.
-  if (GetParam() == ModelFamily::kOpt) EXPECT_LT(errors[true], errors[false]);
+  if (GetParam() == ModelFamily::kOpt) {
+    EXPECT_LT(errors[true], errors[false]);
+  }
   EXPECT_LT(errors[true], 0.7);
 }
 

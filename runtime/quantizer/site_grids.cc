@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "kernels/codes/codes.h"
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
 #include "runtime/quant/grid_search.h"
@@ -16,8 +17,8 @@ namespace {
 constexpr int64_t kClusterChannels = 32;
 constexpr int kStepCandidates = 24;
 
-// Ranges of level tables, in uniform ranges.
-constexpr float kStretches[] = {1.0f, 1.25f, 1.6f, 2.0f, 2.5f, 3.2f, 4.0f};
+// The code of 0 where a gain stretches codes by kMaxGainCodes to both sides.
+constexpr float kGainZero = 128.0f;
 
 // sum over readers and rows of W_oc^2.
 std::vector<double> ColumnSquares(const std::vector<const DenseLinear*>& readers, int64_t width) {
@@ -72,41 +73,33 @@ float CentredZero(float minimum, float maximum, float step, int bits) {
   return -minimum / step + 0.5f * (levels - (maximum - minimum) / step);
 }
 
-// Replaces 16 uniform levels by 16 of 256: the uniform range is stretched, the same for all
-// channels, and the levels that lose least are kept.
+// Replaces 16 uniform levels by 16 of 255 around 0, and lets a gain stretch them over what each
+// token has: the levels that lose least on the sampled tokens.
 absl::Status ChooseLevels(const SiteGridArgs& args, const std::vector<double>& squares,
-                          ThreadPool& pool, SiteCodes& site) {
+                          SiteCodes& site) {
   TW_CHECK_EQ(args.bits, 4);
-  const int64_t width = args.stats->width();
-  const auto fine_grid = [&](int64_t j, float stretch) {
-    UniformGrid fine = {.bits = 8};
-    fine.step = site.step[j] * 15.0f * stretch / 255.0f;
-    fine.zero = 127.5f - site.step[j] * (7.5f - site.zero[j]) / fine.step;
-    return fine;
-  };
-  std::vector<LevelTable> tables(std::size(kStretches));
-  std::vector<absl::Status> statuses(tables.size());
-  pool.ParallelForDynamic(static_cast<int64_t>(tables.size()), [&](int64_t i) {
-    CodeHistogram histogram;
-    for (int64_t j = 0; j < width && statuses[i].ok(); ++j) {
-      const int32_t c = site.order[j];
-      const std::vector<float> samples = args.stats->Samples(c);
-      const std::vector<float> weights(samples.size(), static_cast<float>(squares[c]));
-      statuses[i] = histogram.Add(samples, weights, fine_grid(j, kStretches[i]));
+  const ChannelStats& stats = *args.stats;
+  const int64_t width = stats.width();
+  CodeHistogram histogram;
+  std::vector<float> codes(width), weights(width);
+  for (int64_t i = 0; i < stats.num_samples(); ++i) {
+    const absl::Span<const float> row = stats.SampleRow(i);
+    float gain = 0.0f;
+    for (int64_t j = 0; j < width; ++j) {
+      codes[j] = row[site.order[j]] / site.step[j];
+      gain = std::max(gain, std::abs(codes[j]) / kMaxGainCodes);
     }
-    if (statuses[i].ok()) tables[i] = histogram.OptimalLevels(16);
-  });
-  for (const absl::Status& status : statuses) TW_RETURN_IF_ERROR(status);
-  const auto best =
-      std::min_element(tables.begin(), tables.end(),
-                       [](const LevelTable& a, const LevelTable& b) { return a.error < b.error; });
-  const float stretch = kStretches[best - tables.begin()];
-  for (int64_t j = 0; j < width; ++j) {
-    const UniformGrid fine = fine_grid(j, stretch);
-    site.step[j] = fine.step;
-    site.zero[j] = fine.zero;
+    if (gain == 0.0f) continue;
+    for (int64_t j = 0; j < width; ++j) {
+      codes[j] /= gain;
+      const double step = double{gain} * double{site.step[j]};
+      weights[j] = static_cast<float>(squares[site.order[j]] * step * step);
+    }
+    TW_RETURN_IF_ERROR(histogram.Add(codes, weights, {.step = 1.0f, .zero = kGainZero, .bits = 8}));
   }
-  site.levels = best->levels;
+  site.levels = histogram.OptimalLevels(16).levels;
+  std::fill(site.zero.begin(), site.zero.end(), kGainZero);
+  site.gain = "max";
   return absl::OkStatus();
 }
 
@@ -168,7 +161,7 @@ absl::StatusOr<SiteCodes> ChooseSiteGrid(const SiteGridArgs& args, ThreadPool& p
       site.zero[j] = zeros[j - begin];
     }
   });
-  if (args.levels) TW_RETURN_IF_ERROR(ChooseLevels(args, squares, pool, site));
+  if (args.levels) TW_RETURN_IF_ERROR(ChooseLevels(args, squares, site));
   return site;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/codes/codes.h"
 #include "kernels/core/check.h"
 #include "kernels/core/float16.h"
 #include "runtime/quant/level_table.h"
@@ -50,8 +51,8 @@ void SiteRounding::ApplyRow(float* x) const {
       sum += double{u} * double{u};
       largest = std::max(largest, std::abs(u));
     }
-    const double statistic =
-        gain_ == "max" ? double{largest} : std::sqrt(sum / static_cast<double>(width));
+    const double statistic = gain_ == "max" ? double{largest / kMaxGainCodes}
+                                            : std::sqrt(sum / static_cast<double>(width));
     gain = ToFloat(ToHalf(static_cast<float>(std::min(statistic, 65504.0))));
     if (!(gain > 0.0f)) gain = 1.0f;
   }
