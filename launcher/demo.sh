@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# From a bare Debian 12 or Ubuntu 24.04 to a model that answers on two ranks: installs the packages,
-# builds, and runs a small bundled model under mpirun with tensor parallelism.
+# From a bare Debian 12 or Ubuntu 24.04 to a quantised model that answers on two ranks: installs the
+# packages, builds, makes 4-bit weights and a 4-bit KV cache of a small bundled model, and runs it
+# under mpirun with tensor parallelism.
 #   launcher/demo.sh [PROMPT]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,8 +10,11 @@ trap 'echo "demo failed in line $LINENO: see the lines above" >&2' ERR
 
 prompt=${1:-"The history of the city begins with"}
 sampling=(--max-tokens 48 --temperature 0.7 --top-p 0.9 --seed 7)
-model=tests/models/opt-nano
-report=$(mktemp --suffix .json)
+model=tests/models/llama-nano
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+quantised=$work/llama-nano-w4a4kv
+report=$work/report.json
 
 echo "== packages"
 install_packages "${thinwire_packages[@]}"
@@ -26,16 +30,22 @@ if [ "$(id -u)" -eq 0 ]; then
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
 
-echo "== what is in $model"
-"$thinwire" inspect "$model"
-
-echo "== one process"
+echo "== the original"
 "$thinwire" run --model "$model" --prompt "$prompt" "${sampling[@]}"
 
+echo "== 4-bit weights and KV cache, calibrated on text that the model makes up"
+"$thinwire" quantize --model "$model" --out "$quantised" --scheme w4a4kv --calib self \
+  --nsamples 64 --seqlen 256 --tp 2
+
+echo "== what is in it"
+"$thinwire" inspect "$quantised"
+
+echo "== one process"
+"$thinwire" run --model "$quantised" --prompt "$prompt" "${sampling[@]}"
+
 echo "== two ranks, every layer cut in two: the same text"
-mpirun --oversubscribe -np 2 "$thinwire" run --model "$model" --tp 2 --prompt "$prompt" \
+mpirun --oversubscribe -np 2 "$thinwire" run --model "$quantised" --tp 2 --prompt "$prompt" \
   "${sampling[@]}" --report "$report"
 
 echo "== wire report"
 sed -n '/"wire"/,/^  }/p' "$report"
-rm -f "$report"
