@@ -1,11 +1,11 @@
-#include "launcher/range_plot.h"
+#include "launcher/inspect/range_plot.h"
 
 #include <numeric>
 #include <string>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "launcher/gnuplot.h"
+#include "launcher/inspect/gnuplot.h"
 
 namespace thinwire {
 namespace {

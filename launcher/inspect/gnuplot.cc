@@ -1,4 +1,4 @@
-#include "launcher/gnuplot.h"
+#include "launcher/inspect/gnuplot.h"
 
 #include <fcntl.h>
 #include <spawn.h>

@@ -1,4 +1,4 @@
-#include "launcher/range_plot.h"
+#include "launcher/inspect/range_plot.h"
 
 #include <algorithm>
 #include <filesystem>

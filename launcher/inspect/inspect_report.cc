@@ -1,4 +1,4 @@
-#include "launcher/inspect_report.h"
+#include "launcher/inspect/inspect_report.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
