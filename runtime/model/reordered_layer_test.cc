@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "kernels/attention/kv_codes.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/thread_pool.h"
 #include "kernels/norm/norm.h"
@@ -80,6 +81,23 @@ std::vector<float> UndoubtedRows(TestLayer& layer, int64_t width, const SiteCode
   return rows;
 }
 
+// K or V codes of a rank, whose rows have channel `places[p]` of the model at place p.
+void ExpectKvCodes(const SiteCodes& site, const KvCodes& codes, const std::vector<int32_t>& places,
+                   const std::string& what) {
+  const int64_t head_dim = codes.head_dim();
+  ASSERT_EQ(codes.num_heads() * head_dim, static_cast<int64_t>(places.size()));
+  const int64_t first = *std::min_element(places.begin(), places.end());
+  for (int64_t h = 0; h < codes.num_heads(); ++h) {
+    for (int64_t j = 0; j < head_dim; ++j) {
+      const int64_t position = first + h * head_dim + j;
+      SCOPED_TRACE(absl::StrCat(what, ", position ", position));
+      ASSERT_EQ(places[h * head_dim + codes.head(h).order[j]], site.order[position]);
+      ASSERT_EQ(codes.head(h).step[j], site.step[position]);
+      ASSERT_EQ(codes.head(h).zero[j], site.zero[position]);
+    }
+  }
+}
+
 // Sites in an order of their own and coded: each half of a layer computes what rounding by channel
 // in the model's order gives.
 void ExpectRoundsAsInModelOrder(const Kind& kind, int tp, bool aligned) {
@@ -132,6 +150,14 @@ void ExpectRoundsAsInModelOrder(const Kind& kind, int tp, bool aligned) {
       v_order.push_back(static_cast<int32_t>(
           codes.at(QuantSite::kOutIn).order[head * config.head_dim + c % config.head_dim] -
           (head - kv) * config.head_dim));
+    }
+
+    ExpectKvCodes(codes.at(QuantSite::kK), *weights.k_codes, Sequence(kv_heads), "k");
+    ExpectKvCodes(codes.at(QuantSite::kV), *weights.v_codes, v_order, "v");
+    for (int64_t j = heads.begin; j < heads.end; ++j) {
+      const SiteCodes& q = codes.at(QuantSite::kQ);
+      ASSERT_EQ(weights.q.step.view().data<float>()[q.order[j] - heads.begin], q.step[j]);
+      ASSERT_EQ(weights.q.zero.view().data<float>()[q.order[j] - heads.begin], q.zero[j]);
     }
 
     const std::vector<uint8_t> qkv_in =
