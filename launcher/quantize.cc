@@ -24,6 +24,7 @@
 #include "parallel/comm/agreement.h"
 #include "parallel/comm/local_communicator.h"
 #include "runtime/batch/sample_windows.h"
+#include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/quant_scheme.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/engine_rank.h"
@@ -116,7 +117,7 @@ class QuantizeCommand : public Command {
         ->capture_default_str();
     app_->add_option("--tp", tp_, "Largest --tp to run the result with; its divisors will do, too")
         ->check(CLI::Range(1, 65536))
-        ->default_str("1; any for --kv alone");
+        ->default_str("the largest of 8, 4, 2, 1 that the model allows; any for --kv alone");
     app_->add_option("--threads", threads_, "Threads of a rank; 0: its share of the processors")
         ->check(CLI::Range(0, 4096))
         ->capture_default_str();
@@ -177,11 +178,22 @@ class QuantizeCommand : public Command {
     }
     // Only what is coded or multiplied by codes has another order, which blocks cut.
     const bool orders_mlp = scheme.weight_format() != WeightFormat::kDense || scheme.act_bits < 16;
-    options_.layer.tp = tp_.value_or(orders_mlp ? 1 : 0);
+    options_.layer.tp = tp_.value_or(orders_mlp ? UsualTp() : 0);
     options_.calibration.info.nsamples = num_samples_;
     options_.calibration.info.seqlen = seqlen_;
     options_.tool_version = THINWIRE_VERSION;
     return absl::OkStatus();
+  }
+
+  // A size that leaves whole clusters of 16 channels in every block. A checkpoint that no cluster
+  // of machines can run would be found out too late.
+  int UsualTp() const {
+    const absl::StatusOr<ModelConfig> config = LoadModelConfig(options_.model_dir);
+    if (!config.ok()) return 1;  // whoever loads the model says why
+    for (const int tp : {8, 4, 2}) {
+      if (config->num_heads % tp == 0 && config->ffn % (16 * tp) == 0) return tp;
+    }
+    return 1;
   }
 
   // Rank 0 reads the text, or lets the model make it up; all have the windows then.

@@ -246,7 +246,7 @@ class ResumeTest(support.QuantizeTestCase):
                 (("--nsamples", 4), None, ("--nsamples 8", "now 4")),
                 (("--seqlen", 32), None, ("--seqlen 64", "now 32")),
                 (("--group-size", 64), None, ("--group-size 32", "now 64")),
-                (("--tp", 2), None, ("--tp 1", "now 2")),
+                (("--tp", 2), None, ("--tp 4", "now 2")),
                 ((), other_text, ("--calib calibration.txt", "now other.txt")),
                 ((), "self", ("--calib calibration.txt", "now self"))):
             args = self.quantize_args(OPT, self.out, *self.FLAGS, *flags, calib=calib)

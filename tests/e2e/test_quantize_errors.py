@@ -288,7 +288,7 @@ class QuantisedModelTest(support.QuantizeTestCase):
 
     @support.needs_mpi
     def test_a_cut_of_one_block(self):
-        model = self.quantize(OPT, "--acts", 8, name="one-block")
+        model = self.quantize(OPT, "--acts", 8, "--tp", 1, name="one-block")
         result = support.run(["run", "--model", model, "--prompt", "The", "--tp", "2"], ranks=2)
         self.check_error(result, 1, model, "--tp", "expected one of 1,", "found 2")
         self.succeed(["run", "--model", model, "--prompt", "The", "--pp", "2"], ranks=2)
