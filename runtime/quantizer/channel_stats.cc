@@ -62,6 +62,14 @@ double ChannelStats::variance(int64_t c) const {
   return std::max(0.0, mean_square(c) - mean(c) * mean(c));
 }
 
+std::vector<float> ChannelStats::Minima() const {
+  return count_ == 0 ? std::vector<float>(width_) : minima_;
+}
+
+std::vector<float> ChannelStats::Maxima() const {
+  return count_ == 0 ? std::vector<float>(width_) : maxima_;
+}
+
 std::vector<float> ChannelStats::Samples(int64_t c) const {
   std::vector<float> values(num_samples());
   for (int64_t i = 0; i < num_samples(); ++i) values[i] = samples_[i * width_ + c];

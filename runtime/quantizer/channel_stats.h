@@ -33,6 +33,10 @@ class ChannelStats {
   float minimum(int64_t c) const { return minima_[c]; }
   float maximum(int64_t c) const { return maxima_[c]; }
 
+  // [width] by channel; the range of nothing is [0, 0].
+  std::vector<float> Minima() const;
+  std::vector<float> Maxima() const;
+
   int64_t num_samples() const { return static_cast<int64_t>(samples_.size()) / width_; }
   // [width]: the i-th sampled row.
   absl::Span<const float> SampleRow(int64_t i) const {

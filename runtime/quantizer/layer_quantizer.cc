@@ -60,7 +60,15 @@ struct LayerQuantizer::Work {
   DenseLayer current;   // the same, with projections replaced by what their codes stand for
   LayerWeights current_weights;
   SiteRoundings roundings;  // of the sites done so far
+  // Activations of the layer as it came, where folds have changed them.
+  std::array<std::optional<ChannelStats>, kQuantSites.size()> original;
   LayerResult result;
+
+  // Puts down what `site` was coded for.
+  void Record(QuantSite site, const ChannelStats& stats) {
+    const std::optional<ChannelStats>& before = original[static_cast<size_t>(site)];
+    RecordRanges(stats, before.has_value() ? *before : stats, result.codes.at(site));
+  }
 
   absl::Status Refresh() {
     TW_ASSIGN_OR_RETURN(current_weights, ToLayerWeights(current));
@@ -68,9 +76,11 @@ struct LayerQuantizer::Work {
   }
 };
 
-absl::Status LayerQuantizer::Fold(const ResidualStream& target, DenseLayer& layer) {
+absl::Status LayerQuantizer::Fold(Work& work) {
+  const ResidualStream& target = *work.target_stream;
+  DenseLayer& layer = work.current;
   TW_ASSIGN_OR_RETURN(const LayerWeights weights, ToLayerWeights(layer));
-  std::array<std::optional<ChannelStats>, kQuantSites.size()> stats;
+  std::array<std::optional<ChannelStats>, kQuantSites.size()>& stats = work.original;
   const int step_bits = SiteBits(options_.scheme, QuantSite::kDownIn);
   const int64_t num_rows = target.num_windows * target.seqlen * world_.size();
   for (const QuantSite site : kQuantSites) {
@@ -106,7 +116,7 @@ absl::StatusOr<LayerResult> LayerQuantizer::Quantize(const DenseLayer& dense,
   work.input_stream = &input;
   work.current = dense;
   if (options_.scheme.weight_format() == WeightFormat::kGptq) {
-    TW_RETURN_IF_ERROR(Fold(target, work.current));
+    TW_RETURN_IF_ERROR(Fold(work));
   }
   TW_ASSIGN_OR_RETURN(work.target, ToLayerWeights(work.current));
   TW_RETURN_IF_ERROR(work.Refresh());
@@ -147,6 +157,7 @@ absl::Status LayerQuantizer::ChooseSiteCodes(QuantSite site, Work& work) {
     TW_ASSIGN_OR_RETURN(
         work.result.codes.at(site),
         ChooseChannelGrids(stats, SiteBlock(config_, site, options_.tp), bits, pool_));
+    work.Record(site, stats);
     work.roundings.Set(site, SiteRounding(work.result.codes.at(site), false));
     return absl::OkStatus();
   }
@@ -162,6 +173,7 @@ absl::Status LayerQuantizer::ChooseSiteCodes(QuantSite site, Work& work) {
                                       .stats = &stats,
                                       .readers = readers},
                                      pool_));
+  work.Record(site, stats);
   work.roundings.Set(site, SiteRounding(work.result.codes.at(site), false));
   return absl::OkStatus();
 }
@@ -194,6 +206,7 @@ absl::Status LayerQuantizer::QuantizeKv(Work& work) {
   if (q_bits < 16) {
     TW_ASSIGN_OR_RETURN(codes.at(QuantSite::kQ),
                         ChooseChannelGrids(*stats[0], config_.head_dim, q_bits, pool_));
+    work.Record(QuantSite::kQ, *stats[0]);
     work.roundings.Set(QuantSite::kQ, SiteRounding(codes.at(QuantSite::kQ), false));
   }
   if (kv_bits < 16) {
@@ -208,6 +221,7 @@ absl::Status LayerQuantizer::QuantizeKv(Work& work) {
                              const SiteCodes& tried) { return MeasureKvLoss(site, tried, work); }},
         pool_, codes));
     for (const QuantSite site : {QuantSite::kK, QuantSite::kV}) {
+      work.Record(site, *stats[index(site)]);
       work.roundings.Set(site, SiteRounding(codes.at(site), options_.first_token_exact));
     }
   }

@@ -38,7 +38,7 @@ class LayerQuantizer {
  private:
   struct Work;
 
-  absl::Status Fold(const ResidualStream& target, DenseLayer& layer);
+  absl::Status Fold(Work& work);
   absl::Status QuantizeKv(Work& work);
   // By KV head: how far o_proj's output moves when K or V alone has these codes.
   absl::StatusOr<std::vector<double>> MeasureKvLoss(QuantSite site, const SiteCodes& codes,

@@ -19,6 +19,7 @@
 #include "runtime/quantizer/channel_stats.h"
 #include "runtime/quantizer/ordered_linear.h"
 #include "runtime/quantizer/rank_exchange.h"
+#include "runtime/quantizer/site_grids.h"
 
 namespace thinwire {
 namespace {
@@ -96,6 +97,9 @@ absl::StatusOr<LayerResult> ReferenceQuantizer::Quantize(const DenseLayer& dense
   TW_RETURN_IF_ERROR(MeasureRanges(work));
   if (options_.scheme.weight_format() == WeightFormat::kGptq) {
     TW_RETURN_IF_ERROR(QuantizeWeights(dense, work));
+  }
+  for (const QuantSite site : kQuantSites) {
+    RecordRanges(work.Stats(site), work.Stats(site), work.result.codes.at(site));
   }
   work.result.attention_norm = dense.attention_norm;
   work.result.mlp_norm = dense.mlp_norm;

@@ -193,4 +193,17 @@ absl::StatusOr<SiteCodes> ChooseChannelGrids(const ChannelStats& stats, int64_t 
   return site;
 }
 
+void RecordRanges(const ChannelStats& stats, const ChannelStats& original, SiteCodes& site) {
+  if (site.empty()) return;
+  const std::vector<float> minima = stats.Minima(), maxima = stats.Maxima();
+  site.minimum.clear();
+  site.maximum.clear();
+  for (const int32_t channel : site.order) {
+    site.minimum.push_back(minima[channel]);
+    site.maximum.push_back(maxima[channel]);
+  }
+  site.original_minimum = original.Minima();
+  site.original_maximum = original.Maxima();
+}
+
 }  // namespace thinwire

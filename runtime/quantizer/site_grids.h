@@ -38,4 +38,9 @@ absl::StatusOr<SiteCodes> ChooseSiteGrid(const SiteGridArgs& args, ThreadPool& p
 absl::StatusOr<SiteCodes> ChooseChannelGrids(const ChannelStats& stats, int64_t block, int bits,
                                              ThreadPool& pool);
 
+// Records the ranges of the activations that the site's codes are for, and of the same activations
+// in the model as it came (in the model's order of channels), for those who look at the checkpoint.
+// Nothing where the site is left alone.
+void RecordRanges(const ChannelStats& stats, const ChannelStats& original, SiteCodes& site);
+
 }  // namespace thinwire
