@@ -60,9 +60,10 @@ absl::Status CheckAlgorithm(const JsonFields& fields, absl::string_view algorith
   if (algorithm == "default" || algorithm == "reference" || algorithm == "per-tensor") {
     return absl::OkStatus();
   }
-  return absl::UnimplementedError(absl::StrCat(
-      fields.context(), ": \"algorithm\": expected \"default\", \"reference\" or \"per-tensor\", found ",
-      QuotedForMessage(algorithm)));
+  return absl::UnimplementedError(
+      absl::StrCat(fields.context(),
+                   ": \"algorithm\": expected \"default\", \"reference\" or \"per-tensor\", found ",
+                   QuotedForMessage(algorithm)));
 }
 
 }  // namespace

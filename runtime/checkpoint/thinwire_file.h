@@ -28,7 +28,7 @@ struct ThinwireFile {
   QuantScheme scheme;
   // "default"; "reference": as RPTQ was published; "per-tensor": that with one cluster a site.
   std::string algorithm = "default";
-  int64_t group_size = 128;           // of weight scales, in input channels; -1: one group
+  int64_t group_size = 128;  // of weight scales, in input channels; -1: one group
   // Whether K and V of a sequence's first token are kept as they are (a sink would spoil the codes
   // of all others).
   bool first_token_exact = true;

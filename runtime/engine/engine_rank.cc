@@ -7,10 +7,10 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
+#include "parallel/comm/agreement.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/model_config.h"
-#include "parallel/comm/agreement.h"
 #include "runtime/engine/byte_stream.h"
 #include "runtime/model/decoder_weights.h"
 
