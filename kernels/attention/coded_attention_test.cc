@@ -11,7 +11,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/attention/coded_attention_problem.h"
+#include "kernels/attention/coded_attention_testing.h"
 #include "kernels/attention/kv_codes_testing.h"
 #include "kernels/testing/cpu_targets.h"
 #include "kernels/testing/rounded.h"

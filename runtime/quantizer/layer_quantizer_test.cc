@@ -9,7 +9,7 @@
 #include "parallel/comm/local_communicator.h"
 #include "runtime/quantizer/folds.h"
 #include "runtime/quantizer/reference_quantizer.h"
-#include "runtime/quantizer/testing.h"
+#include "runtime/quantizer/small_layer_testing.h"
 
 namespace thinwire {
 namespace {

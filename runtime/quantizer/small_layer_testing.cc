@@ -1,4 +1,4 @@
-#include "runtime/quantizer/testing.h"
+#include "runtime/quantizer/small_layer_testing.h"
 
 #include <cmath>
 #include <random>
