@@ -86,8 +86,8 @@ class HangTest(EveryRank, FaultTest):
         running = self.start(tp, pp, "--step-timeout", "2")
         result = self.end(running, self.signal_rank(running, rank, signal.SIGSTOP))
         self.assertEqual(result.exit_code, 1, result)
-        # Rank 0 says why. Where it is the one that is stopped, the others do, all at the same time on
-        # a slow machine; and mpirun lets a stopped rank go on for a moment before it ends it.
+        # Rank 0 says why. Where it is the one that is stopped, the others do, all at once on a slow
+        # machine; and mpirun lets a stopped rank go on for a moment before it ends it.
         self.assertGreaterEqual(len(result.errors), 1, result)
         self.assertLessEqual(len(result.errors), tp * pp if rank == 0 else 1, result)
         # Not always the one that hangs: those that wait for its neighbours give up as soon.
