@@ -83,6 +83,20 @@ absl::Status Quantize(const QuantizeArgs& args, Stream& stream) {
   return absl::OkStatus();
 }
 
+absl::Status MaxGains(ConstTensorView x, ConstTensorView inverse_step, TensorView gains,
+                      Stream& stream) {
+  constexpr absl::string_view kOp = "max gains";
+  TW_RETURN_IF_ERROR(CheckX(kOp, x));
+  TW_RETURN_IF_ERROR(
+      CheckVector(kOp, "inverse_step", inverse_step, DType::kF32, x.dim(1), x.device()));
+  TW_RETURN_IF_ERROR(CheckVector(kOp, "gains", gains, DType::kF32, x.dim(0), x.device()));
+  TW_RETURN_IF_ERROR(CheckStream(kOp, x, stream));
+  if (x.dim(0) == 0) return absl::OkStatus();
+  if (stream.device().kind != DeviceKind::kCpu) return NotAvailable(kOp, stream.device());
+  MaxGainsCpu(x, inverse_step.data<float>(), gains.mutable_data<float>(), stream);
+  return absl::OkStatus();
+}
+
 absl::Status RoundToCodes(const RoundToCodesArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckRoundToCodesArgs(args));
   TW_RETURN_IF_ERROR(CheckStream("round to codes", args.x, stream));

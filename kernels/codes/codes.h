@@ -14,9 +14,10 @@ namespace thinwire {
 
 // What a row is divided by before it is rounded; u[c] = x[c] * inverse_step[c] over the row.
 enum class GainKind : uint8_t {
-  kNone,  // 1
-  kRms,   // sqrt(mean(u^2))
-  kMax,   // max |u| / kMaxGainCodes: codes reach from zero - 127 to zero + 127
+  kNone,   // 1
+  kRms,    // sqrt(mean(u^2))
+  kMax,    // max |u| / kMaxGainCodes: codes reach from zero - 127 to zero + 127
+  kGiven,  // what `gains` holds on entry (MaxGains, agreed between ranks)
 };
 
 inline constexpr float kMaxGainCodes = 127.0f;
@@ -29,7 +30,7 @@ struct QuantizeArgs {
   ConstTensorView snap;          // [256] uint8, or empty: code = snap[code] last
   GainKind gain = GainKind::kNone;
   TensorView codes;  // [num_tokens, width] uint8; rows may be strided
-  TensorView gains;  // [num_tokens] fp32; may be empty with kNone
+  TensorView gains;  // [num_tokens] fp32; may be empty with kNone; read with kGiven
 };
 
 // code = clamp(round(x * inverse_step / gain + zero), 0, max_code), halves to even, in fp32; then
@@ -41,6 +42,12 @@ struct QuantizeArgs {
 // num_tokens may be 0. A code of NaN is unspecified. InvalidArgument names what does not fit;
 // Unimplemented on a device without this operator.
 absl::Status Quantize(const QuantizeArgs& args, Stream& stream);
+
+// gains[t] = the gain that kMax has for row t, but 0 for a row of zeros: the largest over the parts
+// of a row is that of the whole row, and kGiven takes 0 for 1. x, inverse_step: as in QuantizeArgs;
+// gains: [num_tokens] fp32.
+absl::Status MaxGains(ConstTensorView x, ConstTensorView inverse_step, TensorView gains,
+                      Stream& stream);
 
 // The definition, in double (but for the rounding of gains), for tests.
 absl::Status QuantizeReference(const QuantizeArgs& args);

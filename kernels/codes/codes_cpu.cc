@@ -33,16 +33,23 @@ HWY_INLINE void ForEachVector(int64_t width, Body body) {
   }
 }
 
+// max |u| of a row.
+template <typename T>
+float RowMaximum(const T* HWY_RESTRICT x, const float* HWY_RESTRICT inverse_step, int64_t width) {
+  const hn::ScalableTag<float> d;
+  auto largest = hn::Zero(d);
+  ForEachVector(width, [&](int64_t, size_t, auto load) HWY_ATTR {
+    largest = hn::Max(largest, hn::Abs(hn::Mul(load(x), load(inverse_step))));
+  });
+  return hn::GetLane(hn::MaxOfLanes(d, largest));
+}
+
 template <typename T>
 float RowGain(GainKind kind, const T* HWY_RESTRICT x, const float* HWY_RESTRICT inverse_step,
               int64_t width) {
   const hn::ScalableTag<float> d;
   if (kind == GainKind::kMax) {
-    auto largest = hn::Zero(d);
-    ForEachVector(width, [&](int64_t, size_t, auto load) HWY_ATTR {
-      largest = hn::Max(largest, hn::Abs(hn::Mul(load(x), load(inverse_step))));
-    });
-    return RoundGain(hn::GetLane(hn::MaxOfLanes(d, largest)) / kMaxGainCodes);
+    return RoundGain(RowMaximum(x, inverse_step, width) / kMaxGainCodes);
   }
   // Four chains of additions overlap.
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -82,7 +89,12 @@ void QuantizeRowsOf(const QuantizeArgs& args, int64_t begin, int64_t end) {
     const T* const x = args.x.data<T>() + t * args.x.row_stride();
     uint8_t* const codes = args.codes.mutable_data<uint8_t>() + t * args.codes.row_stride();
     float gain = 1.0f;
-    if (args.gain != GainKind::kNone) gain = RowGain(args.gain, x, inverse_step, width);
+    if (args.gain == GainKind::kGiven) {
+      gain = args.gains.data<float>()[t];
+      if (gain == 0.0f) gain = 1.0f;
+    } else if (args.gain != GainKind::kNone) {
+      gain = RowGain(args.gain, x, inverse_step, width);
+    }
     if (!args.gains.empty()) args.gains.mutable_data<float>()[t] = gain;
     const auto inverse_gain = hn::Set(d, 1.0f / gain);
     if (args.gain == GainKind::kNone) {
@@ -98,6 +110,30 @@ void QuantizeRowsOf(const QuantizeArgs& args, int64_t begin, int64_t end) {
     }
     if (snap == nullptr) continue;
     for (int64_t c = 0; c < width; ++c) codes[c] = snap[codes[c]];
+  }
+}
+
+template <typename T>
+void MaxGainRowsOf(const ConstTensorView& x, const float* inverse_step, int64_t begin, int64_t end,
+                   float* gains) {
+  for (int64_t t = begin; t < end; ++t) {
+    const float gain =
+        RowMaximum(x.data<T>() + t * x.row_stride(), inverse_step, x.dim(1)) / kMaxGainCodes;
+    gains[t] = ToFloat(ToHalf(gain)) == 0.0f ? 0.0f : RoundGain(gain);
+  }
+}
+
+void MaxGainRows(const ConstTensorView& x, const float* inverse_step, int64_t begin, int64_t end,
+                 float* gains) {
+  switch (x.dtype()) {
+    case DType::kF32:
+      return MaxGainRowsOf<float>(x, inverse_step, begin, end, gains);
+    case DType::kF16:
+      return MaxGainRowsOf<Half>(x, inverse_step, begin, end, gains);
+    case DType::kBF16:
+      return MaxGainRowsOf<BFloat16>(x, inverse_step, begin, end, gains);
+    default:
+      TW_CHECK(IsFloat(x.dtype()));
   }
 }
 
@@ -158,6 +194,7 @@ HWY_AFTER_NAMESPACE();
 namespace thinwire {
 namespace {
 
+HWY_EXPORT(MaxGainRows);
 HWY_EXPORT(QuantizeRows);
 HWY_EXPORT(RoundRows);
 
@@ -170,6 +207,14 @@ void QuantizeCpu(const QuantizeArgs& args, Stream& stream) {
   const int64_t grain = std::max<int64_t>(1, kElementsPerThread / args.x.dim(1));
   stream.pool().ParallelFor(args.x.dim(0), grain, [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(QuantizeRows)(args, begin, end);
+  });
+}
+
+void MaxGainsCpu(const ConstTensorView& x, const float* inverse_step, float* gains,
+                 Stream& stream) {
+  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / x.dim(1));
+  stream.pool().ParallelFor(x.dim(0), grain, [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(MaxGainRows)(x, inverse_step, begin, end, gains);
   });
 }
 

@@ -13,6 +13,7 @@ absl::Status CheckRoundToCodesArgs(const RoundToCodesArgs& args);
 
 // Checked arguments in host memory, CPU stream, at least one token.
 void QuantizeCpu(const QuantizeArgs& args, Stream& stream);
+void MaxGainsCpu(const ConstTensorView& x, const float* inverse_step, float* gains, Stream& stream);
 void RoundToCodesCpu(const RoundToCodesArgs& args, Stream& stream);
 
 // The gain of a row for its RMS or maximum, rounded to fp16.

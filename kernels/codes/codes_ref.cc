@@ -42,6 +42,9 @@ absl::Status QuantizeReference(const QuantizeArgs& args) {
     double gain = 1.0;
     if (args.gain == GainKind::kRms) gain = RoundGain(std::sqrt(sum / static_cast<double>(width)));
     if (args.gain == GainKind::kMax) gain = RoundGain(largest / kMaxGainCodes);
+    if (args.gain == GainKind::kGiven && args.gains.data<float>()[t] != 0.0f) {
+      gain = args.gains.data<float>()[t];
+    }
     if (!args.gains.empty()) args.gains.mutable_data<float>()[t] = static_cast<float>(gain);
     uint8_t* const codes = args.codes.mutable_data<uint8_t>() + t * args.codes.row_stride();
     for (int64_t c = 0; c < width; ++c) {

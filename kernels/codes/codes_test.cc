@@ -199,6 +199,39 @@ TEST(QuantizeTest, AwkwardGainsStayFinite) {
   });
 }
 
+TEST(QuantizeTest, GainsOfPartsMakeTheCodesOfTheWholeRow) {
+  std::mt19937 random(11);
+  ForEachCpuTarget([&](absl::string_view target) {
+    SCOPED_TRACE(std::string(target));
+    Problem problem({DType::kF32, 5, 90, 0, GainKind::kMax, false}, random);
+    ThreadPool pool(2);
+    Stream stream = Stream::Cpu(&pool);
+    ASSERT_TRUE(Quantize(problem.args, stream).ok());
+    const std::vector<uint8_t> whole = problem.codes;
+    const float* const inverse_step = problem.args.inverse_step.data<float>();
+    std::vector<float> gains(5, 0.0f);
+    for (const auto& [begin, count] : {std::pair<int64_t, int64_t>{0, 37}, {37, 53}}) {
+      std::vector<float> part(5);
+      ASSERT_TRUE(MaxGains(problem.args.x.Columns(begin, count),
+                           ConstTensorView(inverse_step + begin, DType::kF32, {count}),
+                           TensorView(part.data(), DType::kF32, {5}), stream)
+                      .ok());
+      for (int t = 0; t < 5; ++t) gains[t] = std::max(gains[t], part[t]);
+    }
+    problem.args.gain = GainKind::kGiven;
+    problem.args.gains = TensorView(gains.data(), DType::kF32, {5});
+    ASSERT_TRUE(Quantize(problem.args, stream).ok());
+    EXPECT_EQ(problem.codes, whole);
+    // A part of zeros says nothing; a row of zeros has gain 1.
+    const std::vector<float> zeros(90);
+    ASSERT_TRUE(MaxGains(ConstTensorView(zeros.data(), DType::kF32, {1, 90}),
+                         problem.args.inverse_step, TensorView(gains.data(), DType::kF32, {1}),
+                         stream)
+                    .ok());
+    EXPECT_EQ(gains[0], 0.0f);
+  });
+}
+
 TEST(QuantizeTest, SnapReplacesCodesLast) {
   std::mt19937 random(4);
   Problem problem({DType::kF32, 3, 70, 0, GainKind::kMax, false}, random);

@@ -113,6 +113,14 @@ absl::Status Wire::AllReduce(Site site, TensorView inout, Stream& stream) {
   return recording.Done(tp_->AllReduce(inout, ReduceOp::kSum, stream));
 }
 
+absl::Status Wire::AllReduceMax(Site site, TensorView inout, Stream& stream) {
+  if (tp_->size() == 1) return absl::OkStatus();
+  const int64_t sent_before = tp_->bytes_sent();
+  Recording recording(ledger_, tp_, site, /*logical_bytes=*/0);
+  const absl::Status status = tp_->AllReduce(inout, ReduceOp::kMax, stream);
+  return recording.Done(status, tp_->bytes_sent() - sent_before);
+}
+
 absl::Status Wire::SendHop(ConstTensorView residual, int peer, Stream& stream) {
   const int64_t logical_bytes = 2 * residual.num_elements();
   if (format_ == WireFormat::kFp16 && residual.dtype() != DType::kF16) {

@@ -36,6 +36,9 @@ class Wire {
   // inout: [n] fp32 | fp16 | bf16, partial sums; becomes their sum on every rank of the group.
   absl::Status AllReduce(Site site, TensorView inout, Stream& stream);
 
+  // inout: [n] fp32, becomes the largest over the group. Counted as metadata: gains of codes.
+  absl::Status AllReduceMax(Site site, TensorView inout, Stream& stream);
+
   // A residual of `num_tokens` rows, to a rank of another stage.
   absl::Status SendHop(ConstTensorView residual, int peer, Stream& stream);
   absl::Status RecvHop(TensorView residual, int peer, Stream& stream);

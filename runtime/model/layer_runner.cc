@@ -91,7 +91,8 @@ absl::Status LayerRunner::ApplyNorm(const NormWeights& weights, TensorView x, Co
 absl::StatusOr<LayerRunner::Input> LayerRunner::NormSite(const NormWeights& weights,
                                                          const SiteCoding& coding, QuantSite site,
                                                          TensorView x, ConstTensorView delta,
-                                                         Stream& stream, SiteHook* hook) {
+                                                         Wire& wire, Stream& stream,
+                                                         SiteHook* hook) {
   const int64_t num_tokens = x.dim(0);
   if (coding.coded() && !coding.round_only) {
     const TensorView codes = CodesView(num_tokens, config_.hidden);
@@ -118,7 +119,8 @@ absl::StatusOr<LayerRunner::Input> LayerRunner::NormSite(const NormWeights& weig
                            .order = coding.order.view()},
                           stream));
   TW_RETURN_IF_ERROR(Look(hook, site, normed));
-  return CodeSite(coding, normed, stream);
+  // The row is whole on every rank: nothing is sent.
+  return CodeSite(coding, normed, Site::kControl, wire, stream);
 }
 
 absl::Status LayerRunner::Round(const SiteCoding& coding, TensorView x, Stream& stream) {
@@ -131,7 +133,7 @@ absl::Status LayerRunner::Round(const SiteCoding& coding, TensorView x, Stream& 
 }
 
 absl::StatusOr<LayerRunner::Input> LayerRunner::CodeSite(const SiteCoding& coding, TensorView x,
-                                                         Stream& stream) {
+                                                         Site site, Wire& wire, Stream& stream) {
   if (!coding.coded()) return Input{.x = x};
   if (coding.round_only) {
     TW_RETURN_IF_ERROR(Round(coding, x, stream));
@@ -141,12 +143,21 @@ absl::StatusOr<LayerRunner::Input> LayerRunner::CodeSite(const SiteCoding& codin
   const TensorView codes = CodesView(num_tokens, x.dim(1));
   const TensorView gains =
       coding.gain == GainKind::kNone ? TensorView() : gains_.mutable_view().Rows(0, num_tokens);
+  GainKind gain = coding.gain;
+  if (gain == GainKind::kRms && plan_.mesh().tp_size > 1) {
+    return absl::UnimplementedError("rms gains with several tensor-parallel ranks");
+  }
+  if (gain == GainKind::kMax && plan_.mesh().tp_size > 1) {
+    TW_RETURN_IF_ERROR(MaxGains(x, coding.inverse_step.view(), gains, stream));
+    TW_RETURN_IF_ERROR(wire.AllReduceMax(site, gains, stream));
+    gain = GainKind::kGiven;
+  }
   TW_RETURN_IF_ERROR(Quantize({.x = x,
                                .inverse_step = coding.inverse_step.view(),
                                .zero = coding.zero.view(),
                                .max_code = coding.max_code.view(),
                                .snap = coding.snap.view(),
-                               .gain = coding.gain,
+                               .gain = gain,
                                .codes = codes,
                                .gains = gains},
                               stream));
@@ -299,7 +310,8 @@ absl::Status LayerRunner::AttentionHalf(const LayerWeights& layer, int64_t cache
   const TensorView attended = attended_.mutable_view().Rows(0, num_tokens);
   TW_RETURN_IF_ERROR(Attend(layer, cache_layer, qkv, attended, batch, cache, stream));
   TW_RETURN_IF_ERROR(Look(hook, QuantSite::kOutIn, attended));
-  TW_ASSIGN_OR_RETURN(const Input out_in, CodeSite(layer.out_in, attended, stream));
+  TW_ASSIGN_OR_RETURN(const Input out_in,
+                      CodeSite(layer.out_in, attended, Site::kAttentionOut, wire, stream));
   const TensorView delta = delta_.mutable_view().Rows(0, num_tokens);
   TW_RETURN_IF_ERROR(ApplyLinears(layer.out, out_in, delta, stream));
   return wire.AllReduce(Site::kAttentionOut, delta, stream);
@@ -321,7 +333,8 @@ absl::Status LayerRunner::MlpHalf(const LayerWeights& layer, const Input& input,
                                        stream));
   }
   TW_RETURN_IF_ERROR(Look(hook, QuantSite::kDownIn, activated));
-  TW_ASSIGN_OR_RETURN(const Input down_in, CodeSite(layer.down_in, activated, stream));
+  TW_ASSIGN_OR_RETURN(const Input down_in,
+                      CodeSite(layer.down_in, activated, Site::kMlpOut, wire, stream));
   const TensorView delta = delta_.mutable_view().Rows(0, num_tokens);
   TW_RETURN_IF_ERROR(ApplyLinears(layer.down, down_in, delta, stream));
   return wire.AllReduce(Site::kMlpOut, delta, stream);
@@ -336,22 +349,25 @@ absl::Status LayerRunner::Run(const LayerWeights& layer, int64_t cache_layer, Te
     TW_ASSIGN_OR_RETURN(
         const Input attention_in,
         NormSite(layer.attention_norm, layer.qkv_in, QuantSite::kQkvIn, x,
-                 lacks_delta ? ConstTensorView(delta) : ConstTensorView(), stream, hook));
+                 lacks_delta ? ConstTensorView(delta) : ConstTensorView(), wire, stream, hook));
     TW_RETURN_IF_ERROR(
         AttentionHalf(layer, cache_layer, attention_in, batch, cache, wire, stream, hook));
-    TW_ASSIGN_OR_RETURN(const Input mlp_in, NormSite(layer.mlp_norm, layer.mlp_in,
-                                                     QuantSite::kMlpIn, x, delta, stream, hook));
+    TW_ASSIGN_OR_RETURN(
+        const Input mlp_in,
+        NormSite(layer.mlp_norm, layer.mlp_in, QuantSite::kMlpIn, x, delta, wire, stream, hook));
     return MlpHalf(layer, mlp_in, num_tokens, wire, stream, hook);
   }
   TW_CHECK(!lacks_delta);
   // The residual is what enters: codes and a hook's changes are of a copy.
   const auto site_of_residual = [&](const SiteCoding& coding,
                                     QuantSite site) -> absl::StatusOr<Input> {
-    if (hook == nullptr && !coding.round_only) return CodeSite(coding, x, stream);
+    if (hook == nullptr && !coding.round_only) {
+      return CodeSite(coding, x, Site::kControl, wire, stream);
+    }
     const TensorView copy = normed_.mutable_view().Rows(0, num_tokens);
     TW_RETURN_IF_ERROR(Convert(x, copy, stream));
     TW_RETURN_IF_ERROR(Look(hook, site, copy));
-    return CodeSite(coding, copy, stream);
+    return CodeSite(coding, copy, Site::kControl, wire, stream);
   };
   TW_ASSIGN_OR_RETURN(const Input attention_in, site_of_residual(layer.qkv_in, QuantSite::kQkvIn));
   TW_RETURN_IF_ERROR(

@@ -62,10 +62,12 @@ class LayerRunner {
 
   // norm(x + delta) in the site's order, coded where the site is; x summed in place.
   absl::StatusOr<Input> NormSite(const NormWeights& weights, const SiteCoding& coding,
-                                 QuantSite site, TensorView x, ConstTensorView delta,
+                                 QuantSite site, TensorView x, ConstTensorView delta, Wire& wire,
                                  Stream& stream, SiteHook* hook);
-  // `x` itself, rounded in place where the site only rounds, or its codes.
-  absl::StatusOr<Input> CodeSite(const SiteCoding& coding, TensorView x, Stream& stream);
+  // `x` itself, rounded in place where the site only rounds, or its codes. Where a gain is that of
+  // a row of which each rank has a part (at `site`), ranks agree on it.
+  absl::StatusOr<Input> CodeSite(const SiteCoding& coding, TensorView x, Site site, Wire& wire,
+                                 Stream& stream);
   static absl::Status Round(const SiteCoding& coding, TensorView x, Stream& stream);
   TensorView CodesView(int64_t num_tokens, int64_t width);
 
