@@ -101,7 +101,7 @@ TEST(ThinwireFileTest, NewerVersionsAreNotImplemented) {
   ExpectError(With("format_version", 2), absl::StatusCode::kUnimplemented,
               "\"format_version\": expected at most 1, found 2");
   ExpectError(With("algorithm", "magic"), absl::StatusCode::kUnimplemented,
-              "expected \"default\" or \"reference\", found \"magic\"");
+              "expected \"default\", \"reference\" or \"per-tensor\", found \"magic\"");
 }
 
 TEST(ThinwireFileTest, BadFieldsAreNamed) {
