@@ -179,6 +179,8 @@ class QuantizeCommand : public Command {
     // Only what is coded or multiplied by codes has another order, which blocks cut.
     const bool orders_mlp = scheme.weight_format() != WeightFormat::kDense || scheme.act_bits < 16;
     options_.layer.tp = tp_.value_or(orders_mlp ? UsualTp() : 0);
+    // The published algorithm knows no exception.
+    options_.layer.first_token_exact = options_.algorithm == "default";
     options_.calibration.info.nsamples = num_samples_;
     options_.calibration.info.seqlen = seqlen_;
     options_.tool_version = THINWIRE_VERSION;
