@@ -67,8 +67,7 @@ struct GridFit {
 absl::StatusOr<GridFit> SearchGrid(absl::Span<const float> x, absl::Span<const float> weights,
                                    const GridSearchOptions& options);
 
-// [steps.size()]: for each step the GridError of FitZero: one channel's row of
-// OptimalStepPartition's table. x and weights must be finite.
+// [steps.size()]: for each step the GridError of FitZero. x and weights must be finite.
 std::vector<double> StepErrors(absl::Span<const float> x, absl::Span<const float> weights, int bits,
                                absl::Span<const float> steps);
 

@@ -20,18 +20,6 @@ constexpr int kStepCandidates = 24;
 // The code of 0 where a gain stretches codes by kMaxGainCodes to both sides.
 constexpr float kGainZero = 128.0f;
 
-// sum over readers and rows of W_oc^2.
-std::vector<double> ColumnSquares(const std::vector<const DenseLinear*>& readers, int64_t width) {
-  std::vector<double> squares(width, 0.0);
-  for (const DenseLinear* reader : readers) {
-    for (int64_t o = 0; o < reader->out_features; ++o) {
-      const absl::Span<const float> row = reader->row(o);
-      for (int64_t c = 0; c < width; ++c) squares[c] += double{row[c]} * double{row[c]};
-    }
-  }
-  return squares;
-}
-
 std::vector<int32_t> OrderByImportance(const SiteGridArgs& args,
                                        const std::vector<double>& squares) {
   const ModelConfig& config = *args.config;
@@ -126,7 +114,6 @@ absl::StatusOr<SiteCodes> ChooseSiteGrid(const SiteGridArgs& args, ThreadPool& p
 
   site.step.resize(width);
   site.zero.resize(width);
-  std::vector<absl::Status> statuses(site.num_clusters());
   pool.ParallelForDynamic(site.num_clusters(), [&](int64_t cluster) {
     const int32_t begin = site.offsets[cluster];
     const int32_t end = site.offsets[cluster + 1];
