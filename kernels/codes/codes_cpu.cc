@@ -15,24 +15,6 @@ HWY_BEFORE_NAMESPACE();
 namespace thinwire {
 namespace HWY_NAMESPACE {
 
-// Calls body(i, n, load) for vectors of a row: columns [i, i + n) and load(pointer to the row's
-// first element), the values of a parallel row there as floats, zero beyond n.
-template <class Body>
-HWY_INLINE void ForEachVector(int64_t width, Body body) {
-  const hn::ScalableTag<float> d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  int64_t i = 0;
-  for (; i + lanes <= width; i += lanes) {
-    body(i, static_cast<size_t>(lanes),
-         [d, i](const auto* row) HWY_ATTR { return LoadFloats(d, row + i); });
-  }
-  if (i < width) {
-    const auto rest = static_cast<size_t>(width - i);
-    body(i, rest,
-         [d, i, rest](const auto* row) HWY_ATTR { return LoadFloatsPartial(d, row + i, rest); });
-  }
-}
-
 // max |u| of a row.
 template <typename T>
 float RowMaximum(const T* HWY_RESTRICT x, const float* HWY_RESTRICT inverse_step, int64_t width) {

@@ -151,6 +151,24 @@ HWY_INLINE void StoreFloatsPartial(D d, hn::Vec<D> values, T* HWY_RESTRICT to, s
   for (size_t i = 0; i < count; ++i) to[i] = padded[i];
 }
 
+// Calls body(i, count, load) for columns [i, i + count) of a row, a vector or what is left at the
+// end; load(p) gives the values at p[i] on, any zeros beyond count.
+template <class Body>
+HWY_INLINE void ForEachVector(int64_t n, Body body) {
+  const hn::ScalableTag<float> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    body(i, static_cast<size_t>(lanes),
+         [d, i](const auto* p) HWY_ATTR { return LoadFloats(d, p + i); });
+  }
+  if (i < n) {
+    const auto rest = static_cast<size_t>(n - i);
+    body(i, rest,
+         [d, i, rest](const auto* p) HWY_ATTR { return LoadFloatsPartial(d, p + i, rest); });
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace thinwire
 HWY_AFTER_NAMESPACE();

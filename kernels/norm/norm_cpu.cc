@@ -88,24 +88,6 @@ Moments RowMoments(NormKind kind, const T* HWY_RESTRICT row, float epsilon, int6
   return {mean, 1.0f / std::sqrt(variance + epsilon)};
 }
 
-// Calls body(i, count, load) for columns [i, i + count) of a row, a vector or what is left at the
-// end; load(p) gives the values at p[i] on, any zeros beyond count.
-template <class Body>
-HWY_INLINE void ForEachVector(int64_t n, Body body) {
-  const hn::ScalableTag<float> d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    body(i, static_cast<size_t>(lanes),
-         [d, i](const auto* p) HWY_ATTR { return LoadFloats(d, p + i); });
-  }
-  if (i < n) {
-    const auto rest = static_cast<size_t>(n - i);
-    body(i, rest,
-         [d, i, rest](const auto* p) HWY_ATTR { return LoadFloatsPartial(d, p + i, rest); });
-  }
-}
-
 // The normalised row, before weight and bias.
 template <typename T>
 void NormaliseRow(const T* HWY_RESTRICT row, const Moments& moments, float* HWY_RESTRICT to,

@@ -330,7 +330,13 @@ absl::Status ReadSitesOfDenseLayer(const LayerSource& source, LayerWeights& out)
   if (source.codes == nullptr) return absl::OkStatus();
   const CodedLayerReader layer(source);
   const auto read = [&](QuantSite site, Range part, SiteCoding& coding) -> absl::Status {
-    TW_ASSIGN_OR_RETURN(coding, MakeSiteCoding(layer.Codes(site), part, /*by_channel=*/true));
+    const SiteCodes& codes = layer.Codes(site);
+    if (!codes.gain.empty() || !codes.levels.empty()) {
+      return absl::UnimplementedError(absl::StrCat(
+          source.reader->checkpoint().dir(), "/", kRptqFileName, ": ", source.prefix,
+          SiteName(site), " has a gain or levels, which need quantised weights behind it"));
+    }
+    TW_ASSIGN_OR_RETURN(coding, MakeSiteCoding(codes, part, /*by_channel=*/true));
     coding.round_only = true;
     return absl::OkStatus();
   };

@@ -1,11 +1,13 @@
 #include "runtime/model/site_coding.h"
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <utility>
 
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
+#include "runtime/quant/level_table.h"
 
 namespace thinwire {
 namespace {
@@ -16,20 +18,6 @@ absl::StatusOr<Tensor> TensorOf(DType dtype, const std::vector<T>& values) {
       Tensor tensor, Tensor::Allocate(dtype, {static_cast<int64_t>(values.size())}, Device::Cpu()));
   std::copy(values.begin(), values.end(), tensor.mutable_view().mutable_data<T>());
   return tensor;
-}
-
-// Which of the 256 fine levels each of them is rounded to: the nearest in the table, the lower of
-// two.
-std::vector<uint8_t> SnapTo(const std::vector<uint8_t>& levels) {
-  std::vector<uint8_t> snap(256);
-  for (int code = 0; code < 256; ++code) {
-    uint8_t best = levels.front();
-    for (const uint8_t level : levels) {
-      if (std::abs(level - code) < std::abs(best - code)) best = level;
-    }
-    snap[static_cast<size_t>(code)] = best;
-  }
-  return snap;
 }
 
 }  // namespace
@@ -75,7 +63,9 @@ absl::StatusOr<SiteCoding> MakeSiteCoding(const SiteCodes& codes, Range part, bo
   TW_ASSIGN_OR_RETURN(coding.zero, TensorOf(DType::kF32, zero));
   TW_ASSIGN_OR_RETURN(coding.max_code, TensorOf(DType::kU8, max_code));
   if (!codes.levels.empty()) {
-    TW_ASSIGN_OR_RETURN(coding.snap, TensorOf(DType::kU8, SnapTo(codes.levels)));
+    const std::array<uint8_t, 256> snap = SnapTable(codes.levels);
+    TW_ASSIGN_OR_RETURN(coding.snap,
+                        TensorOf(DType::kU8, std::vector<uint8_t>(snap.begin(), snap.end())));
   }
   if (codes.gain == "rms") coding.gain = GainKind::kRms;
   if (codes.gain == "max") coding.gain = GainKind::kMax;

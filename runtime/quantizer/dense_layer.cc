@@ -69,6 +69,17 @@ absl::StatusOr<LinearWeights> ToLinearWeights(const DenseLinear& linear) {
 
 }  // namespace
 
+std::vector<double> ColumnSquares(const std::vector<const DenseLinear*>& readers, int64_t width) {
+  std::vector<double> squares(width, 0.0);
+  for (const DenseLinear* reader : readers) {
+    for (int64_t o = 0; o < reader->out_features; ++o) {
+      const absl::Span<const float> row = reader->row(o);
+      for (int64_t c = 0; c < width; ++c) squares[c] += double{row[c]} * double{row[c]};
+    }
+  }
+  return squares;
+}
+
 QuantSite InputSite(LinearRole role) {
   switch (role) {
     case LinearRole::kQ:

@@ -29,6 +29,10 @@ struct DenseLinear {
   }
 };
 
+// [width]: for each input channel, the sum of its squared weights over the rows of `readers`, all
+// of which have `width` inputs.
+std::vector<double> ColumnSquares(const std::vector<const DenseLinear*>& readers, int64_t width);
+
 // Which of a layer's projections.
 enum class LinearRole { kQ, kK, kV, kOut, kGate, kUp, kDown };
 inline constexpr std::array<LinearRole, 7> kLinearRoles = {

@@ -160,13 +160,7 @@ absl::Status ChooseKvGrids(const KvGridArgs& args, ThreadPool& pool, LayerCodes&
     codes.at(QuantSite::kV) = RangeCodes(*args.v, head_dim, args.bits);
     return absl::OkStatus();
   }
-  std::vector<double> column_squares(args.out->in_features, 0.0);
-  for (int64_t o = 0; o < args.out->out_features; ++o) {
-    const absl::Span<const float> row = args.out->row(o);
-    for (size_t c = 0; c < column_squares.size(); ++c) {
-      column_squares[c] += double{row[c]} * double{row[c]};
-    }
-  }
+  const std::vector<double> column_squares = ColumnSquares({args.out}, args.out->in_features);
   std::vector<double> k_weights(num_heads * head_dim, 0.0), v_weights(k_weights);
   for (int64_t h = 0; h < config.num_heads; ++h) {
     const int64_t kv = h / group * head_dim;
