@@ -1,0 +1,535 @@
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "kernels/core/check.h"
+#include "kernels/group_codes/group_codes_internal.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/group_codes/group_codes_cpu.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.h.
+#include "hwy/highway.h"
+#include "kernels/convert/convert_inl.h"
+
+// Every target does the same operations in the same order, none of them fused, so that all give the
+// same bits.
+HWY_BEFORE_NAMESPACE();
+namespace thinwire {
+namespace HWY_NAMESPACE {
+
+#if HWY_TARGET == HWY_SCALAR
+
+void EncodeGroupRange(const EncodeGroupsArgs& args, int64_t begin, int64_t end) {
+  EncodeGroupsScalar(args, begin, end);
+}
+
+void DecodeGroupRange(const DecodeGroupsArgs& args, int64_t begin, int64_t end) {
+  DecodeGroupsScalar(args, begin, end);
+}
+
+#else
+
+using F = hn::ScalableTag<float>;
+using I = hn::RebindToSigned<F>;
+using U8 = hn::Rebind<uint8_t, F>;
+using V = hn::Vec<F>;
+using VI = hn::Vec<I>;
+
+constexpr int64_t kLanes = hn::MaxLanes(F());
+static_assert(kLanes == 4 || kLanes == 8 || kLanes == 16);
+
+// A group of kSize values.
+template <int64_t kSize>
+inline constexpr int64_t kVectors = kSize / kLanes;
+
+template <int64_t kSize>
+constexpr float RootOfInverse() {
+  return kSize == 16   ? 0.25f
+         : kSize == 32 ? 0.17677669529663689f
+         : kSize == 64 ? 0.125f
+                       : 0.088388347648318447f;
+}
+
+// u[i ^ h], for h < kLanes.
+template <int64_t kDistance>
+HWY_INLINE V Partner(V v) {
+  if constexpr (kDistance == 1) {
+    return hn::Shuffle2301(v);
+  } else if constexpr (kDistance == 2) {
+    return hn::Shuffle1032(v);
+  } else if constexpr (2 * kDistance == kLanes) {
+    return hn::ConcatLowerUpper(F(), v, v);
+  } else {
+    return hn::SwapAdjacentBlocks(v);
+  }
+}
+
+template <int64_t kSize, int64_t kDistance>
+HWY_INLINE void RotationStage(V (&u)[kVectors<kSize>]) {
+  if constexpr (kDistance < kLanes) {
+    HWY_ALIGN static constexpr float kSigns[2] = {1.0f, -1.0f};
+    HWY_ALIGN float signs[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) signs[i] = kSigns[(i & kDistance) != 0];
+    const V sign = hn::Load(F(), signs);
+    // Fused or not: a product with 1 or -1 is exact.
+    for (V& v : u) v = hn::MulAdd(v, sign, Partner<kDistance>(v));
+  } else {
+    constexpr int64_t kStep = kDistance / kLanes;
+    for (int64_t i = 0; i < kVectors<kSize>; ++i) {
+      if ((i & kStep) != 0) continue;
+      const V sum = hn::Add(u[i], u[i + kStep]);
+      u[i + kStep] = hn::Sub(u[i], u[i + kStep]);
+      u[i] = sum;
+    }
+  }
+}
+
+// sqrt(kSize) H u.
+template <int64_t kSize, int64_t kDistance = 1>
+HWY_INLINE void Rotate(V (&u)[kVectors<kSize>]) {
+  if constexpr (kDistance < kSize) {
+    RotationStage<kSize, kDistance>(u);
+    Rotate<kSize, 2 * kDistance>(u);
+  }
+}
+
+// `element`: of the whole tensor.
+template <int64_t kSize>
+HWY_INLINE void LoadGroup(const ConstTensorView& from, int64_t element, V (&u)[kVectors<kSize>]) {
+  const F d;
+  if (from.dtype() == DType::kF32) {
+    const float* const p = static_cast<const float*>(from.raw()) + element;
+    for (int64_t i = 0; i < kVectors<kSize>; ++i) u[i] = LoadFloats(d, p + i * kLanes);
+  } else if (from.dtype() == DType::kF16) {
+    const Half* const p = static_cast<const Half*>(from.raw()) + element;
+    for (int64_t i = 0; i < kVectors<kSize>; ++i) u[i] = LoadFloats(d, p + i * kLanes);
+  } else {
+    const BFloat16* const p = static_cast<const BFloat16*>(from.raw()) + element;
+    for (int64_t i = 0; i < kVectors<kSize>; ++i) u[i] = LoadFloats(d, p + i * kLanes);
+  }
+}
+
+template <int64_t kSize>
+HWY_INLINE void StoreGroup(const TensorView& to, int64_t element, const V (&u)[kVectors<kSize>]) {
+  const F d;
+  if (to.dtype() == DType::kF32) {
+    float* const p = static_cast<float*>(to.mutable_raw()) + element;
+    for (int64_t i = 0; i < kVectors<kSize>; ++i) StoreFloats(d, u[i], p + i * kLanes);
+  } else if (to.dtype() == DType::kF16) {
+    Half* const p = static_cast<Half*>(to.mutable_raw()) + element;
+    for (int64_t i = 0; i < kVectors<kSize>; ++i) StoreFloats(d, u[i], p + i * kLanes);
+  } else {
+    BFloat16* const p = static_cast<BFloat16*>(to.mutable_raw()) + element;
+    for (int64_t i = 0; i < kVectors<kSize>; ++i) StoreFloats(d, u[i], p + i * kLanes);
+  }
+}
+
+// The bits of the largest |u|: as integers, NaN is above infinity, and both are above all else.
+template <int64_t kSize>
+HWY_INLINE uint32_t LargestMagnitude(const V (&u)[kVectors<kSize>]) {
+  const I di;
+  VI largest = hn::Zero(di);
+  for (const V& v : u) largest = hn::Max(largest, hn::BitCast(di, hn::Abs(v)));
+  return static_cast<uint32_t>(hn::GetLane(hn::MaxOfLanes(di, largest)));
+}
+
+// table[index[i]], 0 <= index < 8.
+struct EightFloats {
+  explicit EightFloats(const float* HWY_RESTRICT table) {
+    const F d;
+    if constexpr (kLanes >= 8) {
+      HWY_ALIGN float twice[16];
+      for (int i = 0; i < 16; ++i) twice[i] = table[i % 8];
+      low = high = hn::Load(d, twice);
+    } else {
+      low = hn::LoadU(d, table);
+      high = hn::LoadU(d, table + 4);
+    }
+  }
+
+  HWY_INLINE V operator[](VI index) const {
+    const F d;
+    const I di;
+    if constexpr (kLanes >= 8) {
+      return hn::TableLookupLanes(low, hn::IndicesFromVec(d, index));
+    } else {
+      const auto lane = hn::IndicesFromVec(d, hn::And(index, hn::Set(di, 3)));
+      const auto is_high = hn::RebindMask(d, hn::Gt(index, hn::Set(di, 3)));
+      return hn::IfThenElse(is_high, hn::TableLookupLanes(high, lane),
+                            hn::TableLookupLanes(low, lane));
+    }
+  }
+
+  V low, high;
+};
+
+// Which level is nearest to a magnitude. Scale: what magnitudes are multiplied with first.
+template <int kBits>
+struct Quantizer {
+  static constexpr int kLast = (1 << (kBits - 1)) - 1;
+
+  static float Factor(int byte) {
+    return kScaleTables.inverse[byte] * (static_cast<float>(kLast) + 0.5f);
+  }
+
+  // The distance to it.
+  HWY_INLINE V Distance(V scaled) const {
+    const F d;
+    const V number = hn::Trunc(hn::Min(scaled, hn::Set(d, static_cast<float>(kLast))));
+    return hn::Sub(hn::Sub(scaled, number), hn::Set(d, 0.5f));
+  }
+
+  // Its number, from the smallest of those above 0 on.
+  HWY_INLINE VI Number(V scaled) const {
+    return hn::ConvertTo(I(), hn::Min(scaled, hn::Set(F(), static_cast<float>(kLast))));
+  }
+};
+
+template <>
+struct Quantizer<4> {
+  static float Factor(int byte) { return kScaleTables.inverse[byte] * 8.0f; }
+
+  static HWY_INLINE VI Eighth(V scaled) {
+    return hn::ConvertTo(I(), hn::Min(scaled, hn::Set(F(), 7.0f)));
+  }
+
+  HWY_INLINE V Distance(V scaled) const {
+    const VI b = Eighth(scaled);
+    return hn::Sub(hn::Abs(hn::Sub(scaled, center[b])), radius[b]);
+  }
+
+  HWY_INLINE VI Number(V scaled) const {
+    const I di;
+    const VI b = Eighth(scaled);
+    const auto above = hn::RebindMask(di, hn::Ge(scaled, middle[b]));
+    return hn::Sub(hn::Min(b, hn::Set(di, 6)), hn::VecFromMask(di, above));
+  }
+
+  EightFloats middle{kFourBitTables.middle.data()};
+  EightFloats center{kFourBitTables.center.data()};
+  EightFloats radius{kFourBitTables.radius.data()};
+};
+
+// The sum, of numbers i % 16 first.
+HWY_INLINE float SumOfSixteen(V (&sums)[16 / kLanes]) {
+  if constexpr (kLanes == 4) {
+    sums[0] = hn::Add(hn::Add(sums[0], sums[2]), hn::Add(sums[1], sums[3]));
+  } else if constexpr (kLanes == 8) {
+    sums[0] = hn::Add(sums[0], sums[1]);
+  } else {
+    sums[0] = hn::Add(sums[0], Partner<8>(sums[0]));
+  }
+  if constexpr (kLanes >= 8) sums[0] = hn::Add(sums[0], Partner<4>(sums[0]));
+  sums[0] = hn::Add(sums[0], Partner<2>(sums[0]));
+  return hn::GetLane(hn::Add(sums[0], Partner<1>(sums[0])));
+}
+
+template <int kBits, int64_t kSize>
+HWY_INLINE float SquaredError(const Quantizer<kBits>& quantizer,
+                              const V (&magnitude)[kVectors<kSize>], int byte) {
+  const F d;
+  const V factor = hn::Set(d, Quantizer<kBits>::Factor(byte));
+  V sums[16 / kLanes];
+  for (int64_t i = 0; i < kVectors<kSize>; ++i) {
+    const V distance = quantizer.Distance(hn::Mul(magnitude[i], factor));
+    const V square = hn::Mul(distance, distance);
+    V& sum = sums[i % (16 / kLanes)];
+    sum = i < 16 / kLanes ? square : hn::Add(sum, square);
+  }
+  return SumOfSixteen(sums) * (kScaleTables.scale[byte] * kScaleTables.scale[byte]);
+}
+
+HWY_INLINE uint64_t EightBytes(const uint8_t* from) {
+  uint64_t bytes;
+  std::memcpy(&bytes, from, sizeof(bytes));
+  return bytes;
+}
+
+// Codes of one byte each to their places in a group.
+template <int kBits, int64_t kSize>
+HWY_INLINE void PackCodes(const uint8_t* HWY_RESTRICT codes, uint8_t* HWY_RESTRICT to) {
+  constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0fu;
+  for (int64_t i = 0; i < kSize / 2; i += 8) {
+    const uint64_t bytes =
+        (EightBytes(codes + i) & kLow) | (EightBytes(codes + kSize / 2 + i) & kLow) << 4;
+    std::memcpy(to + i, &bytes, sizeof(bytes));
+  }
+  if constexpr (kBits == 4) return;
+  to += kSize / 2;
+  // The product moves the bits of all bytes into the topmost, or topmost of each half.
+  for (int64_t i = 0; i < kSize; i += 8) {
+    const uint64_t high = EightBytes(codes + i) >> 4;
+    if constexpr (kBits == 5) {
+      to[i / 8] = static_cast<uint8_t>((high & 0x0101010101010101u) * 0x0102040810204080u >> 56);
+    } else {
+      const uint64_t pairs = high & 0x0303030303030303u;
+      to[i / 4] = static_cast<uint8_t>(static_cast<uint32_t>(pairs) * 0x01041040u >> 24);
+      to[i / 4 + 1] = static_cast<uint8_t>(static_cast<uint32_t>(pairs >> 32) * 0x01041040u >> 24);
+    }
+  }
+}
+
+template <int kBits, int64_t kSize>
+void EncodeGroup(const ConstTensorView& x, int64_t element, uint8_t* HWY_RESTRICT scale_byte,
+                 uint8_t* HWY_RESTRICT to) {
+  constexpr int64_t kBytes = kSize * kBits / 8;
+  const F d;
+  const I di;
+  V u[kVectors<kSize>];
+  LoadGroup<kSize>(x, element, u);
+  Rotate<kSize>(u);
+  uint32_t largest_bits = LargestMagnitude<kSize>(u);
+  constexpr float norm = RootOfInverse<kSize>();
+  constexpr uint32_t kInfinity = 0x7f800000u;
+  if (largest_bits >= kInfinity) {
+    LoadGroup<kSize>(x, element, u);
+    if (LargestMagnitude<kSize>(u) >= kInfinity) {
+      *scale_byte = kNanGroup;
+      std::memset(to, 0, kBytes);
+      return;
+    }
+    // Sums have overflown. The group saturates at any scale: a smaller one has the same codes.
+    for (V& v : u) v = hn::Mul(v, hn::Set(d, 0x1p-8f));
+    Rotate<kSize>(u);
+    largest_bits = LargestMagnitude<kSize>(u);
+  }
+  if (largest_bits == 0) {
+    *scale_byte = kZeroGroup;
+    std::memset(to, 0, kBytes);
+    return;
+  }
+  V magnitude[kVectors<kSize>];
+  for (int64_t i = 0; i < kVectors<kSize>; ++i) {
+    magnitude[i] = hn::Mul(hn::Abs(u[i]), hn::Set(d, norm));
+  }
+  const Quantizer<kBits> quantizer;
+  const int first = SmallestScaleByte(
+      std::max(std::bit_cast<float>(largest_bits) * norm, std::numeric_limits<float>::min()));
+  int best = first;
+  float least = SquaredError<kBits, kSize>(quantizer, magnitude, first);
+  for (int c = 1; c < NumScaleCandidates(kBits); ++c) {
+    const int byte = std::max(first - c, kLeastScaleByte);
+    const float error = SquaredError<kBits, kSize>(quantizer, magnitude, byte);
+    best = error < least ? byte : best;
+    least = std::min(error, least);
+  }
+  *scale_byte = static_cast<uint8_t>(best);
+  HWY_ALIGN uint8_t unpacked[kSize];
+  uint8_t* const codes = kBits == 8 ? to : unpacked;
+  const V factor = hn::Set(d, Quantizer<kBits>::Factor(best));
+  for (int64_t i = 0; i < kVectors<kSize>; ++i) {
+    const VI number = quantizer.Number(hn::Mul(magnitude[i], factor));
+    // Below 0, ~number = -1 - number counts down from the middle.
+    const VI negative = hn::ShiftRight<31>(hn::BitCast(di, u[i]));
+    const VI code = hn::Add(hn::Set(di, 1 << (kBits - 1)), hn::Xor(number, negative));
+    const hn::RebindToUnsigned<F> du;
+    hn::StoreU(hn::TruncateTo(U8(), hn::BitCast(du, code)), U8(), codes + i * kLanes);
+  }
+  if constexpr (kBits != 8) PackCodes<kBits, kSize>(unpacked, to);
+}
+
+template <int kBits, int64_t kSize>
+HWY_INLINE void UnpackCodes(const uint8_t* HWY_RESTRICT from, VI (&codes)[kVectors<kSize>]) {
+  const I di;
+  const U8 d8;
+  if constexpr (kBits == 8) {
+    for (int64_t i = 0; i < kVectors<kSize>; ++i) {
+      codes[i] = hn::PromoteTo(di, hn::LoadU(d8, from + i * kLanes));
+    }
+  } else if constexpr (kLanes <= kSize / 2) {
+    constexpr int64_t kHalf = kVectors<kSize> / 2;
+    for (int64_t i = 0; i < kHalf; ++i) {
+      const VI pairs = hn::PromoteTo(di, hn::LoadU(d8, from + i * kLanes));
+      codes[i] = hn::And(pairs, hn::Set(di, 15));
+      codes[i + kHalf] = hn::ShiftRight<4>(pairs);
+    }
+  } else {
+    static_assert(kLanes == kSize);
+    HWY_ALIGN uint8_t unpacked[kSize];
+    for (int64_t i = 0; i < kSize / 2; ++i) {
+      unpacked[i] = from[i] & 15;
+      unpacked[i + kSize / 2] = from[i] >> 4;
+    }
+    codes[0] = hn::PromoteTo(di, hn::Load(d8, unpacked));
+  }
+  if constexpr (kBits == 5 || kBits == 6) {
+    constexpr int kHigh = kBits - 4;
+    const hn::RebindToUnsigned<F> du;
+    const auto shifts = hn::Mul(hn::Iota(du, 0), hn::Set(du, uint32_t{kHigh}));
+    for (int64_t i = 0; i < kVectors<kSize>; ++i) {
+      const int64_t bit = i * kLanes * kHigh;
+      uint32_t word = 0;
+      std::memcpy(&word, from + kSize / 2 + bit / 8, (kLanes * kHigh + 7) / 8);
+      const auto high =
+          hn::And(hn::Shr(hn::Set(du, word >> (bit % 8)), shifts), hn::Set(du, (1u << kHigh) - 1));
+      codes[i] = hn::Or(codes[i], hn::BitCast(di, hn::ShiftLeft<4>(high)));
+    }
+  }
+}
+
+template <int kBits>
+struct Dequantizer {
+  static constexpr float kMiddle = static_cast<float>((1 << kBits) - 1) / 2.0f;
+
+  static float Factor(int byte) { return kScaleTables.scale[byte] * (1.0f / kMiddle); }
+
+  HWY_INLINE V operator()(VI code) const {
+    return hn::Sub(hn::ConvertTo(F(), code), hn::Set(F(), kMiddle));
+  }
+};
+
+template <>
+struct Dequantizer<4> {
+  static float Factor(int byte) { return kScaleTables.scale[byte]; }
+
+  HWY_INLINE V operator()(VI code) const {
+    const I di;
+    const VI seven = hn::Set(di, 7);
+    const auto is_negative = hn::Gt(hn::Set(di, 8), code);
+    const VI sign = hn::VecFromMask(di, is_negative);
+    const V magnitude = levels[hn::And(hn::Xor(code, sign), seven)];
+    const V sign_bit = hn::BitCast(F(), hn::ShiftLeft<31>(sign));
+    return hn::Xor(magnitude, sign_bit);
+  }
+
+  EightFloats levels{kFourBitLevels};
+};
+
+template <int kBits, int64_t kSize>
+void EncodeGroupsOf(const EncodeGroupsArgs& args, int64_t begin, int64_t end) {
+  constexpr int64_t kBytes = kSize * kBits / 8;
+  const int64_t num_groups = args.format.num_groups();
+  int64_t t = begin / num_groups;
+  int64_t g = begin % num_groups;
+  for (int64_t at = begin; at < end; ++t, g = 0) {
+    uint8_t* const row = args.codes.mutable_data<uint8_t>() + t * args.format.row_bytes();
+    for (; g < num_groups && at < end; ++g, ++at) {
+      EncodeGroup<kBits, kSize>(args.x, t * args.x.row_stride() + g * kSize, row + g,
+                                row + num_groups + g * kBytes);
+    }
+  }
+}
+
+template <int kBits, int64_t kSize>
+void DecodeGroupsOf(const DecodeGroupsArgs& args, int64_t begin, int64_t end) {
+  constexpr int64_t kBytes = kSize * kBits / 8;
+  const F d;
+  const Dequantizer<kBits> dequantizer;
+  const int64_t num_groups = args.format.num_groups();
+  const int64_t row_bytes = args.format.row_bytes();
+  int64_t t = begin / num_groups;
+  int64_t g = begin % num_groups;
+  for (int64_t at = begin; at < end; ++at) {
+    V u[kVectors<kSize>];
+    // From 0 on, since a sum of -0 would be -0.
+    for (V& v : u) v = hn::Zero(d);
+    for (const ConstTensorView& part : args.parts) {
+      const uint8_t* const row = static_cast<const uint8_t*>(part.raw()) + t * row_bytes;
+      const V factor = hn::Set(d, Dequantizer<kBits>::Factor(row[g]));
+      VI codes[kVectors<kSize>];
+      UnpackCodes<kBits, kSize>(row + num_groups + g * kBytes, codes);
+      for (int64_t i = 0; i < kVectors<kSize>; ++i) {
+        u[i] = hn::Add(u[i], hn::Mul(factor, dequantizer(codes[i])));
+      }
+    }
+    Rotate<kSize>(u);
+    const int64_t element = t * args.y.row_stride() + g * kSize;
+    for (V& v : u) v = hn::Mul(v, hn::Set(d, RootOfInverse<kSize>()));
+    if (args.accumulate) {
+      V before[kVectors<kSize>];
+      LoadGroup<kSize>(args.y, element, before);
+      for (int64_t i = 0; i < kVectors<kSize>; ++i) u[i] = hn::Add(before[i], u[i]);
+    }
+    StoreGroup<kSize>(args.y, element, u);
+    if (++g == num_groups) {
+      g = 0;
+      ++t;
+    }
+  }
+}
+
+// Calls body with the numbers of bits and channels in a group as constants.
+template <typename Body>
+HWY_INLINE void WithFormat(const GroupCodesFormat& format, const Body& body) {
+  const auto with_size = [&](auto bits) {
+    switch (format.group()) {
+      case 16:
+        return body(bits, std::integral_constant<int64_t, 16>());
+      case 32:
+        return body(bits, std::integral_constant<int64_t, 32>());
+      case 64:
+        return body(bits, std::integral_constant<int64_t, 64>());
+      default:
+        // Of 8 bits only.
+        TW_CHECK(format.group() == 128 && format.bits == 8);
+        return body(std::integral_constant<int, 8>(), std::integral_constant<int64_t, 128>());
+    }
+  };
+  switch (format.bits) {
+    case 8:
+      return with_size(std::integral_constant<int, 8>());
+    case 6:
+      return with_size(std::integral_constant<int, 6>());
+    case 5:
+      return with_size(std::integral_constant<int, 5>());
+    default:
+      return with_size(std::integral_constant<int, 4>());
+  }
+}
+
+void EncodeGroupRange(const EncodeGroupsArgs& args, int64_t begin, int64_t end) {
+  WithFormat(args.format, [&](auto bits, auto size) {
+    EncodeGroupsOf<decltype(bits)::value, decltype(size)::value>(args, begin, end);
+  });
+}
+
+void DecodeGroupRange(const DecodeGroupsArgs& args, int64_t begin, int64_t end) {
+  WithFormat(args.format, [&](auto bits, auto size) {
+    DecodeGroupsOf<decltype(bits)::value, decltype(size)::value>(args, begin, end);
+  });
+}
+
+#endif  // HWY_TARGET == HWY_SCALAR
+
+}  // namespace HWY_NAMESPACE
+}  // namespace thinwire
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace thinwire {
+namespace {
+
+HWY_EXPORT(EncodeGroupRange);
+HWY_EXPORT(DecodeGroupRange);
+
+// Below this many elements, waking another thread costs more than it saves.
+constexpr int64_t kElementsPerThread = 8192;
+
+int64_t Grain(const GroupCodesFormat& format) {
+  return std::max<int64_t>(1, kElementsPerThread / format.group());
+}
+
+}  // namespace
+
+void EncodeGroupsCpu(const EncodeGroupsArgs& args, Stream& stream) {
+  const bool scalar = args.format.group() < kSmallestVectorGroup;
+  stream.pool().ParallelFor(args.x.dim(0) * args.format.num_groups(), Grain(args.format),
+                            [&](int64_t begin, int64_t end) {
+                              if (scalar) return EncodeGroupsScalar(args, begin, end);
+                              HWY_DYNAMIC_DISPATCH(EncodeGroupRange)(args, begin, end);
+                            });
+}
+
+void DecodeGroupsCpu(const DecodeGroupsArgs& args, Stream& stream) {
+  const bool scalar = args.format.group() < kSmallestVectorGroup;
+  stream.pool().ParallelFor(args.y.dim(0) * args.format.num_groups(), Grain(args.format),
+                            [&](int64_t begin, int64_t end) {
+                              if (scalar) return DecodeGroupsScalar(args, begin, end);
+                              HWY_DYNAMIC_DISPATCH(DecodeGroupRange)(args, begin, end);
+                            });
+}
+
+}  // namespace thinwire
+#endif  // HWY_ONCE
