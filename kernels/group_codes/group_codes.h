@@ -1,9 +1,10 @@
 // Rows of activations as codes in rotated groups: few bits an element without any calibration.
 //
 // A row is cut into groups of G neighbouring channels. Each group x is rotated by the orthonormal
-// Walsh-Hadamard matrix of order G, u = H x, which spreads an outlier over its group and makes any
-// group look normally distributed; then u[i] ~= S * level[code[i]], with one scale S a group and
-// the same levels, in [-1, 1], for all groups. H is its own inverse.
+// Walsh-Hadamard matrix, u = H x, H[i][j] = (-1)^popcount(i & j) / sqrt(G), which spreads an
+// outlier over its group and makes any group look normally distributed; then
+// u[i] ~= S * level[code[i]], with one scale S a group and the same levels, in [-1, 1], for all
+// groups. H is its own inverse.
 //
 // A coded row has GroupCodesFormat::row_bytes() bytes: first one scale byte for each group, then
 // the groups' codes, one group after another, each

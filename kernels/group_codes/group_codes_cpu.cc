@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -271,42 +272,39 @@ HWY_INLINE void PackCodes(const uint8_t* HWY_RESTRICT codes, uint8_t* HWY_RESTRI
   }
 }
 
-template <int kBits, int64_t kSize>
-void EncodeGroup(const ConstTensorView& x, int64_t element, uint8_t* HWY_RESTRICT scale_byte,
-                 uint8_t* HWY_RESTRICT to) {
-  constexpr int64_t kBytes = kSize * kBits / 8;
+// The rotated group; returns its largest magnitude, or NaN if a value is not finite.
+template <int64_t kSize>
+HWY_INLINE float RotateGroup(const ConstTensorView& x, int64_t element, float* HWY_RESTRICT to) {
   const F d;
-  const I di;
+  constexpr uint32_t kInfinity = 0x7f800000u;
+  constexpr float kNorm = RootOfInverse<kSize>();
   V u[kVectors<kSize>];
   LoadGroup<kSize>(x, element, u);
   Rotate<kSize>(u);
-  uint32_t largest_bits = LargestMagnitude<kSize>(u);
-  constexpr float norm = RootOfInverse<kSize>();
-  constexpr uint32_t kInfinity = 0x7f800000u;
-  if (largest_bits >= kInfinity) {
+  uint32_t largest = LargestMagnitude<kSize>(u);
+  if (HWY_UNLIKELY(largest >= kInfinity)) {
     LoadGroup<kSize>(x, element, u);
-    if (LargestMagnitude<kSize>(u) >= kInfinity) {
-      *scale_byte = kNanGroup;
-      std::memset(to, 0, kBytes);
-      return;
-    }
+    if (LargestMagnitude<kSize>(u) >= kInfinity) return std::numeric_limits<float>::quiet_NaN();
     // Sums have overflown. The group saturates at any scale: a smaller one has the same codes.
     for (V& v : u) v = hn::Mul(v, hn::Set(d, 0x1p-8f));
     Rotate<kSize>(u);
-    largest_bits = LargestMagnitude<kSize>(u);
+    largest = LargestMagnitude<kSize>(u);
   }
-  if (largest_bits == 0) {
-    *scale_byte = kZeroGroup;
-    std::memset(to, 0, kBytes);
-    return;
+  for (int64_t i = 0; i < kVectors<kSize>; ++i) {
+    hn::Store(hn::Mul(u[i], hn::Set(d, kNorm)), d, to + i * kLanes);
   }
+  if (largest == 0) return 0.0f;
+  return std::max(std::bit_cast<float>(largest) * kNorm, std::numeric_limits<float>::min());
+}
+
+// The byte of the best scale, where `first` is that of the smallest that clips nothing.
+template <int kBits, int64_t kSize>
+HWY_INLINE int BestScaleByte(const Quantizer<kBits>& quantizer, const float* HWY_RESTRICT u,
+                             int first) {
   V magnitude[kVectors<kSize>];
   for (int64_t i = 0; i < kVectors<kSize>; ++i) {
-    magnitude[i] = hn::Mul(hn::Abs(u[i]), hn::Set(d, norm));
+    magnitude[i] = hn::Abs(hn::Load(F(), u + i * kLanes));
   }
-  const Quantizer<kBits> quantizer;
-  const int first = SmallestScaleByte(
-      std::max(std::bit_cast<float>(largest_bits) * norm, std::numeric_limits<float>::min()));
   int best = first;
   float least = SquaredError<kBits, kSize>(quantizer, magnitude, first);
   for (int c = 1; c < NumScaleCandidates(kBits); ++c) {
@@ -315,16 +313,24 @@ void EncodeGroup(const ConstTensorView& x, int64_t element, uint8_t* HWY_RESTRIC
     best = error < least ? byte : best;
     least = std::min(error, least);
   }
-  *scale_byte = static_cast<uint8_t>(best);
+  return best;
+}
+
+template <int kBits, int64_t kSize>
+HWY_INLINE void StoreCodes(const Quantizer<kBits>& quantizer, const float* HWY_RESTRICT u, int byte,
+                           uint8_t* HWY_RESTRICT to) {
+  const F d;
+  const I di;
+  const hn::RebindToUnsigned<F> du;
   HWY_ALIGN uint8_t unpacked[kSize];
   uint8_t* const codes = kBits == 8 ? to : unpacked;
-  const V factor = hn::Set(d, Quantizer<kBits>::Factor(best));
+  const V factor = hn::Set(d, Quantizer<kBits>::Factor(byte));
   for (int64_t i = 0; i < kVectors<kSize>; ++i) {
-    const VI number = quantizer.Number(hn::Mul(magnitude[i], factor));
+    const V value = hn::Load(d, u + i * kLanes);
+    const VI number = quantizer.Number(hn::Mul(hn::Abs(value), factor));
     // Below 0, ~number = -1 - number counts down from the middle.
-    const VI negative = hn::ShiftRight<31>(hn::BitCast(di, u[i]));
+    const VI negative = hn::ShiftRight<31>(hn::BitCast(di, value));
     const VI code = hn::Add(hn::Set(di, 1 << (kBits - 1)), hn::Xor(number, negative));
-    const hn::RebindToUnsigned<F> du;
     hn::StoreU(hn::TruncateTo(U8(), hn::BitCast(du, code)), U8(), codes + i * kLanes);
   }
   if constexpr (kBits != 8) PackCodes<kBits, kSize>(unpacked, to);
@@ -382,32 +388,72 @@ struct Dequantizer {
 
 template <>
 struct Dequantizer<4> {
+  Dequantizer() {
+    for (int64_t i = 0; i < 8; ++i) {
+      all[i] = -kFourBitLevels[7 - i];
+      all[8 + i] = kFourBitLevels[i];
+    }
+  }
+
   static float Factor(int byte) { return kScaleTables.scale[byte]; }
 
   HWY_INLINE V operator()(VI code) const {
+    const F d;
     const I di;
-    const VI seven = hn::Set(di, 7);
-    const auto is_negative = hn::Gt(hn::Set(di, 8), code);
-    const VI sign = hn::VecFromMask(di, is_negative);
-    const V magnitude = levels[hn::And(hn::Xor(code, sign), seven)];
-    const V sign_bit = hn::BitCast(F(), hn::ShiftLeft<31>(sign));
-    return hn::Xor(magnitude, sign_bit);
+    if constexpr (kLanes == 16) {
+      return hn::TableLookupLanes(hn::Load(d, all), hn::IndicesFromVec(d, code));
+    } else {
+      // -1 below the middle, where ~code counts down from it.
+      const VI sign = hn::VecFromMask(di, hn::Gt(hn::Set(di, 8), code));
+      const V magnitude = levels[hn::And(hn::Xor(code, sign), hn::Set(di, 7))];
+      return hn::Xor(magnitude, hn::BitCast(d, hn::ShiftLeft<31>(sign)));
+    }
   }
 
+  HWY_ALIGN float all[16];
   EightFloats levels{kFourBitLevels};
 };
 
 template <int kBits, int64_t kSize>
 void EncodeGroupsOf(const EncodeGroupsArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kBytes = kSize * kBits / 8;
+  // Each step of one group waits for its last, so that the steps of several take turns.
+  constexpr int64_t kAtOnce = 8;
+  HWY_ALIGN float u[kAtOnce][kSize];
+  int scale_bytes[kAtOnce];
+  const Quantizer<kBits> quantizer;
   const int64_t num_groups = args.format.num_groups();
   int64_t t = begin / num_groups;
   int64_t g = begin % num_groups;
-  for (int64_t at = begin; at < end; ++t, g = 0) {
+  for (int64_t at = begin; at < end;) {
+    const int64_t count = std::min({kAtOnce, num_groups - g, end - at});
+    const int64_t element = t * args.x.row_stride() + g * kSize;
+    for (int64_t i = 0; i < count; ++i) {
+      const float largest = RotateGroup<kSize>(args.x, element + i * kSize, u[i]);
+      scale_bytes[i] = largest == 0.0f       ? kZeroGroup
+                       : std::isnan(largest) ? kNanGroup
+                                             : SmallestScaleByte(largest);
+    }
+    const auto is_special = [](int byte) { return byte == kZeroGroup || byte == kNanGroup; };
+    for (int64_t i = 0; i < count; ++i) {
+      if (is_special(scale_bytes[i])) continue;
+      scale_bytes[i] = BestScaleByte<kBits, kSize>(quantizer, u[i], scale_bytes[i]);
+    }
     uint8_t* const row = args.codes.mutable_data<uint8_t>() + t * args.format.row_bytes();
-    for (; g < num_groups && at < end; ++g, ++at) {
-      EncodeGroup<kBits, kSize>(args.x, t * args.x.row_stride() + g * kSize, row + g,
-                                row + num_groups + g * kBytes);
+    for (int64_t i = 0; i < count; ++i) {
+      uint8_t* const codes = row + num_groups + (g + i) * kBytes;
+      row[g + i] = static_cast<uint8_t>(scale_bytes[i]);
+      if (is_special(scale_bytes[i])) {
+        std::memset(codes, 0, kBytes);
+      } else {
+        StoreCodes<kBits, kSize>(quantizer, u[i], scale_bytes[i], codes);
+      }
+    }
+    at += count;
+    g += count;
+    if (g == num_groups) {
+      g = 0;
+      ++t;
     }
   }
 }
@@ -505,18 +551,19 @@ HWY_EXPORT(EncodeGroupRange);
 HWY_EXPORT(DecodeGroupRange);
 
 // Below this many elements, waking another thread costs more than it saves.
-constexpr int64_t kElementsPerThread = 8192;
+constexpr int64_t kEncodedPerThread = 8192;
+constexpr int64_t kDecodedPerThread = 32768;
 
-int64_t Grain(const GroupCodesFormat& format) {
-  return std::max<int64_t>(1, kElementsPerThread / format.group());
+int64_t Grain(const GroupCodesFormat& format, int64_t elements) {
+  return std::max<int64_t>(1, elements / format.group());
 }
 
 }  // namespace
 
 void EncodeGroupsCpu(const EncodeGroupsArgs& args, Stream& stream) {
   const bool scalar = args.format.group() < kSmallestVectorGroup;
-  stream.pool().ParallelFor(args.x.dim(0) * args.format.num_groups(), Grain(args.format),
-                            [&](int64_t begin, int64_t end) {
+  stream.pool().ParallelFor(args.x.dim(0) * args.format.num_groups(),
+                            Grain(args.format, kEncodedPerThread), [&](int64_t begin, int64_t end) {
                               if (scalar) return EncodeGroupsScalar(args, begin, end);
                               HWY_DYNAMIC_DISPATCH(EncodeGroupRange)(args, begin, end);
                             });
@@ -524,8 +571,8 @@ void EncodeGroupsCpu(const EncodeGroupsArgs& args, Stream& stream) {
 
 void DecodeGroupsCpu(const DecodeGroupsArgs& args, Stream& stream) {
   const bool scalar = args.format.group() < kSmallestVectorGroup;
-  stream.pool().ParallelFor(args.y.dim(0) * args.format.num_groups(), Grain(args.format),
-                            [&](int64_t begin, int64_t end) {
+  stream.pool().ParallelFor(args.y.dim(0) * args.format.num_groups(),
+                            Grain(args.format, kDecodedPerThread), [&](int64_t begin, int64_t end) {
                               if (scalar) return DecodeGroupsScalar(args, begin, end);
                               HWY_DYNAMIC_DISPATCH(DecodeGroupRange)(args, begin, end);
                             });
