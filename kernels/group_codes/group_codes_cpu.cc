@@ -193,7 +193,9 @@ struct Quantizer<4> {
   static float Factor(int byte) { return kScaleTables.inverse[byte] * 8.0f; }
 
   static HWY_INLINE VI Eighth(V scaled) {
-    return hn::ConvertTo(I(), hn::Min(scaled, hn::Set(F(), 7.0f)));
+    const I di;
+    const V raised = hn::Add(hn::Min(scaled, hn::Set(F(), kLargestEighth)), hn::Set(F(), kRaise));
+    return hn::And(hn::ShiftRight<kRaisedShift>(hn::BitCast(di, raised)), hn::Set(di, 7));
   }
 
   HWY_INLINE V Distance(V scaled) const {

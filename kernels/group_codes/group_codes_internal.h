@@ -97,12 +97,18 @@ constexpr FourBitTables MakeFourBitTables() {
   return tables;
 }
 
+// b is in bits 15 to 17 of the float 256 + value, which is cheaper than a conversion. Its rounding
+// may raise what is 2^-16 below the next b: no matter, since no middle is as close to one.
+inline constexpr float kLargestEighth = 7.75f;
+inline constexpr float kRaise = 256.0f;
+inline constexpr int kRaisedShift = 15;
+
 inline constexpr FourBitTables kFourBitTables = MakeFourBitTables();
 
 constexpr bool OneMiddleBetweenEighths() {
   for (int b = 0; b < 8; ++b) {
     const float middle = kFourBitTables.middle[b];
-    if (b != 6 && (middle < static_cast<float>(b) || middle > static_cast<float>(b + 1))) {
+    if (b != 6 && (middle < b + 0x1p-15 || middle > b + 1 - 0x1p-15)) {
       return false;
     }
   }

@@ -2,6 +2,7 @@
 // processors without them. The operations of group_codes_cpu.cc in the same order.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -46,7 +47,8 @@ struct Nearest {
     const int last = (1 << (bits - 1)) - 1;
     if (bits == 4) {
       const float eighths = magnitude * (inverse_scale * 8.0f);
-      const auto b = static_cast<int>(std::min(eighths, 7.0f));
+      const float raised = std::min(eighths, kLargestEighth) + kRaise;
+      const int b = static_cast<int>(std::bit_cast<uint32_t>(raised) >> kRaisedShift) & 7;
       number = std::min(b, 6) + (eighths >= kFourBitTables.middle[b] ? 1 : 0);
       distance = std::fabs(eighths - kFourBitTables.center[b]) - kFourBitTables.radius[b];
     } else {
