@@ -14,8 +14,8 @@
 #include "hwy/highway.h"
 #include "kernels/convert/convert_inl.h"
 
-// Every target does the same operations in the same order, none of them fused, so that all give the
-// same bits.
+// Every target does the same operations in the same order, fused where written so, so that all give
+// the same bits.
 HWY_BEFORE_NAMESPACE();
 namespace thinwire {
 namespace HWY_NAMESPACE {
@@ -39,6 +39,7 @@ using V = hn::Vec<F>;
 using VI = hn::Vec<I>;
 
 constexpr int64_t kLanes = hn::MaxLanes(F());
+static_assert(HWY_NATIVE_FMA);
 static_assert(kLanes == 4 || kLanes == 8 || kLanes == 16);
 
 // A group of kSize values.
@@ -166,7 +167,7 @@ struct EightFloats {
   V low, high;
 };
 
-// Which level is nearest to a magnitude. Scale: what magnitudes are multiplied with first.
+// Which level is nearest to a magnitude: factors are those of a scale.
 template <int kBits>
 struct Quantizer {
   static constexpr int kLast = (1 << (kBits - 1)) - 1;
@@ -175,16 +176,24 @@ struct Quantizer {
     return kScaleTables.inverse[byte] * (static_cast<float>(kLast) + 0.5f);
   }
 
+  // In steps between levels, from the smallest level above 0 on.
+  static HWY_INLINE V Steps(V magnitude, V factor) {
+    return hn::MulSub(magnitude, factor, hn::Set(F(), 0.5f));
+  }
+
+  static HWY_INLINE V Nearest(V steps) {
+    return hn::Round(hn::Min(steps, hn::Set(F(), static_cast<float>(kLast))));
+  }
+
   // The distance to it.
-  HWY_INLINE V Distance(V scaled) const {
-    const F d;
-    const V number = hn::Trunc(hn::Min(scaled, hn::Set(d, static_cast<float>(kLast))));
-    return hn::Sub(hn::Sub(scaled, number), hn::Set(d, 0.5f));
+  HWY_INLINE V Distance(V magnitude, V factor) const {
+    const V steps = Steps(magnitude, factor);
+    return hn::Sub(steps, Nearest(steps));
   }
 
   // Its number, from the smallest of those above 0 on.
-  HWY_INLINE VI Number(V scaled) const {
-    return hn::ConvertTo(I(), hn::Min(scaled, hn::Set(F(), static_cast<float>(kLast))));
+  HWY_INLINE VI Number(V magnitude, V factor) const {
+    return hn::ConvertTo(I(), Nearest(Steps(magnitude, factor)));
   }
 };
 
@@ -198,13 +207,15 @@ struct Quantizer<4> {
     return hn::And(hn::ShiftRight<kRaisedShift>(hn::BitCast(di, raised)), hn::Set(di, 7));
   }
 
-  HWY_INLINE V Distance(V scaled) const {
+  HWY_INLINE V Distance(V magnitude, V factor) const {
+    const V scaled = hn::Mul(magnitude, factor);
     const VI b = Eighth(scaled);
     return hn::Sub(hn::Abs(hn::Sub(scaled, center[b])), radius[b]);
   }
 
-  HWY_INLINE VI Number(V scaled) const {
+  HWY_INLINE VI Number(V magnitude, V factor) const {
     const I di;
+    const V scaled = hn::Mul(magnitude, factor);
     const VI b = Eighth(scaled);
     const auto above = hn::RebindMask(di, hn::Ge(scaled, middle[b]));
     return hn::Sub(hn::Min(b, hn::Set(di, 6)), hn::VecFromMask(di, above));
@@ -236,10 +247,9 @@ HWY_INLINE float SquaredError(const Quantizer<kBits>& quantizer,
   const V factor = hn::Set(d, Quantizer<kBits>::Factor(byte));
   V sums[16 / kLanes];
   for (int64_t i = 0; i < kVectors<kSize>; ++i) {
-    const V distance = quantizer.Distance(hn::Mul(magnitude[i], factor));
-    const V square = hn::Mul(distance, distance);
+    const V distance = quantizer.Distance(magnitude[i], factor);
     V& sum = sums[i % (16 / kLanes)];
-    sum = i < 16 / kLanes ? square : hn::Add(sum, square);
+    sum = i < 16 / kLanes ? hn::Mul(distance, distance) : hn::MulAdd(distance, distance, sum);
   }
   return SumOfSixteen(sums) * (kScaleTables.scale[byte] * kScaleTables.scale[byte]);
 }
@@ -329,7 +339,7 @@ HWY_INLINE void StoreCodes(const Quantizer<kBits>& quantizer, const float* HWY_R
   const V factor = hn::Set(d, Quantizer<kBits>::Factor(byte));
   for (int64_t i = 0; i < kVectors<kSize>; ++i) {
     const V value = hn::Load(d, u + i * kLanes);
-    const VI number = quantizer.Number(hn::Mul(hn::Abs(value), factor));
+    const VI number = quantizer.Number(hn::Abs(value), factor);
     // Below 0, ~number = -1 - number counts down from the middle.
     const VI negative = hn::ShiftRight<31>(hn::BitCast(di, value));
     const VI code = hn::Add(hn::Set(di, 1 << (kBits - 1)), hn::Xor(number, negative));

@@ -52,9 +52,11 @@ struct Nearest {
       number = std::min(b, 6) + (eighths >= kFourBitTables.middle[b] ? 1 : 0);
       distance = std::fabs(eighths - kFourBitTables.center[b]) - kFourBitTables.radius[b];
     } else {
-      const float steps = magnitude * (inverse_scale * (static_cast<float>(last) + 0.5f));
-      number = static_cast<int>(std::min(steps, static_cast<float>(last)));
-      distance = steps - static_cast<float>(number) - 0.5f;
+      const float steps =
+          std::fma(magnitude, inverse_scale * (static_cast<float>(last) + 0.5f), -0.5f);
+      const float nearest = std::nearbyint(std::min(steps, static_cast<float>(last)));
+      number = static_cast<int>(nearest);
+      distance = steps - nearest;
     }
   }
 };
@@ -63,7 +65,9 @@ float SquaredError(int bits, int64_t size, const Group& magnitude, int byte) {
   std::array<float, 16> sums = {};
   for (int64_t i = 0; i < size; ++i) {
     const Nearest nearest(bits, magnitude[i], kScaleTables.inverse[byte]);
-    sums[i % 16] += nearest.distance * nearest.distance;
+    float& sum = sums[i % 16];
+    sum = i < 16 ? nearest.distance * nearest.distance
+                 : std::fma(nearest.distance, nearest.distance, sum);
   }
   for (int half = 8; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
