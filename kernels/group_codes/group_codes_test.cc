@@ -282,9 +282,8 @@ TEST(DecodeGroupsTest, SumsMatchTheReferenceWithTheSameBitsOnEveryTarget) {
             ASSERT_EQ(found[at], start[at]) << "gap overwritten at " << t << ", " << i;
             continue;
           }
-          // A term has 4 roundings (S, the factor of the levels, their product, the term's), the
-          // sum one for each part, the rotation one for each stage, all relative to norms of
-          // groups, and 2 for its factor; then y is rounded on both sides.
+          // 4 roundings of a term, one for each sum and stage of the rotation, 2 for its factor,
+          // all relative to norms of groups; then y is rounded on both sides.
           double norms = 0.0;
           for (const std::vector<uint8_t>& part : codes) {
             norms +=
@@ -416,8 +415,7 @@ TEST(GroupCodesTest, LargeGroupsSaturateAndSmallOnesGoToTheSmallestScale) {
           EXPECT_NEAR(group.u[0], scale, 1e-6 * scale);
           for (int64_t i = 1; i < size; ++i) EXPECT_EQ(group.codes[i], 1 << (bits - 1));
         }
-        // The levels next to 0 are at most 0.05 from it, and no level is farther than that, or half
-        // a step between two, 0.11, from what is below the smallest scale.
+        // No level is farther than 0.11 scales from what is below the smallest scale.
         for (const float value : {1e-6f, 1e-7f, 1e-20f, 1e-38f, 0x1p-149f}) {
           std::vector<float> x(static_cast<size_t>(width));
           x[0] = value;
