@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor_view.h"
 
@@ -57,6 +58,13 @@ class Communicator {
 
   // Every rank's inout becomes root's. Sent by root: (p-1) n elements.
   virtual absl::Status Broadcast(TensorView inout, int root, Stream& stream) = 0;
+
+  // out[r] goes to rank r and in[r] comes from rank r; an empty view stands for no message. Both
+  // have size() views of any dtype; this rank's own are ignored. What rank a sends to b and what b
+  // expects of a agree in bytes (none and 0 bytes, too). `out` views may be one and the same, and
+  // overlap no `in`. Sent: the bytes of `out`.
+  virtual absl::Status Exchange(absl::Span<const ConstTensorView> out,
+                                absl::Span<const TensorView> in, Stream& stream) = 0;
 
   // Point to point, delivered in order per (sender, receiver) pair. Send keeps a copy where it has
   // to and returns without waiting for the receiver; Recv waits. Shapes of the two sides agree in

@@ -369,6 +369,41 @@ TEST_P(CommunicatorConformanceTest, ReceivesDoNotTakeWhatCollectivesSent) {
   });
 }
 
+TEST_P(CommunicatorConformanceTest, ExchangeDeliversADifferentNumberOfElementsToEveryRank) {
+  Run([](Communicator& comm, Stream& stream) {
+    const int p = comm.size();
+    // Rank a sends b (a + 1) elements to b: nothing to rank 0.
+    std::vector<Tensor> sent(p), received(p);
+    std::vector<ConstTensorView> out(p);
+    std::vector<TensorView> in(p);
+    for (int r = 0; r < p; ++r) {
+      const int64_t to = r * (comm.rank() + 1);
+      const int64_t from = comm.rank() * (r + 1);
+      if (to > 0) {
+        sent[r] = Upload(Values<float>(comm.rank(), r, to), stream);
+        out[r] = sent[r].view();
+      }
+      if (from > 0) {
+        received[r] = Upload(std::vector<float>(from), stream);
+        in[r] = received[r].mutable_view();
+      }
+    }
+    const int64_t sent_before = comm.bytes_sent();
+    ASSERT_TRUE(IsOk(comm.Exchange(out, in, stream)));
+    int64_t expected_bytes = 0;
+    for (int r = 0; r < p; ++r) {
+      if (r == comm.rank()) continue;
+      expected_bytes += 4 * r * (comm.rank() + 1);
+      if (in[r].num_elements() == 0) continue;
+      EXPECT_TRUE(SameBits(Download<float>(received[r], stream),
+                           Values<float>(r, comm.rank(), comm.rank() * (r + 1))));
+    }
+    EXPECT_EQ(comm.bytes_sent() - sent_before, expected_bytes);
+    EXPECT_EQ(comm.Exchange({}, {}, stream).code(), absl::StatusCode::kInvalidArgument);
+    ASSERT_TRUE(IsOk(comm.Barrier(stream)));
+  });
+}
+
 TEST_P(CommunicatorConformanceTest, SplitByParityGroupsEveryOtherRank) {
   Run([](Communicator& comm, Stream& stream) {
     std::unique_ptr<Communicator> half = comm.Split(comm.rank() % 2, comm.rank()).value();

@@ -76,8 +76,8 @@ absl::Status HostCommunicator::CheckPeer(int peer) const {
       absl::StrCat("peer ", peer, " is not another rank of [0, ", size(), ")"));
 }
 
-absl::Status HostCommunicator::Exchange(absl::Span<const OutgoingMessage> outgoing,
-                                        absl::Span<const IncomingMessage> incoming) {
+absl::Status HostCommunicator::ExchangeMessages(absl::Span<const OutgoingMessage> outgoing,
+                                                absl::Span<const IncomingMessage> incoming) {
   for (const OutgoingMessage& message : outgoing) bytes_sent_ += message.bytes;
   return transport_->Exchange(Channel::kCollective, outgoing, incoming);
 }
@@ -108,7 +108,7 @@ absl::Status HostCommunicator::AllReduceInOneStep(TensorView inout, ReduceOp op,
     parts.push_back(scratch);
     scratch += Padded(bytes);
   }
-  TW_RETURN_IF_ERROR(Exchange(outgoing, incoming));
+  TW_RETURN_IF_ERROR(ExchangeMessages(outgoing, incoming));
   ReduceInRankOrder(inout.dtype(), op, parts, inout.num_elements(), inout.mutable_raw(),
                     stream.pool());
   return absl::OkStatus();
@@ -131,7 +131,7 @@ absl::Status HostCommunicator::AllReduceInTwoSteps(TensorView inout, ReduceOp op
     incoming.push_back({r, At(inout.mutable_raw(), offsets[r] * element),
                         (offsets[r + 1] - offsets[r]) * element});
   }
-  return Exchange(outgoing, incoming);
+  return ExchangeMessages(outgoing, incoming);
 }
 
 absl::Status HostCommunicator::ScatterAndReduce(ConstTensorView in,
@@ -155,7 +155,7 @@ absl::Status HostCommunicator::ScatterAndReduce(ConstTensorView in,
     parts.push_back(scratch);
     scratch += Padded(count * element);
   }
-  TW_RETURN_IF_ERROR(Exchange(outgoing, incoming));
+  TW_RETURN_IF_ERROR(ExchangeMessages(outgoing, incoming));
   ReduceInRankOrder(in.dtype(), op, parts, count, out, stream.pool());
   return absl::OkStatus();
 }
@@ -179,7 +179,7 @@ absl::Status HostCommunicator::AllGather(ConstTensorView in, TensorView out, Str
     outgoing.push_back({r, own, bytes});
     incoming.push_back({r, At(out.mutable_raw(), r * bytes), bytes});
   }
-  return Exchange(outgoing, incoming);
+  return ExchangeMessages(outgoing, incoming);
 }
 
 absl::Status HostCommunicator::ReduceScatter(ConstTensorView in, TensorView out, ReduceOp op,
@@ -209,13 +209,37 @@ absl::Status HostCommunicator::Broadcast(TensorView inout, int root, Stream&) {
   if (bytes == 0) return absl::OkStatus();
   if (rank() != root) {
     const IncomingMessage incoming = {root, inout.mutable_raw(), bytes};
-    return Exchange({}, {&incoming, 1});
+    return ExchangeMessages({}, {&incoming, 1});
   }
   std::vector<OutgoingMessage> outgoing;
   for (int r = 0; r < size(); ++r) {
     if (r != root) outgoing.push_back({r, inout.raw(), bytes});
   }
-  return Exchange(outgoing, {});
+  return ExchangeMessages(outgoing, {});
+}
+
+absl::Status HostCommunicator::Exchange(absl::Span<const ConstTensorView> out,
+                                        absl::Span<const TensorView> in, Stream&) {
+  TW_RETURN_IF_ERROR(transport_->failure());
+  if (static_cast<int>(out.size()) != size() || static_cast<int>(in.size()) != size()) {
+    return absl::InvalidArgumentError(absl::StrCat("an exchange among ", size(), " ranks with ",
+                                                   out.size(), " views to send and ", in.size(),
+                                                   " to receive"));
+  }
+  std::vector<OutgoingMessage> outgoing;
+  std::vector<IncomingMessage> incoming;
+  for (int r = 0; r < size(); ++r) {
+    if (r == rank()) continue;
+    if (out[r].num_elements() > 0) {
+      TW_RETURN_IF_ERROR(Check(out[r]));
+      outgoing.push_back({r, out[r].raw(), out[r].size_bytes()});
+    }
+    if (in[r].num_elements() > 0) {
+      TW_RETURN_IF_ERROR(Check(in[r]));
+      incoming.push_back({r, in[r].mutable_raw(), in[r].size_bytes()});
+    }
+  }
+  return ExchangeMessages(outgoing, incoming);
 }
 
 absl::Status HostCommunicator::Send(ConstTensorView in, int peer, Stream&) {
@@ -242,7 +266,7 @@ absl::Status HostCommunicator::Barrier(Stream& stream) {
     outgoing.push_back({r, nullptr, 0});
     incoming.push_back({r, nullptr, 0});
   }
-  return Exchange(outgoing, incoming);
+  return ExchangeMessages(outgoing, incoming);
 }
 
 absl::StatusOr<std::unique_ptr<Communicator>> HostCommunicator::Split(int color, int key) {
@@ -261,7 +285,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> HostCommunicator::Split(int color,
     outgoing.push_back({r, &requests[rank()], sizeof(Request)});
     incoming.push_back({r, &requests[r], sizeof(Request)});
   }
-  TW_RETURN_IF_ERROR(Exchange(outgoing, incoming));
+  TW_RETURN_IF_ERROR(ExchangeMessages(outgoing, incoming));
   if (color < 0) return std::unique_ptr<Communicator>();
 
   std::vector<int> ranks;

@@ -38,6 +38,8 @@ class HostCommunicator final : public Communicator {
   absl::Status ReduceScatter(ConstTensorView in, TensorView out, ReduceOp op,
                              Stream& stream) override;
   absl::Status Broadcast(TensorView inout, int root, Stream& stream) override;
+  absl::Status Exchange(absl::Span<const ConstTensorView> out, absl::Span<const TensorView> in,
+                        Stream& stream) override;
   absl::Status Send(ConstTensorView in, int peer, Stream& stream) override;
   absl::Status Recv(TensorView out, int peer, Stream& stream) override;
   absl::Status Barrier(Stream& stream) override;
@@ -50,9 +52,9 @@ class HostCommunicator final : public Communicator {
   absl::Status Check(const ConstTensorView& view) const;
   absl::Status CheckPeer(int peer) const;
 
-  // Exchange in the collective channel, counting bytes.
-  absl::Status Exchange(absl::Span<const OutgoingMessage> outgoing,
-                        absl::Span<const IncomingMessage> incoming);
+  // The transport's Exchange in the collective channel, counting bytes.
+  absl::Status ExchangeMessages(absl::Span<const OutgoingMessage> outgoing,
+                                absl::Span<const IncomingMessage> incoming);
 
   absl::Status AllReduceInOneStep(TensorView inout, ReduceOp op, Stream& stream);
   absl::Status AllReduceInTwoSteps(TensorView inout, ReduceOp op, Stream& stream);
