@@ -143,4 +143,18 @@ absl::Status AddInPlace(TensorView x, ConstTensorView delta, Stream& stream) {
   return absl::OkStatus();
 }
 
+absl::Status ScaleInPlace(TensorView x, ConstTensorView weight, ConstTensorView bias,
+                          Stream& stream) {
+  TW_RETURN_IF_ERROR(CheckX("scale", x));
+  if (!weight.empty()) {
+    TW_RETURN_IF_ERROR(CheckPerChannel("scale", "weight", weight, DType::kF32, x));
+  }
+  if (!bias.empty()) TW_RETURN_IF_ERROR(CheckPerChannel("scale", "bias", bias, DType::kF32, x));
+  TW_RETURN_IF_ERROR(CheckStream("scale", x, stream));
+  if (x.dim(0) == 0) return absl::OkStatus();
+  if (stream.device().kind != DeviceKind::kCpu) return NotAvailable("scale", stream.device());
+  ScaleInPlaceCpu(x, weight, bias, stream);
+  return absl::OkStatus();
+}
+
 }  // namespace thinwire

@@ -56,4 +56,10 @@ absl::Status NormCodesReference(const NormCodesArgs& args);
 // x += delta: what a stage that ends before a norm does. Shapes and dtypes as in NormArgs.
 absl::Status AddInPlace(TensorView x, ConstTensorView delta, Stream& stream);
 
+// x[:, j] = x[:, j] * weight[j] + bias[j], in fp32 with one rounding to x's dtype: the rest of a
+// norm that was taken without its weights. x: as in NormArgs; weight, bias: [hidden] fp32, or empty
+// for ones and zeros.
+absl::Status ScaleInPlace(TensorView x, ConstTensorView weight, ConstTensorView bias,
+                          Stream& stream);
+
 }  // namespace thinwire

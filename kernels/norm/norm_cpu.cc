@@ -237,6 +237,40 @@ void AddRows(const TensorView& x, const ConstTensorView& delta, int64_t begin, i
   }
 }
 
+template <typename T>
+void ScaleRowsOf(const TensorView& x, const float* weight, const float* bias, int64_t begin,
+                 int64_t end) {
+  const hn::ScalableTag<float> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const int64_t n = x.dim(1);
+  const auto scaled = [&](auto value, int64_t i, size_t count) HWY_ATTR {
+    if (weight != nullptr) value = hn::Mul(value, LoadFloatsPartial(d, weight + i, count));
+    if (bias != nullptr) value = hn::Add(value, LoadFloatsPartial(d, bias + i, count));
+    return value;
+  };
+  for (int64_t t = begin; t < end; ++t) {
+    T* const row = x.mutable_data<T>() + t * x.row_stride();
+    for (int64_t i = 0; i < n; i += lanes) {
+      const auto count = static_cast<size_t>(std::min(lanes, n - i));
+      StoreFloatsPartial(d, scaled(LoadFloatsPartial(d, row + i, count), i, count), row + i, count);
+    }
+  }
+}
+
+void ScaleRows(const TensorView& x, const float* weight, const float* bias, int64_t begin,
+               int64_t end) {
+  switch (x.dtype()) {
+    case DType::kF32:
+      return ScaleRowsOf<float>(x, weight, bias, begin, end);
+    case DType::kF16:
+      return ScaleRowsOf<Half>(x, weight, bias, begin, end);
+    case DType::kBF16:
+      return ScaleRowsOf<BFloat16>(x, weight, bias, begin, end);
+    default:
+      TW_CHECK(IsFloat(x.dtype()));
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace thinwire
 HWY_AFTER_NAMESPACE();
@@ -248,6 +282,7 @@ namespace {
 HWY_EXPORT(NormRows);
 HWY_EXPORT(NormCodesRows);
 HWY_EXPORT(AddRows);
+HWY_EXPORT(ScaleRows);
 
 // Below this many elements, waking another thread costs more than it saves.
 constexpr int64_t kElementsPerThread = 32768;
@@ -291,6 +326,16 @@ void AddInPlaceCpu(const TensorView& x, const ConstTensorView& delta, Stream& st
   const int64_t grain = std::max<int64_t>(1, kElementsPerThread / x.dim(1));
   stream.pool().ParallelFor(x.dim(0), grain, [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(AddRows)(x, delta, begin, end);
+  });
+}
+
+void ScaleInPlaceCpu(const TensorView& x, const ConstTensorView& weight,
+                     const ConstTensorView& bias, Stream& stream) {
+  const float* const w = weight.empty() ? nullptr : weight.data<float>();
+  const float* const b = bias.empty() ? nullptr : bias.data<float>();
+  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / x.dim(1));
+  stream.pool().ParallelFor(x.dim(0), grain, [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(ScaleRows)(x, w, b, begin, end);
   });
 }
 

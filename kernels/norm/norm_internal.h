@@ -16,5 +16,7 @@ absl::Status CheckNormCodesArgs(const NormCodesArgs& args);
 absl::Status NormCpu(const NormArgs& args, Stream& stream);
 absl::Status NormCodesCpu(const NormCodesArgs& args, Stream& stream);
 void AddInPlaceCpu(const TensorView& x, const ConstTensorView& delta, Stream& stream);
+void ScaleInPlaceCpu(const TensorView& x, const ConstTensorView& weight,
+                     const ConstTensorView& bias, Stream& stream);
 
 }  // namespace thinwire

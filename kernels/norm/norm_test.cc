@@ -242,6 +242,45 @@ TEST(AddInPlaceTest, RoundsTheExactSumOnEveryTarget) {
   });
 }
 
+TEST(ScaleInPlaceTest, RoundsTheScaledValueOnceOnEveryTarget) {
+  ForEachCpuTarget([&](absl::string_view target) {
+    SCOPED_TRACE(std::string(target));
+    for (const DType dtype : kFloatDTypes) {
+      for (const int64_t columns : {1, 19, 64, 131}) {
+        std::mt19937 random(static_cast<unsigned>(columns));
+        constexpr int64_t kRows = 3;
+        Tensor x =
+            RoundedTensor(Activations(kRows, columns + 2, random), dtype, kRows, columns + 2);
+        const std::vector<float> weight = Activations(1, columns, random);
+        const std::vector<float> bias = Activations(1, columns, random);
+        std::vector<float> want = Floats(x);
+        for (int64_t t = 0; t < kRows; ++t) {
+          for (int64_t i = 0; i < columns; ++i) {
+            float& value = want[static_cast<size_t>(t * (columns + 2) + i)];
+            const float product = value * weight[static_cast<size_t>(i)];
+            value = product + bias[static_cast<size_t>(i)];
+          }
+        }
+        ThreadPool pool(2);
+        Stream stream = Stream::Cpu(&pool);
+        const TensorView part = x.mutable_view().Columns(0, columns);
+        ASSERT_TRUE(ScaleInPlace(part, ConstTensorView(weight.data(), DType::kF32, {columns}),
+                                 ConstTensorView(bias.data(), DType::kF32, {columns}), stream)
+                        .ok());
+        const std::vector<float> found = Floats(x);
+        const std::vector<float> rounded = Floats(RoundedTensor(want, dtype, kRows, columns + 2));
+        // A compiler may fuse the product and the sum: one rounding of fp32 less.
+        for (size_t i = 0; i < found.size(); ++i) {
+          if (found[i] == rounded[i]) continue;  // infinities, too
+          EXPECT_NEAR(found[i], rounded[i], UnitRoundoff(dtype) * 8.0 * (1.0 + std::abs(want[i])));
+        }
+        ASSERT_TRUE(ScaleInPlace(part, {}, {}, stream).ok());
+        EXPECT_EQ(Floats(x), found);
+      }
+    }
+  });
+}
+
 TEST(NormTest, RefusesWrongArgumentsByName) {
   std::vector<float> data(12);
   NormArgs args;
