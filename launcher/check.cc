@@ -21,6 +21,7 @@
 #include "launcher/command.h"
 #include "launcher/job.h"
 #include "launcher/output.h"
+#include "parallel/wire/strategy_table.h"
 #include "runtime/engine/memory_report.h"
 
 namespace thinwire {
@@ -40,9 +41,15 @@ struct Findings {
   double sgemm_rate = 0.0;  // flop/s
 };
 
+// What the table of strategies is measured with: rows as wide as a 7B model's.
+constexpr int64_t kTableWidth = 4096;
+constexpr int64_t kTableRows = 512;
+constexpr absl::Duration kTableBudget = absl::Seconds(2);
+
 struct LinkFindings {
   double small_us = 0.0;    // all-reduce of 8 KiB
   double large_rate = 0.0;  // of 16 MiB: bytes/s of the tensor
+  StrategyTable strategies;
 };
 
 template <size_t N>
@@ -128,6 +135,8 @@ class CheckCommand : public Command {
       TW_ASSIGN_OR_RETURN(const double large, TimeAllReduce(job.world(), 4 << 20, 5, stream));
       link.small_us = small * 1e6;
       link.large_rate = (16 << 20) / large;
+      TW_ASSIGN_OR_RETURN(link.strategies, MeasureStrategies(job.world(), kTableWidth, kTableRows,
+                                                             DType::kF32, kTableBudget, stream));
     }
     if (job.leader()) {
       TW_RETURN_IF_ERROR(WriteOutput(json_ ? ToJson(job, all, link) : ToText(job, all, link)));
@@ -164,6 +173,9 @@ class CheckCommand : public Command {
                       absl::StrFormat("all-reduce over all ranks: 8 KiB in %.1f us, 16 MiB at "
                                       "%.2f GB/s\n",
                                       link.small_us, link.large_rate / 1e9));
+      absl::StrAppend(&text, "sums of rows of ", kTableWidth,
+                      " over all ranks, what --wire auto would pick:\n",
+                      link.strategies.DebugString());
     }
     return text;
   }
@@ -184,11 +196,21 @@ class CheckCommand : public Command {
                        {"sgemm_flops", found.sgemm_rate},
                        {"problem", found.problem}});
     }
+    nlohmann::ordered_json strategies = nlohmann::ordered_json::array();
+    for (const StrategyTimes& times : link.strategies.times) {
+      nlohmann::ordered_json entry = {{"rows", times.num_rows}};
+      for (size_t i = 0; i < times.us.size(); ++i) {
+        entry[WireStrategyName(AutoStrategies()[i]) + "_us"] = times.us[i];
+      }
+      entry["picked"] = WireStrategyName(link.strategies.Pick(times.num_rows));
+      strategies.push_back(std::move(entry));
+    }
     const nlohmann::ordered_json json = {
-        {"version", THINWIRE_VERSION},       {"launcher", job.bootstrap().Description()},
-        {"blas", BlasDescription()},         {"cuda", BuiltWithCuda()},
-        {"all_reduce_8k_us", link.small_us}, {"all_reduce_16m_bytes_per_second", link.large_rate},
-        {"ranks", std::move(ranks)}};
+        {"version", THINWIRE_VERSION},        {"launcher", job.bootstrap().Description()},
+        {"blas", BlasDescription()},          {"cuda", BuiltWithCuda()},
+        {"all_reduce_8k_us", link.small_us},  {"all_reduce_16m_bytes_per_second", link.large_rate},
+        {"ranks", std::move(ranks)},          {"strategies_width", kTableWidth},
+        {"strategies", std::move(strategies)}};
     return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   }
 

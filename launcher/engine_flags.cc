@@ -29,10 +29,26 @@ void EngineFlags::AddTo(CLI::App& app) {
   app.add_option("--dtype", dtype, "Activations and KV cache (weights stay as stored)")
       ->check(CLI::IsMember({"fp32", "fp16", "bf16"}))
       ->capture_default_str();
-  app.add_option("--wire", wire,
-                 "Encoding between ranks: auto (the activations' dtype) or fp16; coded strategies "
-                 "one-shot-qB, token-owner-qB and exact are refused by builds without them")
+  app.add_option(
+         "--wire", wire,
+         "How tensor-parallel ranks send partial sums: native (the activations' dtype, "
+         "nothing lost), fp16, one-shot-qB (everyone gets everyone's codes) or "
+         "token-owner-qB (codes to the token's owner, which shares the next norm), B being 8, 6, "
+         "5 or 4 bits; auto: of fp16 and the two with 5 bits the fastest, as measured at "
+         "start for the number of tokens")
       ->type_name("STRATEGY")
+      ->capture_default_str();
+  app.add_option(
+         "--norm-codes", norm_codes,
+         "Bits in which token-owner shares norms that the model does not code itself: 8, 6, "
+         "5 or 4; auto: 8, but 6 with 4-bit sums")
+      ->type_name("BITS")
+      ->capture_default_str();
+  app.add_option(
+         "--hop", hop,
+         "How stages send the residual on: native, fp16, q8 (8-bit codes); auto: as --wire, "
+         "q8 with its codes")
+      ->type_name("CODEC")
       ->capture_default_str();
   app.add_option("--device", device, "Where the model runs")
       ->check(CLI::IsMember({"cpu", "cuda"}))
@@ -90,7 +106,7 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
                                                                    Job& job) {
   const auto mesh = Mesh::Create(flags.tp, flags.pp, job.size());
   if (!mesh.ok()) return UsageError(mesh.status());
-  const auto wire = ParseWireFormat(flags.wire);
+  const auto wire = ParseWireOptions(flags.wire, flags.hop, flags.norm_codes);
   if (!wire.ok()) return UsageError(wire.status());
   if (flags.device == "cuda") {
     TW_RETURN_IF_ERROR(UsageError(Annotate(CheckDeviceUsable(Device::Cuda(0)), "--device cuda")));

@@ -22,7 +22,9 @@ struct EngineFlags {
   int tp = 1;
   int pp = 1;
   std::string dtype = "fp32";
-  std::string wire = "auto";
+  std::string wire = "native";
+  std::string hop = "auto";
+  std::string norm_codes = "auto";
   std::string device = "cpu";
   int threads = 0;
   std::string kv_memory;

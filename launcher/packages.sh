@@ -8,6 +8,7 @@ thinwire_packages=(
   libopenmpi-dev openmpi-bin  # ranks
   nlohmann-json3-dev      # JSON
   libpcre2-dev libutf8proc-dev libsentencepiece-dev  # tokenizers
+  libxxhash-dev           # checks of messages between ranks
   libcli11-dev libspdlog-dev  # command line, logs
   gnuplot-nox             # inspect --plot
 )

@@ -10,7 +10,7 @@
 namespace thinwire {
 
 static_assert(std::endian::native == std::endian::little);
-static_assert(std::is_trivially_copyable_v<LedgerEntry> && sizeof(LedgerEntry) == 40);
+static_assert(std::is_trivially_copyable_v<LedgerEntry> && sizeof(LedgerEntry) == 48);
 
 absl::string_view SiteName(Site site) {
   switch (site) {
@@ -22,6 +22,8 @@ absl::string_view SiteName(Site site) {
       return "mlp_out";
     case Site::kStageHop:
       return "stage_hop";
+    case Site::kFinalNorm:
+      return "final_norm";
     case Site::kLogits:
       return "logits";
     case Site::kControl:
@@ -35,7 +37,8 @@ LedgerEntry& LedgerEntry::operator+=(const LedgerEntry& other) {
   payload_bytes += other.payload_bytes;
   metadata_bytes += other.metadata_bytes;
   calls += other.calls;
-  transfer_us += other.transfer_us;
+  codec_ns += other.codec_ns;
+  transfer_ns += other.transfer_ns;
   return *this;
 }
 

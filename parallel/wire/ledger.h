@@ -16,12 +16,13 @@ enum class Site : int {
   kAttentionOut,  // sum of o_proj's partial outputs
   kMlpOut,        // sum of fc2's or down_proj's partial outputs
   kStageHop,      // the residual, from one pipeline stage to the next
+  kFinalNorm,     // rows that the last norm takes, where ranks keep only their own tokens
   kLogits,        // vocabulary shards' logits, to the rank that samples
   kControl,       // step plans, sampled tokens, reports
 };
-inline constexpr int kNumSites = 6;
+inline constexpr int kNumSites = 7;
 
-// "embedding", "attention_out", "mlp_out", "stage_hop", "logits", "control".
+// "embedding", "attention_out", "mlp_out", "stage_hop", "final_norm", "logits", "control".
 absl::string_view SiteName(Site site);
 
 // One rank's traffic at one site.
@@ -30,9 +31,10 @@ struct LedgerEntry {
                                // every sum a ring all-reduce (2 (p-1)/p n elements per rank);
                                // messages that are not activations count as they are
   int64_t payload_bytes = 0;   // elements or codes that this rank handed to the transport
-  int64_t metadata_bytes = 0;  // gains, scales and lengths that travel beside them
+  int64_t metadata_bytes = 0;  // gains, scales, lengths and checks that travel beside them
   int64_t calls = 0;
-  int64_t transfer_us = 0;  // time inside the communicator, waiting for peers included
+  int64_t codec_ns = 0;     // encoding, decoding and adding up
+  int64_t transfer_ns = 0;  // time inside the communicator, waiting for peers included
 
   LedgerEntry& operator+=(const LedgerEntry& other);
 };

@@ -1,45 +1,88 @@
 // What carries activations between ranks: collectives in a chosen encoding, counted by the ledger.
 #pragma once
 
-#include <memory>
+#include <cstdint>
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "kernels/core/buffer.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor_view.h"
 #include "parallel/comm/communicator.h"
+#include "parallel/plan/shard_plan.h"
 #include "parallel/wire/ledger.h"
+#include "parallel/wire/message.h"
+#include "parallel/wire/strategy.h"
+#include "parallel/wire/strategy_table.h"
 
 namespace thinwire {
 
-// How partial sums and residuals are encoded between ranks.
-enum class WireFormat {
-  kNative,  // the activations' own dtype: nothing is lost
-  kFp16,    // rounded to fp16; sums in fp32
-};
-
-// Parses --wire. "auto" picks from what this build encodes: native today. Names that are part of
-// the command line but whose codec this build lacks (one-shot-qB, token-owner-qB, exact) are
-// Unimplemented; anything else is InvalidArgument. Both list what is accepted.
-absl::StatusOr<WireFormat> ParseWireFormat(absl::string_view name);
-absl::string_view WireFormatName(WireFormat format);
-
 // Borrows the communicators and the ledger, which must outlive it. Thread-compatible. Every call is
-// recorded under its site. Errors carry the site's name.
+// recorded under its site. Errors carry the site's name; a message that is not what it should be
+// (message.h) is DataLoss with the sender's rank in its group.
+//
+// Residuals. Row t of n is owned by one rank of the tensor-parallel group: rank r owns the rows
+// [n r / p, n (r + 1) / p). What the others know of it depends on the strategy: with kTokenOwner
+// nothing, else all of it. OwnRows says which rows a rank keeps; Reduce makes sums for just these,
+// and Share brings what was made of them to the others.
 class Wire {
  public:
   // `tp`: the tensor-parallel group. `world`: all ranks, for hops between stages and control
   // messages.
-  Wire(Communicator* tp, Communicator* world, WireFormat format, Ledger* ledger);
+  Wire(Communicator* tp, Communicator* world, const WireOptions& options, Ledger* ledger);
 
-  // inout: [n] fp32 | fp16 | bf16, partial sums; becomes their sum on every rank of the group.
+  // From here on the strategy of a step is what `table` picks for its rows. All ranks of the group
+  // set the same.
+  void UseTable(StrategyTable table) { table_ = std::move(table); }
+  WireStrategy StrategyFor(int64_t num_rows) const {
+    return table_.has_value() ? table_->Pick(num_rows) : options_.strategy;
+  }
+
+  // Whether every rank of the group keeps the residual of all num_rows rows of a step, and not just
+  // of its own.
+  bool keeps_all_rows(int64_t num_rows) const {
+    return tp_->size() == 1 || StrategyFor(num_rows).kind != WireStrategy::Kind::kTokenOwner;
+  }
+  // Of num_rows rows, those whose residual this rank keeps.
+  Range OwnRows(int64_t num_rows) const;
+
+  // inout: [n, width] fp32 | fp16 | bf16, contiguous: partial sums. Rows OwnRows(n) become the sum
+  // over the group, added in rank order in fp32 and rounded once; all ranks that keep a row have
+  // the same bits. The others are left unspecified.
+  absl::Status Reduce(Site site, TensorView inout, Stream& stream);
+
+  // What Share does to rows on their way.
+  enum class ShareAs {
+    kRaw,    // nothing: codes of a site
+    kFp16,   // rounds to fp16
+    kCodes,  // codes of NormBits
+  };
+
+  // rows: [n, width], contiguous, of which this rank has made OwnRows(n): brings all to all ranks.
+  // All ranks decode the same bytes, their own rows' too. Only where ranks do not keep all rows.
+  absl::Status Share(Site site, ShareAs as, TensorView rows, Stream& stream);
+  // The same for rows whose owners are cut otherwise: rank r has made [offsets[r], offsets[r + 1]).
+  absl::Status Share(Site site, ShareAs as, TensorView rows, absl::Span<const int64_t> offsets,
+                     Stream& stream);
+  // For each of the ascending row indices below num_rows, how many there are before rank r's:
+  // the offsets of Share for rows picked out of num_rows. [p + 1].
+  std::vector<int64_t> OffsetsOf(absl::Span<const int32_t> picked, int64_t num_rows) const;
+
+  // inout: [n] or [n, width] fp32 | fp16 | bf16, partial sums of which at most one is not zero
+  // (vocabulary shards): becomes their sum on every rank. In fp16 with all but the native strategy.
   absl::Status AllReduce(Site site, TensorView inout, Stream& stream);
 
   // inout: [n] fp32, becomes the largest over the group. Counted as metadata: gains of codes.
   absl::Status AllReduceMax(Site site, TensorView inout, Stream& stream);
 
-  // A residual of `num_tokens` rows, to a rank of another stage.
+  // A residual, [n, width], to the stage of rank `peer`, which is this rank's counterpart there:
+  // each rank sends the rows that it owns, so that every row crosses once. The receiving group then
+  // shares them, where its ranks keep all rows.
   absl::Status SendHop(ConstTensorView residual, int peer, Stream& stream);
   absl::Status RecvHop(TensorView residual, int peer, Stream& stream);
 
@@ -53,19 +96,45 @@ class Wire {
 
   Communicator& tp() { return *tp_; }
   Communicator& world() { return *world_; }
+  const WireOptions& options() const { return options_; }
   const Ledger& ledger() const { return *ledger_; }
 
  private:
   class Recording;
+  struct Blocks;
 
+  absl::Status ReduceInOneShot(Site site, TensorView inout, Stream& stream);
+  absl::Status ReduceToOwners(Site site, TensorView inout, Stream& stream);
+  // Encodes this rank's block of `rows` and exchanges it for the others', which are decoded.
+  absl::Status ShareEncoded(Site site, const RowCodec& codec, TensorView rows,
+                            absl::Span<const int64_t> offsets, Recording& recording,
+                            Stream& stream);
+  // Room for the messages; borrows `offsets` and incoming_.
+  absl::StatusOr<Blocks> BlocksFor(Site site, const RowCodec& codec, ConstTensorView rows,
+                                   absl::Span<const int64_t> offsets);
+  // Sends this rank's message, whose rows are there, and decodes all of them into `rows`.
+  absl::Status ExchangeBlocks(const Blocks& blocks, TensorView rows, Recording& recording,
+                              Stream& stream);
+
+  Range BlockOf(int64_t num_rows, int rank) const;
+  std::vector<int64_t> BlockOffsets(int64_t num_rows) const;
+  RowCodec CodesFor(int64_t num_rows) const {
+    return {RowCodec::Kind::kCodes, StrategyFor(num_rows).bits};
+  }
+
+  // [bytes] uint8 of `buffer`, which grows where it has to.
+  static absl::StatusOr<TensorView> Bytes(Buffer& buffer, int64_t bytes, Device device);
   // A view of fp16 scratch in the shape of `like`; invalidated by the next call.
   absl::StatusOr<TensorView> Fp16Scratch(const ConstTensorView& like);
 
   Communicator* tp_;
   Communicator* world_;
-  WireFormat format_;
+  WireOptions options_;
+  std::optional<StrategyTable> table_;
   Ledger* ledger_;
   Buffer scratch_;
+  Buffer outgoing_;
+  Buffer incoming_;
 };
 
 }  // namespace thinwire

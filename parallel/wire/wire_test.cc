@@ -1,9 +1,13 @@
 #include "parallel/wire/wire.h"
 
+#include <cmath>
 #include <functional>
+#include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "parallel/comm/local_communicator.h"
@@ -13,8 +17,13 @@ namespace {
 
 using ::testing::HasSubstr;
 
+WireOptions Options(absl::string_view strategy, absl::string_view hop = "auto",
+                    absl::string_view norm_codes = "auto") {
+  return ParseWireOptions(strategy, hop, norm_codes).value();
+}
+
 // Runs body(rank, wire, ledger, stream) on `size` threads whose tensor-parallel group is everybody.
-void OnRanks(int size, WireFormat format,
+void OnRanks(int size, const WireOptions& options,
              const std::function<void(int, Wire&, Ledger&, Stream&)>& body) {
   auto tp = CreateLocalCommunicators(size);
   auto world = CreateLocalCommunicators(size);
@@ -24,7 +33,7 @@ void OnRanks(int size, WireFormat format,
       ThreadPool pool(1);
       Stream stream = Stream::Cpu(&pool);
       Ledger ledger;
-      Wire wire(tp[rank].get(), world[rank].get(), format, &ledger);
+      Wire wire(tp[rank].get(), world[rank].get(), options, &ledger);
       body(rank, wire, ledger, stream);
     });
   }
@@ -39,7 +48,7 @@ TEST(WireTest, NativeSumsAreExactAndCountTwiceTheFp16Baseline) {
   for (const int size : {2, 3, 4}) {
     const int64_t n = 1000;
     std::vector<Ledger> ledgers(size);
-    OnRanks(size, WireFormat::kNative, [&](int rank, Wire& wire, Ledger& ledger, Stream& stream) {
+    OnRanks(size, Options("native"), [&](int rank, Wire& wire, Ledger& ledger, Stream& stream) {
       std::vector<float> x(n, static_cast<float>(rank + 1));
       ASSERT_TRUE(wire.AllReduce(Site::kMlpOut, View(x), stream).ok());
       EXPECT_EQ(x, std::vector<float>(n, size * (size + 1) / 2.0f));
@@ -56,7 +65,7 @@ TEST(WireTest, NativeSumsAreExactAndCountTwiceTheFp16Baseline) {
 }
 
 TEST(WireTest, Fp16HalvesThePayloadAndRoundsOncePerSide) {
-  OnRanks(2, WireFormat::kFp16, [&](int rank, Wire& wire, Ledger& ledger, Stream& stream) {
+  OnRanks(2, Options("fp16"), [&](int rank, Wire& wire, Ledger& ledger, Stream& stream) {
     std::vector<float> x(500, rank == 0 ? 1.0f : 0x1p-12f);
     ASSERT_TRUE(wire.AllReduce(Site::kAttentionOut, View(x), stream).ok());
     EXPECT_EQ(x, std::vector<float>(500, 1.0f));  // 1 + 2^-12 rounds to 1 in fp16
@@ -65,22 +74,14 @@ TEST(WireTest, Fp16HalvesThePayloadAndRoundsOncePerSide) {
   });
 }
 
-TEST(WireTest, HopsAndMessagesArriveInOrderAndAreCountedByTheSender) {
-  OnRanks(2, WireFormat::kNative, [&](int rank, Wire& wire, Ledger& ledger, Stream& stream) {
-    std::vector<float> x = {1, 2, 3, 4};
-    const TensorView view(x.data(), DType::kF32, {2, 2});
+TEST(WireTest, MessagesArriveInOrderAndAreCountedByTheSender) {
+  OnRanks(2, Options("native"), [&](int rank, Wire& wire, Ledger& ledger, Stream& stream) {
     if (rank == 0) {
-      ASSERT_TRUE(wire.SendHop(view, 1, stream).ok());
       ASSERT_TRUE(wire.SendBytes("plan", 1, stream).ok());
       ASSERT_TRUE(wire.SendBytes("", 1, stream).ok());
-      EXPECT_EQ(ledger.at(Site::kStageHop).payload_bytes, 16);
-      EXPECT_EQ(ledger.at(Site::kStageHop).logical_bytes, 8);
       EXPECT_EQ(ledger.at(Site::kControl).payload_bytes, 4);
       EXPECT_EQ(ledger.at(Site::kControl).metadata_bytes, 16);
     } else {
-      x.assign(4, 0.0f);
-      ASSERT_TRUE(wire.RecvHop(view, 0, stream).ok());
-      EXPECT_EQ(x, std::vector<float>({1, 2, 3, 4}));
       EXPECT_EQ(wire.RecvBytes(0, stream).value(), "plan");
       EXPECT_EQ(wire.RecvBytes(0, stream).value(), "");
       EXPECT_EQ(ledger.Total().payload_bytes, 0);
@@ -90,7 +91,7 @@ TEST(WireTest, HopsAndMessagesArriveInOrderAndAreCountedByTheSender) {
 }
 
 TEST(WireTest, OneRankSendsNothing) {
-  OnRanks(1, WireFormat::kFp16, [&](int, Wire& wire, Ledger& ledger, Stream& stream) {
+  OnRanks(1, Options("fp16"), [&](int, Wire& wire, Ledger& ledger, Stream& stream) {
     std::vector<float> x = {0.1f};
     ASSERT_TRUE(wire.AllReduce(Site::kEmbedding, View(x), stream).ok());
     EXPECT_EQ(x[0], 0.1f);
@@ -98,25 +99,281 @@ TEST(WireTest, OneRankSendsNothing) {
   });
 }
 
-TEST(WireTest, FormatsParseAndMissingOnesSaySo) {
-  EXPECT_EQ(ParseWireFormat("auto").value(), WireFormat::kNative);
-  EXPECT_EQ(ParseWireFormat("fp16").value(), WireFormat::kFp16);
-  for (const char* name : {"one-shot-q8", "token-owner-q4", "exact"}) {
-    EXPECT_EQ(ParseWireFormat(name).status().code(), absl::StatusCode::kUnimplemented) << name;
+TEST(WireTest, OptionsParseAndMissingOnesSaySo) {
+  for (const char* name : {"native", "fp16", "one-shot-q8", "one-shot-q6", "one-shot-q5",
+                           "one-shot-q4", "token-owner-q8", "token-owner-q4"}) {
+    EXPECT_EQ(WireStrategyName(Options(name).strategy), name);
   }
+  EXPECT_EQ(RowCodecName(Options("native").hop), "native");
+  EXPECT_EQ(RowCodecName(Options("fp16").hop), "fp16");
+  EXPECT_EQ(RowCodecName(Options("token-owner-q5").hop), "q8");
+  EXPECT_EQ(RowCodecName(Options("token-owner-q5", "fp16").hop), "fp16");
+  EXPECT_EQ(ParseWireOptions("exact", "auto").status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(WireName(Options("auto")), "auto");
+  EXPECT_TRUE(Options("auto").automatic);
   for (const char* name : {"", "fp8", "one-shot-q7", "token-owner-q"}) {
-    const absl::Status status = ParseWireFormat(name).status();
+    const absl::Status status = ParseWireOptions(name, "auto").status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << name;
-    EXPECT_THAT(std::string(status.message()), HasSubstr("auto, fp16"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("auto, native, fp16, one-shot-q8"));
   }
+  EXPECT_THAT(std::string(ParseWireOptions("fp16", "q4").status().message()),
+              HasSubstr("--hop q4: expected"));
+  EXPECT_THAT(std::string(ParseWireOptions("fp16", "auto", "7").status().message()),
+              HasSubstr("--norm-codes 7: expected"));
+  EXPECT_EQ(NormBits(Options("token-owner-q6"), {WireStrategy::Kind::kTokenOwner, 6}), 8);
+  EXPECT_EQ(NormBits(Options("token-owner-q4"), {WireStrategy::Kind::kTokenOwner, 4}), 6);
+  EXPECT_EQ(NormBits(Options("auto", "auto", "5"), {WireStrategy::Kind::kTokenOwner, 4}), 5);
+}
+
+constexpr char kCoded[][16] = {"one-shot-q8",    "one-shot-q6",    "one-shot-q5",
+                               "one-shot-q4",    "token-owner-q8", "token-owner-q6",
+                               "token-owner-q5", "token-owner-q4"};
+
+// Normal variates, another row of them for each (seed, rank).
+std::vector<float> Normal(int rank, int64_t n, unsigned seed) {
+  std::mt19937 engine(seed * 64 + static_cast<unsigned>(rank));
+  std::normal_distribution<float> normal;
+  std::vector<float> values(n);
+  for (float& value : values) value = normal(engine);
+  return values;
+}
+
+TensorView Matrix(std::vector<float>& data, int64_t width) {
+  return TensorView(data.data(), DType::kF32, {static_cast<int64_t>(data.size()) / width, width});
+}
+
+// The mean squared error of one uniform quantiser of 2^bits levels over +- the largest of a group,
+// at most 4 sigma: (8 / 2^bits)^2 / 12; that of 4 bits with its own levels is less. With a margin
+// of 1.5 for the rounding of scales, of each part; parts add up.
+double SquaredErrorBound(int bits, int parts) {
+  return 1.5 * parts * std::pow(8.0 / (1 << bits), 2) / 12.0;
+}
+
+TEST(WireTest, CodedSumsAreCloseAndEqualOnAllRanksThatKeepThem) {
+  for (const char* name : kCoded) {
+    for (const int size : {2, 3, 4}) {
+      for (const int64_t n : {1, 2, 7, 64}) {
+        SCOPED_TRACE(absl::StrCat(name, ", ", size, " ranks, ", n, " rows"));
+        const int64_t width = 192;
+        const WireOptions options = Options(name);
+        std::vector<double> expected(n * width);
+        for (int r = 0; r < size; ++r) {
+          const std::vector<float> part = Normal(r, n * width, 7);
+          for (size_t i = 0; i < part.size(); ++i) expected[i] += part[i];
+        }
+        std::vector<std::vector<float>> results(size);
+        std::vector<Range> kept(size);
+        OnRanks(size, options, [&](int rank, Wire& wire, Ledger&, Stream& stream) {
+          std::vector<float> x = Normal(rank, n * width, 7);
+          ASSERT_TRUE(wire.Reduce(Site::kMlpOut, Matrix(x, width), stream).ok());
+          kept[rank] = wire.OwnRows(n);
+          results[rank] = x;
+        });
+        int64_t next = 0;
+        for (int r = 0; r < size; ++r) {
+          double squared_error = 0.0;
+          for (int64_t i = kept[r].begin * width; i < kept[r].end * width; ++i) {
+            squared_error += std::pow(results[r][i] - expected[i], 2);
+            if (options.strategy.kind == WireStrategy::Kind::kOneShot) {
+              EXPECT_EQ(results[r][i], results[0][i]);
+            }
+          }
+          EXPECT_LE(squared_error, SquaredErrorBound(options.strategy.bits, size) *
+                                       static_cast<double>(kept[r].size() * width));
+          EXPECT_EQ(kept[r].begin, next);
+          next = options.strategy.kind == WireStrategy::Kind::kOneShot ? 0 : kept[r].end;
+        }
+      }
+    }
+  }
+}
+
+TEST(WireTest, SharedRowsAreTheSameBitsOnAllRanks) {
+  using As = Wire::ShareAs;
+  for (const As as : {As::kRaw, As::kFp16, As::kCodes}) {
+    for (const int size : {2, 3}) {
+      for (const int64_t n : {1, 5, 32}) {
+        const int64_t width = 96;
+        const std::vector<float> expected = Normal(0, n * width, 3);
+        std::vector<std::vector<float>> results(size);
+        OnRanks(size, Options("token-owner-q8"),
+                [&](int rank, Wire& wire, Ledger&, Stream& stream) {
+                  std::vector<float> x(n * width, -1e9f);
+                  const Range own = wire.OwnRows(n);
+                  std::copy(expected.begin() + own.begin * width,
+                            expected.begin() + own.end * width, x.begin() + own.begin * width);
+                  ASSERT_TRUE(wire.Share(Site::kMlpOut, as, Matrix(x, width), stream).ok());
+                  results[rank] = x;
+                });
+        for (int r = 0; r < size; ++r) {
+          EXPECT_EQ(results[r], results[0]);
+          for (size_t i = 0; i < expected.size(); ++i) {
+            EXPECT_NEAR(results[r][i], expected[i], as == As::kRaw ? 0.0 : 0.05);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(WireTest, PickedRowsAreSharedByTheirOwners) {
+  OnRanks(3, Options("token-owner-q4"), [&](int rank, Wire& wire, Ledger&, Stream& stream) {
+    const std::vector<int32_t> picked = {0, 1, 5, 8};  // of 9 rows: 3 for each rank
+    const std::vector<int64_t> offsets = wire.OffsetsOf(picked, 9);
+    EXPECT_EQ(offsets, std::vector<int64_t>({0, 2, 3, 4}));
+    std::vector<float> x(4 * 8, 0.0f);
+    for (int64_t row = offsets[rank]; row < offsets[rank + 1]; ++row) x[row * 8] = 1.0f + row;
+    ASSERT_TRUE(
+        wire.Share(Site::kFinalNorm, Wire::ShareAs::kFp16, Matrix(x, 8), offsets, stream).ok());
+    for (int64_t row = 0; row < 4; ++row) EXPECT_EQ(x[row * 8], 1.0f + row);
+  });
+}
+
+// Per decoder layer: two sums and two norms, as a share of the fp16 all-reduce.
+TEST(WireTest, BytesOfALayerAreTheShareOfFp16ThatTheStrategyPromises) {
+  struct Case {
+    const char* name;
+    Wire::ShareAs as;
+    const char* norms;
+    double bound;
+  };
+  constexpr auto kRaw = Wire::ShareAs::kRaw;  // norms in codes of 8 bits, as sites with codes are
+  constexpr auto kCodes = Wire::ShareAs::kCodes;
+  for (const Case& c :
+       {Case{"one-shot-q8", kCodes, "auto", 0.51}, Case{"one-shot-q6", kCodes, "auto", 0.39},
+        Case{"one-shot-q4", kCodes, "auto", 0.29}, Case{"token-owner-q8", kRaw, "auto", 0.51},
+        Case{"token-owner-q6", kRaw, "auto", 0.45}, Case{"token-owner-q4", kRaw, "auto", 0.385},
+        Case{"token-owner-q4", kCodes, "auto", 0.34}, Case{"token-owner-q4", kCodes, "4", 0.29}}) {
+    for (const int size : {2, 4, 8}) {
+      const bool one_shot = absl::string_view(c.name).substr(0, 3) == "one";
+      if (one_shot && size > 2) continue;
+      for (const int64_t n : {1, 16, 100}) {
+        for (const int64_t width : {256, 1024}) {
+          SCOPED_TRACE(absl::StrCat(c.name, ", ", size, " ranks, ", n, " x ", width));
+          std::vector<Ledger> ledgers(size);
+          OnRanks(size, Options(c.name, "auto", c.norms),
+                  [&](int rank, Wire& wire, Ledger& ledger, Stream& stream) {
+                    std::vector<float> x = Normal(rank, n * width, 1);
+                    std::vector<uint8_t> codes(n * width);
+                    ASSERT_TRUE(wire.Reduce(Site::kMlpOut, Matrix(x, width), stream).ok());
+                    const TensorView rows = c.as == kRaw
+                                                ? TensorView(codes.data(), DType::kU8, {n, width})
+                                                : Matrix(x, width);
+                    if (!one_shot) {
+                      ASSERT_TRUE(wire.Share(Site::kMlpOut, c.as, rows, stream).ok());
+                    }
+                    ledgers[rank] = ledger;
+                  });
+          LedgerEntry sum;
+          for (const Ledger& ledger : ledgers) sum += ledger.at(Site::kMlpOut);
+          const double share = static_cast<double>(sum.payload_bytes + sum.metadata_bytes) /
+                               static_cast<double>(sum.logical_bytes);
+          EXPECT_LE(share, c.bound);
+        }
+      }
+    }
+  }
+}
+
+TEST(WireTest, HopsCrossOnceAndAreSharedWhereRanksKeepAllRows) {
+  // Two stages of two ranks: ranks 0 and 1 send, 2 and 3 receive.
+  for (const char* name : {"native", "fp16", "one-shot-q8", "token-owner-q8"}) {
+    const WireOptions options = Options(name);
+    const int64_t n = 5, width = 64;
+    const std::vector<float> expected = Normal(0, n * width, 11);
+    auto world = CreateLocalCommunicators(4);
+    auto first = CreateLocalCommunicators(2), second = CreateLocalCommunicators(2);
+    std::vector<std::thread> threads;
+    std::vector<std::vector<float>> results(4);
+    std::vector<Ledger> ledgers(4);
+    for (int rank = 0; rank < 4; ++rank) {
+      threads.emplace_back([&, rank] {
+        ThreadPool pool(1);
+        Stream stream = Stream::Cpu(&pool);
+        Communicator* tp = rank < 2 ? first[rank].get() : second[rank - 2].get();
+        Wire wire(tp, world[rank].get(), options, &ledgers[rank]);
+        if (rank < 2) {
+          std::vector<float> x = expected;
+          ASSERT_TRUE(wire.SendHop(Matrix(x, width), rank + 2, stream).ok());
+          return;
+        }
+        std::vector<float> x(n * width);
+        ASSERT_TRUE(wire.RecvHop(Matrix(x, width), rank - 2, stream).ok());
+        const Range rows = wire.OwnRows(n);
+        results[rank].assign(x.begin() + rows.begin * width, x.begin() + rows.end * width);
+        for (int64_t i = rows.begin * width; i < rows.end * width; ++i) {
+          EXPECT_NEAR(x[i], expected[i], name[0] == 'n' ? 0.0 : 0.05);
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    const int64_t crossed = ledgers[0].Total().payload_bytes + ledgers[0].Total().metadata_bytes +
+                            ledgers[1].Total().payload_bytes + ledgers[1].Total().metadata_bytes;
+    EXPECT_EQ(crossed, n * options.hop.RowBytes(width, DType::kF32) + 4);
+    if (options.strategy.kind != WireStrategy::Kind::kTokenOwner) {
+      EXPECT_EQ(results[2], results[3]);
+    }
+  }
+}
+
+TEST(StrategyTableTest, AllRanksMeasureTheSameAndPickTheNearest) {
+  std::vector<StrategyTable> tables(3);
+  auto communicators = CreateLocalCommunicators(3);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < 3; ++rank) {
+    threads.emplace_back([&, rank] {
+      ThreadPool pool(1);
+      Stream stream = Stream::Cpu(&pool);
+      tables[rank] = MeasureStrategies(*communicators[rank], 64, 9, DType::kF32,
+                                       absl::Milliseconds(200), stream)
+                         .value();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const StrategyTable& table : tables) {
+    EXPECT_EQ(table.DebugString(), tables[0].DebugString());
+    EXPECT_EQ(table.times.front().num_rows, 1);
+  }
+  const StrategyTable table = {
+      .width = 64,
+      .times = {{1, {10.0, 20.0, 30.0}}, {16, {10.0, 9.8, 30.0}}, {64, {10.0, 9.0, 8.0}}}};
+  EXPECT_EQ(table.Pick(0).kind, WireStrategy::Kind::kFp16);
+  EXPECT_EQ(table.Pick(3).kind, WireStrategy::Kind::kFp16);
+  EXPECT_EQ(table.Pick(16).kind, WireStrategy::Kind::kFp16);  // 2 % are not worth a codec
+  EXPECT_EQ(table.Pick(33).kind, WireStrategy::Kind::kTokenOwner);
+  EXPECT_EQ(table.Pick(5000).kind, WireStrategy::Kind::kTokenOwner);
+}
+
+TEST(MessageTest, DamageAnotherSenderAndAnotherMeaningAreSeen) {
+  std::vector<uint8_t> bytes(3 * 5 + MessageKey::kCheckBytes);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i * 37);
+  const TensorView message(bytes.data(), DType::kU8, {static_cast<int64_t>(bytes.size())});
+  const MessageKey key = {.site = Site::kMlpOut,
+                          .codec = {RowCodec::Kind::kCodes, 4},
+                          .sender = 1,
+                          .num_rows = 3,
+                          .row_bytes = 5};
+  SealMessage(key, message);
+  EXPECT_TRUE(CheckMessage(key, message).ok());
+  MessageKey other = key;
+  other.sender = 2;
+  EXPECT_EQ(CheckMessage(other, message).code(), absl::StatusCode::kDataLoss);
+  other = key;
+  other.codec.bits = 5;
+  EXPECT_EQ(CheckMessage(other, message).code(), absl::StatusCode::kDataLoss);
+  bytes[7] ^= 1;
+  const absl::Status status = CheckMessage(key, message);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("mlp_out: message of 17 bytes (3 rows of 5, q4) from rank 1"));
 }
 
 TEST(LedgerTest, SurvivesSerialisation) {
   Ledger ledger;
-  ledger.Record(Site::kLogits, {1, 2, 3, 4, 5});
+  ledger.Record(Site::kLogits, {1, 2, 3, 4, 5, 6});
   const Ledger copy = Ledger::Parse(ledger.Serialize()).value();
   EXPECT_EQ(copy.at(Site::kLogits).metadata_bytes, 3);
-  EXPECT_EQ(copy.Total().transfer_us, 5);
+  EXPECT_EQ(copy.Total().transfer_ns, 6);
   EXPECT_EQ(Ledger::Parse("short").status().code(), absl::StatusCode::kInternal);
 }
 

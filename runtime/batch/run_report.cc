@@ -22,11 +22,9 @@ double Percentile(std::vector<double> values, double fraction) {
 }
 
 Json EntryJson(const LedgerEntry& entry) {
-  return {{"logical_bytes", entry.logical_bytes},
-          {"payload_bytes", entry.payload_bytes},
-          {"metadata_bytes", entry.metadata_bytes},
-          {"calls", entry.calls},
-          {"transfer_us", entry.transfer_us}};
+  return {{"logical_bytes", entry.logical_bytes},   {"payload_bytes", entry.payload_bytes},
+          {"metadata_bytes", entry.metadata_bytes}, {"calls", entry.calls},
+          {"codec_us", entry.codec_ns / 1000},      {"transfer_us", entry.transfer_ns / 1000}};
 }
 
 Json MemoryJson(const MemoryReport& memory) {
@@ -75,7 +73,9 @@ std::string RunReportJson(const RunSummary& summary, const EngineRank& rank,
       {"tp", rank.mesh().tp_size},
       {"pp", rank.mesh().pp_size},
       {"dtype", ToString(DTypeName(options.dtype))},
-      {"wire_format", ToString(WireFormatName(options.wire))},
+      {"wire_format", WireName(options.wire)},
+      {"hop_format", RowCodecName(options.wire.hop)},
+      {"num_layers", rank.config().num_layers},
       {"prompts", summary.num_prompts},
       {"failed_prompts", summary.num_failed},
       {"prompt_tokens", counters.num_prompt_tokens},

@@ -6,14 +6,14 @@
 
 #include "absl/time/time.h"
 #include "kernels/core/dtype.h"
-#include "parallel/wire/wire.h"
+#include "parallel/wire/strategy.h"
 
 namespace thinwire {
 
 struct EngineOptions {
   std::string model_dir;
   DType dtype = DType::kF32;  // of activations and the KV cache
-  WireFormat wire = WireFormat::kNative;
+  WireOptions wire;
   int64_t page_size = 16;         // tokens of a KV page
   int64_t max_seqs = 64;          // sequences that run at the same time
   int64_t max_step_tokens = 512;  // tokens of one step

@@ -10,11 +10,17 @@
 #include "parallel/comm/agreement.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/checkpoint/folder_digest.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/engine/byte_stream.h"
 #include "runtime/model/decoder_weights.h"
 
 namespace thinwire {
+namespace {
+
+constexpr absl::Duration kMeasuringBudget = absl::Seconds(2);
+
+}  // namespace
 
 std::string RankReport::Serialize() const {
   ByteWriter writer;
@@ -45,16 +51,45 @@ absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptio
   TW_CHECK_EQ(mesh.world_size(), world->size());
   std::unique_ptr<EngineRank> rank(new EngineRank(options, mesh, world, pool));
   world->set_timeout(options.load_timeout);
+  TW_RETURN_IF_ERROR(rank->AgreeOnTheJob());
   TW_RETURN_IF_ERROR(AgreeOnStatus(rank->Load(progress), *world, rank->stream_));
   TW_ASSIGN_OR_RETURN(rank->tp_,
                       world->Split(mesh.pp_rank(world->rank()), mesh.tp_rank(world->rank())));
   TW_RETURN_IF_ERROR(AgreeOnStatus(rank->AllocateCache(), *world, rank->stream_));
   rank->wire_.emplace(rank->tp_.get(), world, options.wire, &rank->ledger_);
+  if (options.wire.automatic && rank->tp_->size() > 1) {
+    TW_ASSIGN_OR_RETURN(
+        StrategyTable table,
+        MeasureStrategies(*rank->tp_, rank->config().hidden, options.max_step_tokens, options.dtype,
+                          kMeasuringBudget, rank->stream_));
+    rank->wire_->UseTable(std::move(table));
+  }
   rank->runner_.emplace(&*rank->decoder_, &*rank->cache_, &*rank->wire_, &rank->stream_,
                         options.max_seqs);
   world->set_timeout(options.step_timeout);
   rank->tp_->set_timeout(options.step_timeout);
   return rank;
+}
+
+absl::Status EngineRank::AgreeOnTheJob() {
+  std::vector<NamedValue> values = {
+      {"the version of the wire", absl::StrCat(kWireVersion)},
+      {"--tp", absl::StrCat(mesh_.tp_size)},
+      {"--pp", absl::StrCat(mesh_.pp_size)},
+      {"--dtype", std::string(DTypeName(options_.dtype))},
+      {"--wire", WireName(options_.wire)},
+      {"--hop", RowCodecName(options_.wire.hop)},
+      {"--norm-codes", absl::StrCat(options_.wire.norm_bits)},
+      {"--page-size", absl::StrCat(options_.page_size)},
+      {"--max-seqs", absl::StrCat(options_.max_seqs)},
+      {"--max-step-tokens", absl::StrCat(options_.max_step_tokens)},
+  };
+  const auto digests = DigestFolder(options_.model_dir);
+  TW_RETURN_IF_ERROR(AgreeOnStatus(digests.status(), *world_, stream_));
+  for (const FileDigest& file : *digests) {
+    values.push_back({absl::StrCat("the digest of ", file.name), file.digest});
+  }
+  return AgreeOnValues(values, *world_, stream_);
 }
 
 absl::Status EngineRank::Load(const LoadProgress& progress) {

@@ -65,6 +65,8 @@ class EngineRank {
  private:
   EngineRank(const EngineOptions& options, const Mesh& mesh, Communicator* world, ThreadPool* pool);
 
+  // FailedPrecondition where ranks were started with other flags or folders.
+  absl::Status AgreeOnTheJob();
   absl::Status Load(const LoadProgress& progress);
   // Pages that the smallest budget among ranks holds.
   absl::Status AllocateCache();

@@ -93,8 +93,8 @@ int64_t Decoder::activation_bytes() const {
 absl::Status Decoder::Forward(const StepBatch& batch, PagedKvCache& cache, Wire& wire,
                               Stream& stream) {
   const int64_t num_tokens = batch.num_tokens();
-  const TensorView x = x_.mutable_view().Rows(0, num_tokens);
   const Mesh& mesh = plan_.mesh();
+  Residual residual = {.x = x_.mutable_view().Rows(0, num_tokens), .rows = {0, num_tokens}};
   if (plan_.first_stage()) {
     TW_RETURN_IF_ERROR(EmbedTokens({.weights = &weights_,
                                     .spec = &spec_,
@@ -102,37 +102,52 @@ absl::Status Decoder::Forward(const StepBatch& batch, PagedKvCache& cache, Wire&
                                     .token_ids = batch.token_ids,
                                     .positions = batch.positions,
                                     .narrow = embedded_.mutable_view(),
-                                    .x = x},
+                                    .x = residual.x},
                                    wire, stream));
   } else {
-    TW_RETURN_IF_ERROR(wire.RecvHop(x, mesh.RankOf(plan_.pp_rank() - 1, plan_.tp_rank()), stream));
+    TW_RETURN_IF_ERROR(
+        wire.RecvHop(residual.x, mesh.RankOf(plan_.pp_rank() - 1, plan_.tp_rank()), stream));
+    residual.rows = wire.OwnRows(num_tokens);
+    residual.whole = wire.keeps_all_rows(num_tokens);
+    residual.last_sum = Site::kStageHop;
   }
-  bool lacks_delta = false;
   for (size_t l = 0; l < weights_.layers.size(); ++l) {
-    TW_RETURN_IF_ERROR(layers_->Run(weights_.layers[l], static_cast<int64_t>(l), x, lacks_delta,
-                                    batch, cache, wire, stream));
-    lacks_delta = layers_->leaves_delta();
+    TW_RETURN_IF_ERROR(layers_->Run(weights_.layers[l], static_cast<int64_t>(l), residual, batch,
+                                    cache, wire, stream));
   }
-  const ConstTensorView pending = lacks_delta ? layers_->delta(num_tokens) : ConstTensorView();
-  if (plan_.last_stage()) return KeepOutputs(batch, pending, stream);
-  if (!pending.empty()) TW_RETURN_IF_ERROR(AddInPlace(x, pending, stream));
-  return wire.SendHop(x, mesh.RankOf(plan_.pp_rank() + 1, plan_.tp_rank()), stream);
+  if (plan_.last_stage()) return KeepOutputs(batch, residual, wire, stream);
+  if (residual.lacks_delta) {
+    const Range rows = residual.rows;
+    TW_RETURN_IF_ERROR(AddInPlace(residual.x.Rows(rows.begin, rows.size()),
+                                  layers_->delta(num_tokens).Rows(rows.begin, rows.size()),
+                                  stream));
+  }
+  return wire.SendHop(residual.x, mesh.RankOf(plan_.pp_rank() + 1, plan_.tp_rank()), stream);
 }
 
-absl::Status Decoder::KeepOutputs(const StepBatch& batch, ConstTensorView pending, Stream& stream) {
+absl::Status Decoder::KeepOutputs(const StepBatch& batch, const Residual& residual, Wire& wire,
+                                  Stream& stream) {
   num_outputs_ = static_cast<int64_t>(batch.output_tokens.size());
   if (num_outputs_ == 0) return absl::OkStatus();
   const TensorView outputs = outputs_.mutable_view().Rows(0, num_outputs_);
-  const ConstTensorView rows = Ids(batch.output_tokens);
   const int64_t num_tokens = batch.num_tokens();
-  TW_RETURN_IF_ERROR(
-      Embedding({.ids = rows, .table = x_.view().Rows(0, num_tokens), .out = outputs}, stream));
-  if (!pending.empty()) {
-    TW_RETURN_IF_ERROR(
-        Embedding({.ids = rows, .table = pending, .accumulate = true, .out = outputs}, stream));
+  const std::vector<int64_t> offsets = wire.OffsetsOf(batch.output_tokens, num_tokens);
+  Range kept = {0, num_outputs_};
+  if (!residual.whole) kept = {offsets[plan_.tp_rank()], offsets[plan_.tp_rank() + 1]};
+  const TensorView own = outputs.Rows(kept.begin, kept.size());
+  const ConstTensorView rows = Ids(batch.output_tokens.subspan(kept.begin, kept.size()));
+  TW_RETURN_IF_ERROR(Embedding({.ids = rows, .table = residual.x, .out = own}, stream));
+  if (residual.lacks_delta) {
+    TW_RETURN_IF_ERROR(Embedding(
+        {.ids = rows, .table = layers_->delta(num_tokens), .accumulate = true, .out = own},
+        stream));
   }
-  if (!config_.final_norm) return absl::OkStatus();
-  return layers_->ApplyNorm(weights_.final_norm, outputs, ConstTensorView(), outputs, stream);
+  if (config_.final_norm) {
+    TW_RETURN_IF_ERROR(
+        layers_->ApplyNorm(weights_.final_norm, own, ConstTensorView(), own, stream));
+  }
+  if (residual.whole) return absl::OkStatus();
+  return wire.Share(Site::kFinalNorm, Wire::ShareAs::kFp16, outputs, offsets, stream);
 }
 
 absl::Status Decoder::Logits(int64_t begin, int64_t n, TensorView logits, Wire& wire,

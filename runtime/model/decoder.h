@@ -56,7 +56,8 @@ class Decoder {
  private:
   Decoder() = default;
 
-  absl::Status KeepOutputs(const StepBatch& batch, ConstTensorView pending, Stream& stream);
+  absl::Status KeepOutputs(const StepBatch& batch, const Residual& residual, Wire& wire,
+                           Stream& stream);
 
   ModelConfig config_;
   DecoderSpec spec_;

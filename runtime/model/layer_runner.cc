@@ -90,10 +90,14 @@ absl::Status LayerRunner::ApplyNorm(const NormWeights& weights, TensorView x, Co
 
 absl::StatusOr<LayerRunner::Input> LayerRunner::NormSite(const NormWeights& weights,
                                                          const SiteCoding& coding, QuantSite site,
-                                                         TensorView x, ConstTensorView delta,
-                                                         Wire& wire, Stream& stream,
-                                                         SiteHook* hook) {
-  const int64_t num_tokens = x.dim(0);
+                                                         Residual& residual, Wire& wire,
+                                                         Stream& stream, SiteHook* hook) {
+  const int64_t num_tokens = residual.x.dim(0);
+  const Range rows = residual.rows;
+  const TensorView x = residual.x.Rows(rows.begin, rows.size());
+  ConstTensorView delta;
+  if (residual.lacks_delta) delta = delta_.view().Rows(rows.begin, rows.size());
+  residual.lacks_delta = false;
   if (coding.coded() && !coding.round_only) {
     const TensorView codes = CodesView(num_tokens, config_.hidden);
     TW_RETURN_IF_ERROR(NormCodes({.kind = spec_.norm,
@@ -103,24 +107,72 @@ absl::StatusOr<LayerRunner::Input> LayerRunner::NormSite(const NormWeights& weig
                                   .weight = weights.weight.view(),
                                   .bias = weights.bias.view(),
                                   .max_code = coding.max_code.view(),
-                                  .codes = codes,
+                                  .codes = codes.Rows(rows.begin, rows.size()),
                                   .epsilon = static_cast<float>(config_.norm_epsilon)},
                                  stream));
+    if (!residual.whole) {
+      TW_RETURN_IF_ERROR(wire.Share(residual.last_sum, Wire::ShareAs::kRaw, codes, stream));
+    }
     return Input{.codes = codes};
   }
   const TensorView normed = normed_.mutable_view().Rows(0, num_tokens);
+  // Where the rows are coded on their way, the weights, which would make some channels loud and
+  // drown the others, come after it.
+  const ConstTensorView weight = weights.weight.view();
+  const ConstTensorView bias = weights.bias.view();
   TW_RETURN_IF_ERROR(Norm({.kind = spec_.norm,
                            .x = x,
                            .delta = delta,
-                           .weight = weights.weight.view(),
-                           .bias = weights.bias.view(),
-                           .out = normed,
+                           .weight = residual.whole ? weight : ConstTensorView(),
+                           .bias = residual.whole ? bias : ConstTensorView(),
+                           .out = normed.Rows(rows.begin, rows.size()),
                            .epsilon = static_cast<float>(config_.norm_epsilon),
                            .order = coding.order.view()},
                           stream));
   TW_RETURN_IF_ERROR(Look(hook, site, normed));
-  // The row is whole on every rank: nothing is sent.
+  if (!residual.whole) {
+    TW_RETURN_IF_ERROR(wire.Share(residual.last_sum, Wire::ShareAs::kCodes, normed, stream));
+    TW_RETURN_IF_ERROR(ScaleInPlace(normed, weight, bias, stream));
+  }
+  // The rows are whole on every rank: nothing is sent.
   return CodeSite(coding, normed, Site::kControl, wire, stream);
+}
+
+absl::StatusOr<LayerRunner::Input> LayerRunner::ResidualSite(const SiteCoding& coding,
+                                                             QuantSite site,
+                                                             const Residual& residual, Wire& wire,
+                                                             Stream& stream, SiteHook* hook) {
+  if (hook == nullptr && !coding.round_only && residual.whole) {
+    return CodeSite(coding, residual.x, Site::kControl, wire, stream);
+  }
+  // The residual is what enters: codes and a hook's changes are of a copy.
+  const Range rows = residual.rows;
+  const TensorView copy = normed_.mutable_view().Rows(0, residual.x.dim(0));
+  TW_RETURN_IF_ERROR(Convert(residual.x.Rows(rows.begin, rows.size()),
+                             copy.Rows(rows.begin, rows.size()), stream));
+  TW_RETURN_IF_ERROR(Look(hook, site, copy));
+  if (!residual.whole) {
+    TW_RETURN_IF_ERROR(wire.Share(residual.last_sum, Wire::ShareAs::kCodes, copy, stream));
+  }
+  return CodeSite(coding, copy, Site::kControl, wire, stream);
+}
+
+absl::Status LayerRunner::NormResidual(const NormWeights& weights, Residual& residual,
+                                       Stream& stream) const {
+  const Range rows = residual.rows;
+  const TensorView x = residual.x.Rows(rows.begin, rows.size());
+  residual.lacks_delta = false;
+  return ApplyNorm(weights, x, delta_.view().Rows(rows.begin, rows.size()), x, stream);
+}
+
+absl::Status LayerRunner::Sum(Site site, Residual& residual, Wire& wire, Stream& stream) {
+  const int64_t num_tokens = residual.x.dim(0);
+  TW_RETURN_IF_ERROR(wire.Reduce(site, delta_.mutable_view().Rows(0, num_tokens), stream));
+  residual.rows = wire.OwnRows(num_tokens);
+  residual.whole = wire.keeps_all_rows(num_tokens);
+  residual.lacks_delta = true;
+  residual.last_sum = site;
+  return absl::OkStatus();
 }
 
 absl::Status LayerRunner::Round(const SiteCoding& coding, TensorView x, Stream& stream) {
@@ -280,9 +332,9 @@ absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer,
 }
 
 absl::Status LayerRunner::AttentionHalf(const LayerWeights& layer, int64_t cache_layer,
-                                        const Input& input, const StepBatch& batch,
-                                        PagedKvCache& cache, Wire& wire, Stream& stream,
-                                        SiteHook* hook) {
+                                        const Input& input, Residual& residual,
+                                        const StepBatch& batch, PagedKvCache& cache, Wire& wire,
+                                        Stream& stream, SiteHook* hook) {
   const int64_t num_tokens = batch.num_tokens();
   const int64_t head_dim = config_.head_dim;
   const int64_t num_heads = plan_.heads().size();
@@ -314,11 +366,12 @@ absl::Status LayerRunner::AttentionHalf(const LayerWeights& layer, int64_t cache
                       CodeSite(layer.out_in, attended, Site::kAttentionOut, wire, stream));
   const TensorView delta = delta_.mutable_view().Rows(0, num_tokens);
   TW_RETURN_IF_ERROR(ApplyLinears(layer.out, out_in, delta, stream));
-  return wire.AllReduce(Site::kAttentionOut, delta, stream);
+  return Sum(Site::kAttentionOut, residual, wire, stream);
 }
 
-absl::Status LayerRunner::MlpHalf(const LayerWeights& layer, const Input& input, int64_t num_tokens,
+absl::Status LayerRunner::MlpHalf(const LayerWeights& layer, const Input& input, Residual& residual,
                                   Wire& wire, Stream& stream, SiteHook* hook) {
+  const int64_t num_tokens = residual.x.dim(0);
   const int64_t ffn = plan_.ffn().size();
   const TensorView mlp = mlp_.mutable_view().Rows(0, num_tokens);
   TW_RETURN_IF_ERROR(ApplyLinears(layer.up, input, mlp, stream));
@@ -337,45 +390,33 @@ absl::Status LayerRunner::MlpHalf(const LayerWeights& layer, const Input& input,
                       CodeSite(layer.down_in, activated, Site::kMlpOut, wire, stream));
   const TensorView delta = delta_.mutable_view().Rows(0, num_tokens);
   TW_RETURN_IF_ERROR(ApplyLinears(layer.down, down_in, delta, stream));
-  return wire.AllReduce(Site::kMlpOut, delta, stream);
+  return Sum(Site::kMlpOut, residual, wire, stream);
 }
 
-absl::Status LayerRunner::Run(const LayerWeights& layer, int64_t cache_layer, TensorView x,
-                              bool lacks_delta, const StepBatch& batch, PagedKvCache& cache,
-                              Wire& wire, Stream& stream, SiteHook* hook) {
-  const int64_t num_tokens = batch.num_tokens();
-  const TensorView delta = delta_.mutable_view().Rows(0, num_tokens);
+absl::Status LayerRunner::Run(const LayerWeights& layer, int64_t cache_layer, Residual& residual,
+                              const StepBatch& batch, PagedKvCache& cache, Wire& wire,
+                              Stream& stream, SiteHook* hook) {
   if (config_.norm_before) {
-    TW_ASSIGN_OR_RETURN(
-        const Input attention_in,
-        NormSite(layer.attention_norm, layer.qkv_in, QuantSite::kQkvIn, x,
-                 lacks_delta ? ConstTensorView(delta) : ConstTensorView(), wire, stream, hook));
-    TW_RETURN_IF_ERROR(
-        AttentionHalf(layer, cache_layer, attention_in, batch, cache, wire, stream, hook));
+    TW_ASSIGN_OR_RETURN(const Input attention_in,
+                        NormSite(layer.attention_norm, layer.qkv_in, QuantSite::kQkvIn, residual,
+                                 wire, stream, hook));
+    TW_RETURN_IF_ERROR(AttentionHalf(layer, cache_layer, attention_in, residual, batch, cache, wire,
+                                     stream, hook));
     TW_ASSIGN_OR_RETURN(
         const Input mlp_in,
-        NormSite(layer.mlp_norm, layer.mlp_in, QuantSite::kMlpIn, x, delta, wire, stream, hook));
-    return MlpHalf(layer, mlp_in, num_tokens, wire, stream, hook);
+        NormSite(layer.mlp_norm, layer.mlp_in, QuantSite::kMlpIn, residual, wire, stream, hook));
+    return MlpHalf(layer, mlp_in, residual, wire, stream, hook);
   }
-  TW_CHECK(!lacks_delta);
-  // The residual is what enters: codes and a hook's changes are of a copy.
-  const auto site_of_residual = [&](const SiteCoding& coding,
-                                    QuantSite site) -> absl::StatusOr<Input> {
-    if (hook == nullptr && !coding.round_only) {
-      return CodeSite(coding, x, Site::kControl, wire, stream);
-    }
-    const TensorView copy = normed_.mutable_view().Rows(0, num_tokens);
-    TW_RETURN_IF_ERROR(Convert(x, copy, stream));
-    TW_RETURN_IF_ERROR(Look(hook, site, copy));
-    return CodeSite(coding, copy, Site::kControl, wire, stream);
-  };
-  TW_ASSIGN_OR_RETURN(const Input attention_in, site_of_residual(layer.qkv_in, QuantSite::kQkvIn));
+  TW_CHECK(!residual.lacks_delta);
+  TW_ASSIGN_OR_RETURN(const Input attention_in,
+                      ResidualSite(layer.qkv_in, QuantSite::kQkvIn, residual, wire, stream, hook));
   TW_RETURN_IF_ERROR(
-      AttentionHalf(layer, cache_layer, attention_in, batch, cache, wire, stream, hook));
-  TW_RETURN_IF_ERROR(ApplyNorm(layer.attention_norm, x, delta, x, stream));
-  TW_ASSIGN_OR_RETURN(const Input mlp_in, site_of_residual(layer.mlp_in, QuantSite::kMlpIn));
-  TW_RETURN_IF_ERROR(MlpHalf(layer, mlp_in, num_tokens, wire, stream, hook));
-  return ApplyNorm(layer.mlp_norm, x, delta, x, stream);
+      AttentionHalf(layer, cache_layer, attention_in, residual, batch, cache, wire, stream, hook));
+  TW_RETURN_IF_ERROR(NormResidual(layer.attention_norm, residual, stream));
+  TW_ASSIGN_OR_RETURN(const Input mlp_in,
+                      ResidualSite(layer.mlp_in, QuantSite::kMlpIn, residual, wire, stream, hook));
+  TW_RETURN_IF_ERROR(MlpHalf(layer, mlp_in, residual, wire, stream, hook));
+  return NormResidual(layer.mlp_norm, residual, stream);
 }
 
 }  // namespace thinwire

@@ -18,6 +18,19 @@
 
 namespace thinwire {
 
+// The residual between layers of one step.
+struct Residual {
+  TensorView x;  // [num_tokens, hidden]
+  // Rows of x that hold on this rank. `whole`: those of all tokens, on every rank of the group;
+  // else each rank keeps Wire::OwnRows.
+  Range rows;
+  bool whole = true;
+  // x lacks what LayerRunner::delta() holds: the last half's sum is left to the norm that comes
+  // next.
+  bool lacks_delta = false;
+  Site last_sum = Site::kEmbedding;  // where it was last changed
+};
+
 // Holds the activations inside a layer, for up to max_tokens tokens; all layers share them.
 // Move-only, thread-compatible.
 class LayerRunner {
@@ -30,18 +43,13 @@ class LayerRunner {
   LayerRunner& operator=(LayerRunner&&) = default;
 
   // Runs `layer` over the batch; K and V go to layer `cache_layer` of the cache. Collective over
-  // the tensor-parallel group.
-  // x: [num_tokens, hidden], the residual. Where norms come before their half of a layer, the last
-  // half's sum is left to the norm that comes next: on return x lacks delta(), and `lacks_delta`
-  // says whether it does so on entry. Where norms come after, x is complete, before and after.
-  absl::Status Run(const LayerWeights& layer, int64_t cache_layer, TensorView x, bool lacks_delta,
+  // the tensor-parallel group. Where norms come before their half of a layer, the residual lacks
+  // delta() on return; where they come after, it is complete, before and after.
+  absl::Status Run(const LayerWeights& layer, int64_t cache_layer, Residual& residual,
                    const StepBatch& batch, PagedKvCache& cache, Wire& wire, Stream& stream,
                    SiteHook* hook = nullptr);
 
-  // Whether Run leaves x without delta().
-  bool leaves_delta() const { return config_.norm_before; }
-
-  // [num_tokens, hidden]: what the last half of the last layer adds.
+  // [num_tokens, hidden]: what the last half of the last layer adds; rows as the residual's.
   ConstTensorView delta(int64_t num_tokens) const { return delta_.view().Rows(0, num_tokens); }
 
   // norm(x + delta), x summed in place. delta may be empty.
@@ -60,10 +68,15 @@ class LayerRunner {
     ConstTensorView gains;
   };
 
-  // norm(x + delta) in the site's order, coded where the site is; x summed in place.
+  // norm(x + delta) of the residual in the site's order, coded where the site is; x summed in
+  // place. All rows on every rank.
   absl::StatusOr<Input> NormSite(const NormWeights& weights, const SiteCoding& coding,
-                                 QuantSite site, TensorView x, ConstTensorView delta, Wire& wire,
-                                 Stream& stream, SiteHook* hook);
+                                 QuantSite site, Residual& residual, Wire& wire, Stream& stream,
+                                 SiteHook* hook);
+  // The residual itself, whose norm has been taken, as NormSite.
+  absl::StatusOr<Input> ResidualSite(const SiteCoding& coding, QuantSite site,
+                                     const Residual& residual, Wire& wire, Stream& stream,
+                                     SiteHook* hook);
   // `x` itself, rounded in place where the site only rounds, or its codes. Where a gain is that of
   // a row of which each rank has a part (at `site`), ranks agree on it.
   absl::StatusOr<Input> CodeSite(const SiteCoding& coding, TensorView x, Site site, Wire& wire,
@@ -79,11 +92,15 @@ class LayerRunner {
   absl::Status Attend(const LayerWeights& layer, int64_t cache_layer, TensorView qkv,
                       TensorView out, const StepBatch& batch, PagedKvCache& cache,
                       Stream& stream) const;
+  // Each half leaves its sum in delta_, in the rows that the residual then has.
   absl::Status AttentionHalf(const LayerWeights& layer, int64_t cache_layer, const Input& input,
-                             const StepBatch& batch, PagedKvCache& cache, Wire& wire,
-                             Stream& stream, SiteHook* hook);
-  absl::Status MlpHalf(const LayerWeights& layer, const Input& input, int64_t num_tokens,
+                             Residual& residual, const StepBatch& batch, PagedKvCache& cache,
+                             Wire& wire, Stream& stream, SiteHook* hook);
+  absl::Status MlpHalf(const LayerWeights& layer, const Input& input, Residual& residual,
                        Wire& wire, Stream& stream, SiteHook* hook);
+  absl::Status Sum(Site site, Residual& residual, Wire& wire, Stream& stream);
+  // residual = norm(residual + delta).
+  absl::Status NormResidual(const NormWeights& weights, Residual& residual, Stream& stream) const;
 
   ModelConfig config_;
   DecoderSpec spec_;

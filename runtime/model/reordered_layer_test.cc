@@ -211,7 +211,7 @@ std::vector<float> RunLayer(const TestLayer& layer, const Checkpoint& checkpoint
     ThreadPool pool(1);
     Stream stream = Stream::Cpu(&pool);
     Ledger ledger;
-    Wire wire(communicators[rank].get(), communicators[rank].get(), WireFormat::kNative, &ledger);
+    Wire wire(communicators[rank].get(), communicators[rank].get(), WireOptions(), &ledger);
     const ShardPlan plan = layer.PlanOf(tp, rank);
     const LayerWeights weights = LoadDecoderLayer(checkpoint, config, plan, 0).value();
     LayerRunner runner =
@@ -238,8 +238,8 @@ std::vector<float> RunLayer(const TestLayer& layer, const Checkpoint& checkpoint
                              .page_ids = page_ids};
     std::vector<float> rows = x;
     const TensorView view(rows.data(), DType::kF32, {kTokens, config.hidden});
-    ASSERT_TRUE(
-        runner.Run(weights, 0, view, /*lacks_delta=*/false, batch, cache, wire, stream).ok());
+    Residual residual = {.x = view, .rows = {0, kTokens}};
+    ASSERT_TRUE(runner.Run(weights, 0, residual, batch, cache, wire, stream).ok());
     ASSERT_TRUE(AddInPlace(view, runner.delta(kTokens), stream).ok());
     if (rank == 0) result = rows;
   };

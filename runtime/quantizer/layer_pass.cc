@@ -55,7 +55,7 @@ LayerPass::LayerPass(const ModelConfig& config, int64_t seqlen, ThreadPool* pool
       slots_(seqlen) {
   std::iota(positions_.begin(), positions_.end(), 0);
   std::iota(slots_.begin(), slots_.end(), 0);
-  wire_.emplace(alone_[0].get(), alone_[0].get(), WireFormat::kNative, &ledger_);
+  wire_.emplace(alone_[0].get(), alone_[0].get(), WireOptions(), &ledger_);
 }
 
 absl::StatusOr<std::unique_ptr<LayerPass>> LayerPass::Create(const ModelConfig& config,
@@ -123,8 +123,9 @@ absl::Status LayerPass::Visit(const LayerWeights& layer, const SiteRoundings& ro
   StepBatch batch = Batch();
   batch.token_offsets = token_offsets;
   batch.context_lens = context_lens;
+  Residual residual = {.x = copy, .rows = {0, seqlen_}};
   const absl::Status status =
-      runner_->Run(layer, 0, copy, /*lacks_delta=*/false, batch, *cache_, *wire_, stream_, &hook);
+      runner_->Run(layer, 0, residual, batch, *cache_, *wire_, stream_, &hook);
   return hook.reached_last() ? absl::OkStatus() : status;
 }
 
@@ -137,11 +138,10 @@ absl::Status LayerPass::Advance(const LayerWeights& layer, const SiteRoundings& 
   batch.context_lens = context_lens;
   for (int64_t w = 0; w < stream.num_windows; ++w) {
     PassHook hook(roundings, nullptr, std::nullopt);
-    const TensorView x = stream.window(w);
-    TW_RETURN_IF_ERROR(
-        runner_->Run(layer, 0, x, /*lacks_delta=*/false, batch, *cache_, *wire_, stream_, &hook));
-    if (runner_->leaves_delta()) {
-      TW_RETURN_IF_ERROR(AddInPlace(x, runner_->delta(seqlen_), stream_));
+    Residual residual = {.x = stream.window(w), .rows = {0, seqlen_}};
+    TW_RETURN_IF_ERROR(runner_->Run(layer, 0, residual, batch, *cache_, *wire_, stream_, &hook));
+    if (residual.lacks_delta) {
+      TW_RETURN_IF_ERROR(AddInPlace(residual.x, runner_->delta(seqlen_), stream_));
     }
   }
   return absl::OkStatus();

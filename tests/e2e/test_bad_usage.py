@@ -70,13 +70,13 @@ class FlagsTest(support.TestCase):
         self.fail_usage([*RUN, "--top-k", "-1"], "top_k", "expected", "-1", ranks=False)
 
     def test_unknown_wires(self):
-        self.fail_usage([*RUN, "--wire", "nonsense"], "--wire nonsense", "expected", "auto, fp16",
+        self.fail_usage([*RUN, "--wire", "nonsense"], "--wire nonsense", "expected", "auto, native, fp16",
                         parallel=("--tp", "2"))
 
     def test_wires_that_this_build_does_not_have(self):
-        for wire in ("one-shot-q8", "one-shot-q4", "token-owner-q6", "exact"):
+        for wire in ("exact",):
             self.fail_usage([*RUN, "--wire", wire], f"--wire {wire}", "not in this build",
-                            "expected", parallel=("--tp", "2"), ranks=wire == "one-shot-q8")
+                            "expected", parallel=("--tp", "2"), ranks=False)
         self.fail_usage([*RUN, "--wire", "one-shot-q7"], "--wire one-shot-q7", "expected",
                         ranks=False)
 

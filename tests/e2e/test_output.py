@@ -169,7 +169,7 @@ class HelpTest(support.TestCase):
 
     FLAGS = {
         (): ["run", "eval", "quantize", "inspect", "check", "bench", "--version", "--log-level"],
-        ("run",): ["--model", "--tp", "--pp", "--dtype", "--wire", "--device", "--threads",
+        ("run",): ["--model", "--tp", "--pp", "--dtype", "--wire", "--norm-codes", "--hop", "--device", "--threads",
                    "--kv-memory", "--page-size", "--max-seqs", "--max-step-tokens",
                    "--step-timeout", "--prompt", "--prompts", "--max-tokens", "--temperature",
                    "--top-p", "--top-k", "--seed", "--stop", "--ignore-eos", "--json", "--report"],

@@ -240,7 +240,7 @@ void GoldenModelTest::ExpectClose(const EngineOptions& options, const Mesh& mesh
   ExpectGreedy(golden_, answers->completions, 2.0 * largest_error);
   std::printf("%s, wire %s, %s: mean NLL differs by %.1e of %.1e, logits by %.1e of %.1e\n",
               std::string(DTypeName(options.dtype)).c_str(),
-              std::string(WireFormatName(options.wire)).c_str(), MeshName(mesh).c_str(), nll_error,
+              WireStrategyName(options.wire.strategy).c_str(), MeshName(mesh).c_str(), nll_error,
               logit_error + kNllTolerance, largest, largest_error);
 }
 
@@ -390,7 +390,7 @@ TEST_P(GoldenModelTest, Fp16OnTheWireStaysClose) {
   for (const Mesh& mesh : UsableMeshes(GetParam().model_dir)) {
     SCOPED_TRACE(MeshName(mesh));
     EngineOptions options = OptionsFor(GetParam().model_dir);
-    options.wire = WireFormat::kFp16;
+    options.wire = ParseWireOptions("fp16", "auto").value();
     ExpectClose(options, mesh, error);
   }
 }

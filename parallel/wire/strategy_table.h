@@ -1,0 +1,46 @@
+// Which strategy is fastest for how many rows, measured where the job runs: what --wire auto uses.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kernels/core/dtype.h"
+#include "kernels/core/stream.h"
+#include "parallel/comm/communicator.h"
+#include "parallel/wire/strategy.h"
+
+namespace thinwire {
+
+// The strategies that `auto` picks from. The coded ones have 5 bits: of the widths, the fewest
+// bytes for less than 1 % of perplexity (README, "Measured").
+std::vector<WireStrategy> AutoStrategies();
+
+// Times of one layer half: partial sums of `num_rows` rows to sums, and with token-owner the next
+// norm to all ranks.
+struct StrategyTimes {
+  int64_t num_rows = 0;
+  std::vector<double> us;  // as AutoStrategies(); the slowest rank's mean of some calls
+};
+
+struct StrategyTable {
+  int64_t width = 0;
+  std::vector<StrategyTimes> times;  // ascending in num_rows; at least one
+
+  // The fastest for the measured number of rows that is nearest to num_rows in ratio; fp16 unless
+  // another is at least 3 % faster than it.
+  WireStrategy Pick(int64_t num_rows) const;
+
+  // A line per number of rows.
+  std::string DebugString() const;
+};
+
+// Collective over `tp`, which has several ranks. Measures 1, 4, 16, ... up to max_rows rows of
+// `width` elements of `dtype` and stops early where `budget` is used up: then the largest are
+// missing. All ranks return the same table.
+absl::StatusOr<StrategyTable> MeasureStrategies(Communicator& tp, int64_t width, int64_t max_rows,
+                                                DType dtype, absl::Duration budget, Stream& stream);
+
+}  // namespace thinwire
