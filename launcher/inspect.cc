@@ -7,11 +7,11 @@
 #include "kernels/core/atomic_file.h"
 #include "kernels/core/status_macros.h"
 #include "launcher/command.h"
-#include "launcher/inspect/gnuplot.h"
 #include "launcher/inspect/inspect_report.h"
 #include "launcher/inspect/range_plot.h"
 #include "launcher/job.h"
 #include "launcher/output.h"
+#include "launcher/plot/gnuplot.h"
 #include "runtime/checkpoint/checkpoint_summary.h"
 
 namespace thinwire {

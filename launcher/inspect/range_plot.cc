@@ -10,8 +10,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_replace.h"
 #include "kernels/core/status_macros.h"
+#include "launcher/plot/gnuplot.h"
 #include "runtime/checkpoint/rptq_file.h"
 
 namespace thinwire {
@@ -45,11 +45,6 @@ absl::string_view Description(QuantSite site) {
       return "R5: what the last projection reads, after the activation";
   }
   return "";
-}
-
-// A gnuplot string.
-std::string Quoted(absl::string_view text) {
-  return absl::StrCat("'", absl::StrReplaceAll(text, {{"'", "''"}, {"\n", " "}}), "'");
 }
 
 absl::StatusOr<QuantSite> FindSite(const RangePlotArgs& args, const LayerCodes& layer) {
@@ -120,11 +115,11 @@ class RangePlot {
     const std::string name =
         std::filesystem::path(args_.dir + "/.").lexically_normal().parent_path().filename();
     Line("set label 1 at screen 0.5,0.965 center font ',20' ",
-         Quoted(absl::StrCat(name.empty() ? args_.dir : name, ", layer ", args_.layer, ", ",
-                             SiteName(site_))));
+         GnuplotString(absl::StrCat(name.empty() ? args_.dir : name, ", layer ", args_.layer, ", ",
+                                    SiteName(site_))));
     Line("set label 2 at screen 0.5,0.932 center textcolor rgb '#555555' ",
-         Quoted(absl::StrCat(Description(site_), "; least to greatest value over the calibration ",
-                             "tokens")));
+         GnuplotString(absl::StrCat(Description(site_),
+                                    "; least to greatest value over the calibration ", "tokens")));
     Line("set style fill solid 1.0 noborder");
     Line("set border 3 lc rgb '#555555'");
     Line("set tics nomirror out scale 0.6 textcolor rgb '#333333'");
@@ -143,9 +138,9 @@ class RangePlot {
     Line("set bmargin at screen ", extent.bottom);
     Line("unset label 3");
     if (!title.empty()) {
-      Line("set label 3 at graph 0.0,1.08 left ", Quoted(title));
+      Line("set label 3 at graph 0.0,1.08 left ", GnuplotString(title));
     }
-    Line("set ylabel ", Quoted(y_label), " offset 1,0");
+    Line("set ylabel ", GnuplotString(y_label), " offset 1,0");
     Line("set yrange [*:*]");
     Line("set ytics auto");
     Line("unset xlabel");
@@ -189,7 +184,7 @@ class RangePlot {
     Boxes(codes_.original_minimum, codes_.original_maximum, 0, width_, data);
     Line("$before << EOD\n", data, "EOD");
     BlockLines();
-    Line("set xlabel ", Quoted(absl::StrCat("channel", BlockWords())), " offset 0,0.6");
+    Line("set xlabel ", GnuplotString(absl::StrCat("channel", BlockWords())), " offset 0,0.6");
     Line("plot $before using 1:2:3 with filledcurves lc rgb '", kBeforeColor,
          "' notitle, 0 with lines lc rgb '#333333' lw 0.6 notitle");
   }
@@ -238,7 +233,7 @@ class RangePlot {
     plots.push_back("0 with lines lc rgb '#333333' lw 0.6 notitle");
     ClusterLines();
     BlockLines();
-    Line("set xlabel ", Quoted(absl::StrCat("position", BlockWords())), " offset 0,0.6");
+    Line("set xlabel ", GnuplotString(absl::StrCat("position", BlockWords())), " offset 0,0.6");
     Line("plot ", absl::StrJoin(plots, ", "));
   }
 

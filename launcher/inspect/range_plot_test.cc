@@ -5,7 +5,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "launcher/inspect/gnuplot.h"
+#include "launcher/plot/gnuplot.h"
 
 namespace thinwire {
 namespace {
@@ -93,18 +93,12 @@ TEST(RangePlotTest, WhatCannotBeDrawnIsSaid) {
   model.ExpectError("", 0, absl::StatusCode::kFailedPrecondition, "has no rptq.safetensors");
 }
 
-TEST(GnuplotTest, ItDrawsOrSaysWhyNot) {
+TEST(RangePlotTest, GnuplotDrawsIt) {
   const absl::StatusOr<std::string> svg = RunGnuplot(Model().Script("k").value());
-  if (svg.status().code() == absl::StatusCode::kFailedPrecondition) {
-    EXPECT_THAT(std::string(svg.status().message()), HasSubstr("gnuplot-nox"));
-    GTEST_SKIP() << svg.status();
-  }
+  if (svg.status().code() == absl::StatusCode::kFailedPrecondition) GTEST_SKIP() << svg.status();
   ASSERT_TRUE(svg.ok()) << svg.status();
   EXPECT_THAT(*svg,
               AllOf(HasSubstr("<svg"), HasSubstr("it's, layer 0, k"), EndsWith("</svg>\n\n")));
-  const absl::Status status = RunGnuplot("set terminal svg\nplot nothing\n").status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("undefined variable: nothing"));
 }
 
 }  // namespace

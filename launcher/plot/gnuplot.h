@@ -12,4 +12,8 @@ namespace thinwire {
 // Internal: it ended with an error, whose first line the message quotes.
 absl::StatusOr<std::string> RunGnuplot(absl::string_view script);
 
+// `text` as a string of a script, on one line, a space before a leading quote.
+// Nothing in it is expanded: it may come from a file.
+std::string GnuplotString(absl::string_view text);
+
 }  // namespace thinwire

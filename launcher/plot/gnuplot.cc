@@ -1,4 +1,4 @@
-#include "launcher/inspect/gnuplot.h"
+#include "launcher/plot/gnuplot.h"
 
 #include <fcntl.h>
 #include <spawn.h>
@@ -77,6 +77,18 @@ struct SpawnActions {
 
 }  // namespace
 
+std::string GnuplotString(absl::string_view text) {
+  std::string quoted = "'";
+  // A quote in front would end the string, doubled or not.
+  if (!text.empty() && text[0] == '\'') quoted += ' ';
+  for (const char c : text) {
+    // Control characters would end the line, or be no XML.
+    quoted += static_cast<unsigned char>(c) < ' ' || c == '\x7f' ? ' ' : c;
+    if (c == '\'') quoted += c;
+  }
+  return quoted + "'";
+}
+
 absl::StatusOr<std::string> RunGnuplot(absl::string_view script) {
   TW_ASSIGN_OR_RETURN(const File out, TemporaryFile());
   TW_ASSIGN_OR_RETURN(const File errors, TemporaryFile());
@@ -97,7 +109,7 @@ absl::StatusOr<std::string> RunGnuplot(absl::string_view script) {
     close(input[1]);
     return absl::FailedPreconditionError(
         error == ENOENT
-            ? "gnuplot: not found; --plot draws with it: install it (Debian, Ubuntu: "
+            ? "gnuplot: not found; pictures are drawn with it: install it (Debian, Ubuntu: "
               "gnuplot-nox)"
             : absl::StrCat("gnuplot: ", absl::ErrnoToStatus(error, "cannot be started").message()));
   }
