@@ -10,7 +10,7 @@ thinwire_packages=(
   libpcre2-dev libutf8proc-dev libsentencepiece-dev  # tokenizers
   libxxhash-dev           # checks of messages between ranks
   libcli11-dev libspdlog-dev  # command line, logs
-  gnuplot-nox             # inspect --plot
+  gnuplot-nox             # inspect --plot, report
 )
 thinwire_test_packages=(libgtest-dev libgmock-dev libbenchmark-dev python3 clang-format)
 

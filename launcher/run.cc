@@ -38,6 +38,7 @@ constexpr char kExamples[] =
     "Lines of p.jsonl: {\"id\": \"a\", \"prompt\": \"...\"} or {\"id\": \"a\", \"token_ids\": "
     "[..]},\n"
     "optionally with max_tokens, temperature, top_p, top_k, seed, stop.\n"
+    "thinwire report r.json -o report.html draws what --report wrote.\n"
     "--json prints {\"id\", \"prompt_tokens\", \"token_ids\", \"text\", \"finish_reason\"} per "
     "prompt.";
 

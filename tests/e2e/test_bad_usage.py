@@ -18,7 +18,7 @@ class FlagsTest(support.TestCase):
         return self.fail_alike(args, 2, *parts, **{"parallel": (), **kwargs})
 
     def test_no_subcommand(self):
-        self.fail_usage([], "subcommand", "run, eval, quantize, inspect, check, bench")
+        self.fail_usage([], "subcommand", "run, eval, quantize, inspect, report, check, bench")
 
     def test_an_unknown_subcommand(self):
         self.fail_usage(["frobnicate"], "frobnicate", "expected one of run, eval")
@@ -88,7 +88,7 @@ class FlagsTest(support.TestCase):
                         parallel=("--tp", "2"))
 
     def test_subcommands_that_this_version_does_not_have(self):
-        for command in ("plan", "serve", "report"):
+        for command in ("plan", "serve"):
             self.fail_usage([command, "--x"], f"'{command}'", "not in this version",
                             ranks=command == "plan")
         self.fail_usage(["bench", "comm"], "'bench comm'", "not in this version", ranks=False)

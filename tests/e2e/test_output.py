@@ -168,15 +168,17 @@ class ReportTest(support.TestCase):
 class HelpTest(support.TestCase):
 
     FLAGS = {
-        (): ["run", "eval", "quantize", "inspect", "check", "bench", "--version", "--log-level"],
-        ("run",): ["--model", "--tp", "--pp", "--dtype", "--wire", "--norm-codes", "--hop", "--device", "--threads",
-                   "--kv-memory", "--page-size", "--max-seqs", "--max-step-tokens",
+        (): ["run", "eval", "quantize", "inspect", "report", "check", "bench", "--version",
+             "--log-level"],
+        ("run",): ["--model", "--tp", "--pp", "--dtype", "--wire", "--norm-codes", "--hop",
+                   "--device", "--threads", "--kv-memory", "--page-size", "--max-seqs", "--max-step-tokens",
                    "--step-timeout", "--prompt", "--prompts", "--max-tokens", "--temperature",
                    "--top-p", "--top-k", "--seed", "--stop", "--ignore-eos", "--json", "--report"],
         ("eval",): ["--model", "--tp", "--text", "--window", "--max-tokens", "--json"],
         ("quantize",): ["--model", "--out", "--scheme", "--weights", "--acts", "--kv", "--calib",
                         "--nsamples", "--seqlen", "--group-size", "--seed", "--tp", "--threads"],
         ("inspect",): ["DIR", "--json"],
+        ("report",): ["FILE.json", "--output"],
         ("check",): ["--threads", "--json"],
         ("bench",): ["engine"],
         ("bench", "engine"): ["--model", "--batch", "--prompt-tokens", "--new-tokens", "--repeats",
