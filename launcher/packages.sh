@@ -12,7 +12,10 @@ thinwire_packages=(
   libcli11-dev libspdlog-dev  # command line, logs
   gnuplot-nox             # inspect --plot, report
 )
-thinwire_test_packages=(libgtest-dev libgmock-dev libbenchmark-dev python3 clang-format)
+thinwire_test_packages=(
+  libgtest-dev libgmock-dev libbenchmark-dev python3 clang-format
+  iproute2 ethtool        # two hosts on one machine
+)
 
 # install_packages NAME...: those of the named packages that are not there yet.
 install_packages() {
