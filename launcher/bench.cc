@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/host_rates/host_rates.h"
+#include "launcher/bench_comm.h"
 #include "launcher/command.h"
 #include "launcher/engine_flags.h"
 #include "launcher/job.h"
@@ -56,7 +57,9 @@ class BenchCommand : public Command {
         "rank, of reading as much as the weights take, and of sgemm. The decode floor is the bytes "
         "of\n"
         "weights and KV over the memory rate, the prefill floor the multiply-adds over sgemm's.");
-    for (const char* name : {"comm", "kernels", "serve"}) {
+    comm_ = app_->add_subcommand("comm", "What strategies of --wire take and send on these links");
+    bench_comm_.AddTo(*comm_);
+    for (const char* name : {"kernels", "serve"}) {
       CLI::App* missing = app_->add_subcommand(name);
       missing->group("");
       missing->allow_extras()->fallthrough(false);
@@ -74,6 +77,7 @@ class BenchCommand : public Command {
             absl::StrCat("'bench ", missing->get_name(), "' is not in this version")));
       }
     }
+    if (comm_->parsed()) return bench_comm_.Run(job);
     flags_.max_seqs = std::max(flags_.max_seqs, batch_);
     TW_ASSIGN_OR_RETURN(const std::unique_ptr<EngineSession> session,
                         EngineSession::Open(flags_, job));
@@ -172,6 +176,8 @@ class BenchCommand : public Command {
 
   CLI::App* app_;
   CLI::App* engine_;
+  CLI::App* comm_;
+  BenchComm bench_comm_;
   std::vector<CLI::App*> missing_;
   EngineFlags flags_;
   int64_t batch_ = 1;

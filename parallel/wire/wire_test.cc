@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "parallel/comm/local_communicator.h"
+#include "parallel/wire/strategy_timing.h"
 
 namespace thinwire {
 namespace {
@@ -342,6 +343,38 @@ TEST(StrategyTableTest, AllRanksMeasureTheSameAndPickTheNearest) {
   EXPECT_EQ(table.Pick(16).kind, WireStrategy::Kind::kFp16);  // 2 % are not worth a codec
   EXPECT_EQ(table.Pick(33).kind, WireStrategy::Kind::kTokenOwner);
   EXPECT_EQ(table.Pick(5000).kind, WireStrategy::Kind::kTokenOwner);
+}
+
+TEST(StrategyTimingTest, BytesAndErrorsAreThoseOfTheStrategy) {
+  auto communicators = CreateLocalCommunicators(2);
+  std::vector<std::thread> threads;
+  std::vector<std::vector<StrategyTiming>> timings(2);
+  for (int rank = 0; rank < 2; ++rank) {
+    threads.emplace_back([&, rank] {
+      ThreadPool pool(1);
+      Stream stream = Stream::Cpu(&pool);
+      for (const char* name : {"native", "fp16", "one-shot-q8", "token-owner-q4"}) {
+        timings[rank].push_back(TimeStrategy(*communicators[rank], Options(name), 8, 256,
+                                             DType::kF32, absl::Milliseconds(1), stream)
+                                    .value());
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  const std::vector<StrategyTiming>& found = timings[0];
+  for (size_t i = 0; i < found.size(); ++i) {
+    EXPECT_GE(found[i].calls, 5);
+    EXPECT_LE(found[i].p50_us, found[i].p99_us);
+    EXPECT_EQ(found[i].logical_bytes, 2 * 2 * 8 * 256);
+    EXPECT_EQ(found[i].error, timings[1][i].error);
+  }
+  EXPECT_EQ(found[0].wire_bytes, 2 * found[0].logical_bytes);
+  EXPECT_EQ(found[0].error, 0.0);
+  EXPECT_EQ(found[1].wire_bytes, found[1].logical_bytes);
+  EXPECT_LT(found[1].error, 1e-3);
+  EXPECT_LT(found[2].error, 0.02);
+  EXPECT_GT(found[3].error, found[2].error);
+  EXPECT_LT(found[3].error, 0.15);
 }
 
 TEST(MessageTest, DamageAnotherSenderAndAnotherMeaningAreSeen) {

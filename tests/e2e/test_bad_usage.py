@@ -70,8 +70,10 @@ class FlagsTest(support.TestCase):
         self.fail_usage([*RUN, "--top-k", "-1"], "top_k", "expected", "-1", ranks=False)
 
     def test_unknown_wires(self):
-        self.fail_usage([*RUN, "--wire", "nonsense"], "--wire nonsense", "expected", "auto, native, fp16",
-                        parallel=("--tp", "2"))
+        self.fail_usage([*RUN, "--wire", "nonsense"], "--wire nonsense", "expected",
+                        "auto, native, fp16", parallel=("--tp", "2"))
+        self.fail_usage([*RUN, "--hop", "q4"], "--hop q4", "expected", ranks=False)
+        self.fail_usage([*RUN, "--norm-codes", "7"], "--norm-codes 7", "expected", ranks=False)
 
     def test_wires_that_this_build_does_not_have(self):
         for wire in ("exact",):
@@ -91,7 +93,9 @@ class FlagsTest(support.TestCase):
         for command in ("plan", "serve"):
             self.fail_usage([command, "--x"], f"'{command}'", "not in this version",
                             ranks=command == "plan")
-        self.fail_usage(["bench", "comm"], "'bench comm'", "not in this version", ranks=False)
+        self.fail_usage(["bench", "kernels"], "'bench kernels'", "not in this version", ranks=False)
+        self.fail_usage(["bench", "comm"], "expected several", "mpirun -np 2", ranks=False)
+        self.fail_usage(["bench", "comm", "--min-bytes", "x"], "expected", ranks=False)
 
     def test_a_kv_cache_without_a_page(self):
         self.fail_alike([*RUN, "--kv-memory", "100"], 1, "100 bytes", "holds no page",

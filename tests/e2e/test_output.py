@@ -90,6 +90,23 @@ class JsonTest(support.TestCase):
             self.assertEqual([rank["rank"] for rank in line["ranks"]], [0, 1])
             self.assertGreater(line["all_reduce_8k_us"], 0)
 
+    @support.needs_mpi
+    def test_bench_comm(self):
+        lines = self.succeed(["bench", "comm", "--min-bytes", "16K", "--max-bytes", "64K", "--width",
+                              "512", "--seconds", "0.01", "--threads", "1", "--json",
+                              "--strategies", "fp16,one-shot-q4,token-owner-q8"], ranks=2).lines
+        self.assertEqual([(line["strategy"], line["logical_bytes"]) for line in lines],
+                         [(name, size) for size in (16384, 65536)
+                          for name in ("fp16", "one-shot-q4", "token-owner-q8")])
+        for line in lines:
+            self.assertEqual(line["ranks"], 2)
+            self.assertLessEqual(line["p50_us"], line["p99_us"])
+            self.assertLess(line["error"], 0.15)
+        share = [line["wire_bytes"] / line["logical_bytes"] for line in lines[:3]]
+        self.assertEqual(share[0], 1.0)
+        self.assertLess(share[1], 0.29)
+        self.assertLess(share[2], 0.52)
+
     def test_bench_engine(self):
         line, = self.succeed(["bench", "engine", "--model", OPT, "--prompt-tokens", "32",
                               "--new-tokens", "8", "--repeats", "1", "--json"]).lines
@@ -108,7 +125,7 @@ class ReportTest(support.TestCase):
         _, report = self.report()
         self.assertEqual(report["wire"]["total"],
                          {"logical_bytes": 0, "payload_bytes": 0, "metadata_bytes": 0, "calls": 0,
-                          "transfer_us": 0})
+                          "codec_us": 0, "transfer_us": 0})
         self.assertEqual(report["generated_tokens"], 8)
         self.assertGreater(report["tokens_per_second"], 0)
         self.assertGreater(report["ttft_ms"], 0)
@@ -171,8 +188,8 @@ class HelpTest(support.TestCase):
         (): ["run", "eval", "quantize", "inspect", "report", "check", "bench", "--version",
              "--log-level"],
         ("run",): ["--model", "--tp", "--pp", "--dtype", "--wire", "--norm-codes", "--hop",
-                   "--device", "--threads", "--kv-memory", "--page-size", "--max-seqs", "--max-step-tokens",
-                   "--step-timeout", "--prompt", "--prompts", "--max-tokens", "--temperature",
+                   "--device", "--threads", "--kv-memory", "--page-size", "--max-seqs",
+                   "--max-step-tokens", "--step-timeout", "--prompt", "--prompts", "--max-tokens", "--temperature",
                    "--top-p", "--top-k", "--seed", "--stop", "--ignore-eos", "--json", "--report"],
         ("eval",): ["--model", "--tp", "--text", "--window", "--max-tokens", "--json"],
         ("quantize",): ["--model", "--out", "--scheme", "--weights", "--acts", "--kv", "--calib",
@@ -180,7 +197,8 @@ class HelpTest(support.TestCase):
         ("inspect",): ["DIR", "--json"],
         ("report",): ["FILE.json", "--output"],
         ("check",): ["--threads", "--json"],
-        ("bench",): ["engine"],
+        ("bench",): ["engine", "comm"],
+        ("bench", "comm"): ["--strategies", "--min-bytes", "--max-bytes", "--width", "--json"],
         ("bench", "engine"): ["--model", "--batch", "--prompt-tokens", "--new-tokens", "--repeats",
                               "--json"],
     }

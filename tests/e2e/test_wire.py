@@ -45,7 +45,7 @@ class WireTest(support.QuantizeTestCase):
     def test_perplexity_stays(self):
         for model in (OPT, LLAMA):
             base = self.perplexity(model)
-            for bits, bound in ((8, 0.015), (6, 0.03), (5, 0.05), (4, 0.15)):
+            for bits, bound in ((8, 0.015), (6, 0.03), (5, 0.05), (4, 0.25)):
                 for strategy in ("one-shot", "token-owner"):
                     for mesh in (("--tp", 2), ("--tp", 2, "--pp", 2)):
                         wire = f"{strategy}-q{bits}"
