@@ -15,6 +15,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 quantised=$work/llama-nano-w4a4kv
 report=$work/report.json
+coded_report=$work/coded_report.json
+page=$work/wire.html
 
 echo "== packages"
 install_packages "${thinwire_packages[@]}"
@@ -47,5 +49,10 @@ echo "== two ranks, every layer cut in two: the same text"
 mpirun --oversubscribe -np 2 "$thinwire" run --model "$quantised" --tp 2 --prompt "$prompt" \
   "${sampling[@]}" --report "$report"
 
-echo "== wire report"
-sed -n '/"wire"/,/^  }/p' "$report"
+echo "== the same with codes of 5 bits between the ranks: a third of the bytes"
+mpirun --oversubscribe -np 2 "$thinwire" run --model "$quantised" --tp 2 --wire one-shot-q5 \
+  --prompt "$prompt" "${sampling[@]}" --report "$coded_report"
+
+echo "== wire reports, and a page with pictures"
+sed -n '/"wire": {/,/^  }/p' "$report" "$coded_report"
+"$thinwire" report "$report" "$coded_report" -o "$page"

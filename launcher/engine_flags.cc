@@ -41,7 +41,7 @@ void EngineFlags::AddTo(CLI::App& app) {
   app.add_option(
          "--norm-codes", norm_codes,
          "Bits in which token-owner shares norms that the model does not code itself: 8, 6, "
-         "5 or 4; auto: 8, but 6 with 4-bit sums")
+         "5 or 4; auto: 8")
       ->type_name("BITS")
       ->capture_default_str();
   app.add_option(

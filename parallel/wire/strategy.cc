@@ -62,10 +62,7 @@ std::string WireName(const WireOptions& options) {
   return options.automatic ? "auto" : WireStrategyName(options.strategy);
 }
 
-int NormBits(const WireOptions& options, const WireStrategy& strategy) {
-  if (options.norm_bits != 0) return options.norm_bits;
-  return strategy.bits == 4 ? 6 : 8;
-}
+int NormBits(const WireOptions& options) { return options.norm_bits != 0 ? options.norm_bits : 8; }
 
 absl::StatusOr<WireOptions> ParseWireOptions(absl::string_view name, absl::string_view hop,
                                              absl::string_view norm_codes) {

@@ -36,10 +36,9 @@ struct WireOptions {
 };
 
 // Bits in which owners share the outputs of norms that are not coded for the linears behind them:
-// options.norm_bits or, with 0, 8, but 6 with 4-bit sums. (A norm's output has the error of a whole
-// residual, a sum's only that of what a layer adds: at equal bits the norms cost several times the
-// perplexity; README, "Measured".)
-int NormBits(const WireOptions& options, const WireStrategy& strategy);
+// options.norm_bits or, with 0, 8. (A norm's output has the error of a whole residual, a sum's only
+// that of what a layer adds: at equal bits the norms cost several times the perplexity; README.md.)
+int NormBits(const WireOptions& options);
 
 // Of all options: "auto", or the strategy's name.
 std::string WireName(const WireOptions& options);

@@ -287,7 +287,7 @@ absl::Status Wire::Share(Site site, ShareAs as, TensorView rows, absl::Span<cons
   RowCodec codec;
   if (as == ShareAs::kFp16) codec.kind = RowCodec::Kind::kFp16;
   if (as == ShareAs::kCodes) {
-    codec = {RowCodec::Kind::kCodes, NormBits(options_, StrategyFor(rows.dim(0)))};
+    codec = {RowCodec::Kind::kCodes, NormBits(options_)};
   }
   Recording recording(ledger_, tp_, site, /*logical_bytes=*/0);
   return recording.Done(ShareEncoded(site, codec, rows, offsets, recording, stream));

@@ -121,9 +121,8 @@ TEST(WireTest, OptionsParseAndMissingOnesSaySo) {
               HasSubstr("--hop q4: expected"));
   EXPECT_THAT(std::string(ParseWireOptions("fp16", "auto", "7").status().message()),
               HasSubstr("--norm-codes 7: expected"));
-  EXPECT_EQ(NormBits(Options("token-owner-q6"), {WireStrategy::Kind::kTokenOwner, 6}), 8);
-  EXPECT_EQ(NormBits(Options("token-owner-q4"), {WireStrategy::Kind::kTokenOwner, 4}), 6);
-  EXPECT_EQ(NormBits(Options("auto", "auto", "5"), {WireStrategy::Kind::kTokenOwner, 4}), 5);
+  EXPECT_EQ(NormBits(Options("token-owner-q4")), 8);
+  EXPECT_EQ(NormBits(Options("auto", "auto", "5")), 5);
 }
 
 constexpr char kCoded[][16] = {"one-shot-q8",    "one-shot-q6",    "one-shot-q5",
@@ -244,7 +243,7 @@ TEST(WireTest, BytesOfALayerAreTheShareOfFp16ThatTheStrategyPromises) {
        {Case{"one-shot-q8", kCodes, "auto", 0.51}, Case{"one-shot-q6", kCodes, "auto", 0.39},
         Case{"one-shot-q4", kCodes, "auto", 0.29}, Case{"token-owner-q8", kRaw, "auto", 0.51},
         Case{"token-owner-q6", kRaw, "auto", 0.45}, Case{"token-owner-q4", kRaw, "auto", 0.385},
-        Case{"token-owner-q4", kCodes, "auto", 0.34}, Case{"token-owner-q4", kCodes, "4", 0.29}}) {
+        Case{"token-owner-q4", kCodes, "6", 0.34}, Case{"token-owner-q4", kCodes, "4", 0.29}}) {
     for (const int size : {2, 4, 8}) {
       const bool one_shot = absl::string_view(c.name).substr(0, 3) == "one";
       if (one_shot && size > 2) continue;

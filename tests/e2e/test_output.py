@@ -92,8 +92,8 @@ class JsonTest(support.TestCase):
 
     @support.needs_mpi
     def test_bench_comm(self):
-        lines = self.succeed(["bench", "comm", "--min-bytes", "16K", "--max-bytes", "64K", "--width",
-                              "512", "--seconds", "0.01", "--threads", "1", "--json",
+        lines = self.succeed(["bench", "comm", "--min-bytes", "16K", "--max-bytes", "64K",
+                              "--width", "512", "--seconds", "0.01", "--threads", "1", "--json",
                               "--strategies", "fp16,one-shot-q4,token-owner-q8"], ranks=2).lines
         self.assertEqual([(line["strategy"], line["logical_bytes"]) for line in lines],
                          [(name, size) for size in (16384, 65536)
@@ -189,8 +189,9 @@ class HelpTest(support.TestCase):
              "--log-level"],
         ("run",): ["--model", "--tp", "--pp", "--dtype", "--wire", "--norm-codes", "--hop",
                    "--device", "--threads", "--kv-memory", "--page-size", "--max-seqs",
-                   "--max-step-tokens", "--step-timeout", "--prompt", "--prompts", "--max-tokens", "--temperature",
-                   "--top-p", "--top-k", "--seed", "--stop", "--ignore-eos", "--json", "--report"],
+                   "--max-step-tokens", "--step-timeout", "--prompt", "--prompts", "--max-tokens",
+                   "--temperature", "--top-p", "--top-k", "--seed", "--stop", "--ignore-eos",
+                   "--json", "--report"],
         ("eval",): ["--model", "--tp", "--text", "--window", "--max-tokens", "--json"],
         ("quantize",): ["--model", "--out", "--scheme", "--weights", "--acts", "--kv", "--calib",
                         "--nsamples", "--seqlen", "--group-size", "--seed", "--tp", "--threads"],
