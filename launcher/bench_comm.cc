@@ -6,10 +6,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "kernels/core/status_macros.h"
 #include "launcher/command.h"
 #include "launcher/engine_flags.h"
 #include "launcher/output.h"
+#include "parallel/comm/agreement.h"
 #include "parallel/wire/strategy_timing.h"
 
 namespace thinwire {
@@ -28,6 +30,10 @@ void BenchComm::AddTo(CLI::App& app) {
   app.add_option("--strategies", strategies_, "Values of --wire, separated by commas")
       ->type_name("NAMES")
       ->delimiter(',')
+      ->capture_default_str();
+  app.add_option("--norm-codes", norm_codes_,
+                 "Bits in which token-owner shares norms: 8, 6, 5 or 4; auto: 8")
+      ->type_name("BITS")
       ->capture_default_str();
   app.add_option("--min-bytes", min_bytes_, "Smallest message, as fp16, e.g. 16K")
       ->type_name("BYTES")
@@ -55,7 +61,8 @@ void BenchComm::AddTo(CLI::App& app) {
       "What half a decoder layer exchanges: every rank's partial sums become sums and, with\n"
       "token-owner, the next norm reaches all ranks. Times are the slowest rank's, codec "
       "included;\n"
-      "effective: fp16 bytes of the message over the median; wire: bytes that a rank sends over "
+      "of fp16: bytes sent over those of an fp16 ring all-reduce; effective: fp16 bytes of the\n"
+      "message over the median; wire: bytes that a rank sends over "
       "it;\n"
       "error: of the sums, root mean square, against fp32.\n\n"
       "  mpirun -np 2 thinwire bench comm --json > comm.json; thinwire report comm.json -o c.html");
@@ -73,16 +80,30 @@ absl::Status BenchComm::Run(Job& job) {
   if (!max_bytes.ok()) return UsageError(Annotate(max_bytes.status(), "--max-bytes"));
   std::vector<WireOptions> options;
   for (const std::string& name : strategies_) {
-    auto parsed = ParseWireOptions(name, "auto");
+    auto parsed = ParseWireOptions(name, "auto", norm_codes_);
     if (parsed.ok() && parsed->automatic) {
-      parsed = absl::InvalidArgumentError("--strategies auto: expected what auto picks from");
+      parsed = absl::InvalidArgumentError(
+          "--strategies auto: expected strategies by name, such as fp16,one-shot-q5");
     }
     if (!parsed.ok()) return UsageError(parsed.status());
     options.push_back(*parsed);
   }
+  if (*min_bytes > *max_bytes) {
+    return UsageError(absl::InvalidArgumentError(
+        absl::StrCat("--max-bytes ", max_bytes_, ": expected at least --min-bytes, ", min_bytes_)));
+  }
   TW_ASSIGN_OR_RETURN(const DType dtype, ParseDType(dtype_));
   ThreadPool pool(job.NumThreads(threads_));
   Stream stream = Stream::Cpu(&pool);
+  TW_RETURN_IF_ERROR(AgreeOnValues({{"the command", "bench comm"},
+                                    {"--strategies", absl::StrJoin(strategies_, ",")},
+                                    {"--norm-codes", norm_codes_},
+                                    {"--min-bytes", absl::StrCat(*min_bytes)},
+                                    {"--max-bytes", absl::StrCat(*max_bytes)},
+                                    {"--width", absl::StrCat(width_)},
+                                    {"--dtype", dtype_},
+                                    {"--seconds", absl::StrCat(seconds_)}},
+                                   job.world(), stream));
   if (job.leader() && !json_) {
     TW_RETURN_IF_ERROR(WriteOutput(
         absl::StrFormat("%10s  %-15s  %10s  %10s  %8s  %14s  %9s  %8s\n", "fp16 size", "strategy",
@@ -100,25 +121,18 @@ absl::Status BenchComm::Run(Job& job) {
       const double effective = Gbps(message_bytes, timing.p50_us);
       const int64_t sent_bytes = timing.wire_bytes / job.size();
       const double wire = Gbps(sent_bytes, timing.p50_us);
+      const double share = static_cast<double>(timing.wire_bytes) /
+                           static_cast<double>(std::max<int64_t>(timing.logical_bytes, 1));
       if (json_) {
-        const nlohmann::ordered_json line = {{"strategy", name},
-                                             {"ranks", job.size()},
-                                             {"width", width_},
-                                             {"rows", num_rows},
-                                             {"dtype", dtype_},
-                                             {"logical_bytes", message_bytes},
-                                             {"p50_us", timing.p50_us},
-                                             {"p99_us", timing.p99_us},
-                                             {"calls", timing.calls},
-                                             {"wire_bytes", sent_bytes},
-                                             {"effective_gbps", effective},
-                                             {"wire_gbps", wire},
-                                             {"error", timing.error}};
+        const nlohmann::ordered_json line = {
+            {"strategy", name},         {"ranks", job.size()},     {"width", width_},
+            {"rows", num_rows},         {"dtype", dtype_},         {"logical_bytes", message_bytes},
+            {"p50_us", timing.p50_us},  {"p99_us", timing.p99_us}, {"calls", timing.calls},
+            {"wire_bytes", sent_bytes}, {"of_fp16", share},        {"effective_gbps", effective},
+            {"wire_gbps", wire},        {"error", timing.error}};
         TW_RETURN_IF_ERROR(WriteOutput(line.dump() + "\n"));
         continue;
       }
-      const double share = static_cast<double>(timing.wire_bytes) /
-                           static_cast<double>(std::max<int64_t>(timing.logical_bytes, 1));
       TW_RETURN_IF_ERROR(WriteOutput(absl::StrFormat(
           "%10s  %-15s  %10.1f  %10.1f  %8.3f  %14.3f  %9.3f  %8.1e\n", SizeText(message_bytes),
           name, timing.p50_us, timing.p99_us, share, effective, wire, timing.error)));

@@ -25,6 +25,7 @@ class BenchComm {
       "one-shot-q4", "token-owner-q8", "token-owner-q6", "token-owner-q5", "token-owner-q4"};
   std::string min_bytes_ = "16K";
   std::string max_bytes_ = "64M";
+  std::string norm_codes_ = "auto";
   std::string dtype_ = "fp32";
   int64_t width_ = 4096;
   double seconds_ = 0.3;

@@ -135,8 +135,9 @@ class CheckCommand : public Command {
       TW_ASSIGN_OR_RETURN(const double large, TimeAllReduce(job.world(), 4 << 20, 5, stream));
       link.small_us = small * 1e6;
       link.large_rate = (16 << 20) / large;
-      TW_ASSIGN_OR_RETURN(link.strategies, MeasureStrategies(job.world(), kTableWidth, kTableRows,
-                                                             DType::kF32, kTableBudget, stream));
+      TW_ASSIGN_OR_RETURN(link.strategies,
+                          MeasureStrategies(job.world(), WireOptions(), kTableWidth, kTableRows,
+                                            DType::kF32, kTableBudget, stream));
     }
     if (job.leader()) {
       TW_RETURN_IF_ERROR(WriteOutput(json_ ? ToJson(job, all, link) : ToText(job, all, link)));

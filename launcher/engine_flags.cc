@@ -142,6 +142,14 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
         flags.tp, " x pp ", flags.pp, ", ", session->pool_->num_threads(), " threads a rank, ",
         session->rank_->Report().memory.weight_bytes / 1000000, " MB of weights on rank 0, ",
         session->rank_->scheduler_limits().num_pages, " KV pages of ", flags.page_size, " tokens"));
+    if (const StrategyTable* table = session->rank_->strategy_table()) {
+      std::string picks;
+      for (const StrategyTimes& times : table->times) {
+        absl::StrAppend(&picks, picks.empty() ? "" : ", ", times.num_rows, ": ",
+                        WireStrategyName(table->Pick(times.num_rows)));
+      }
+      LogInfo(absl::StrCat("--wire auto, by tokens of a step: ", picks));
+    }
   }
   return session;
 }

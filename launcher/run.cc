@@ -68,7 +68,8 @@ class RunCommand : public Command {
         ->type_name("K")
         ->capture_default_str();
     app_->add_option("--seed", params_.sampling.seed,
-                     "Same seed, same text, whatever --tp, --pp and the other prompts")
+                     "Same seed, same text, whatever --tp, --pp and the other prompts, "
+                     "where --wire and --hop are native")
         ->type_name("S")
         ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()))
         ->capture_default_str();

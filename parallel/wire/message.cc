@@ -40,10 +40,10 @@ absl::Status CheckMessage(const MessageKey& key, ConstTensorView message) {
   std::memcpy(&found, bytes + key.num_rows * key.row_bytes, sizeof(found));
   if (found == expected) return absl::OkStatus();
   return absl::DataLossError(absl::StrFormat(
-      "%s: message of %d bytes (%d rows of %d, %s) from rank %d fails its check: expected %04x, "
+      "message of %d bytes (%d rows of %d bytes, %s) from rank %d fails its check: expected %04x, "
       "found %04x: damaged on the way, or of a rank with another version or other flags",
-      std::string(SiteName(key.site)), key.message_bytes(), key.num_rows, key.row_bytes,
-      RowCodecName(key.codec), key.sender, expected, found));
+      key.message_bytes(), key.num_rows, key.row_bytes, RowCodecName(key.codec), key.sender,
+      expected, found));
 }
 
 }  // namespace thinwire

@@ -21,7 +21,7 @@ struct MessageKey {
 
   int64_t message_bytes() const { return num_rows * row_bytes + kCheckBytes; }
 
-  // The low half of XXH3 (xxHash 0.8) of the rows' bytes, seeded with the key and with
+  // The low 16 bits of XXH3 (xxHash 0.8) of the rows' bytes, seeded with the key and with
   // kWireVersion; little-endian. Damage, another version and another meaning go unseen once in
   // 65536 times; transports' own checks, and the comparison of flags at start, come before.
   static constexpr int64_t kCheckBytes = 2;
@@ -33,7 +33,7 @@ inline constexpr int kWireVersion = 1;
 // Writes the check behind the rows. message: [message_bytes] uint8 on the host.
 void SealMessage(const MessageKey& key, TensorView message);
 
-// DataLoss names site, sender and sizes when the check does not match.
+// DataLoss names sender and sizes when the check does not match; the site is the caller's to name.
 absl::Status CheckMessage(const MessageKey& key, ConstTensorView message);
 
 }  // namespace thinwire

@@ -78,4 +78,11 @@ absl::Status DecodeRows(const RowCodec& codec, absl::Span<const ConstTensorView>
   return absl::OkStatus();
 }
 
+absl::Status AddDecodedRows(const RowCodec& codec, absl::Span<const ConstTensorView> parts,
+                            TensorView y, Stream& stream) {
+  TW_CHECK(codec.kind == RowCodec::Kind::kCodes);
+  return DecodeGroups(
+      {.format = FormatOf(codec, y.dim(1)), .parts = parts, .y = y, .accumulate = true}, stream);
+}
+
 }  // namespace thinwire

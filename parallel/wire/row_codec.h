@@ -37,10 +37,12 @@ std::string RowCodecName(const RowCodec& codec);
 // x: [n, width], contiguous; any dtype with kNative, else fp32 | fp16 | bf16. bytes: [n, RowBytes]
 // uint8, contiguous. n may be 0.
 absl::Status EncodeRows(const RowCodec& codec, ConstTensorView x, TensorView bytes, Stream& stream);
-
 // y = the sum of the decoded parts, each as EncodeRows made it from rows of y's dtype. Several
 // parts only with kCodes: added in order in fp32, rounded once.
 absl::Status DecodeRows(const RowCodec& codec, absl::Span<const ConstTensorView> parts,
                         TensorView y, Stream& stream);
+// y += that sum. Only with kCodes.
+absl::Status AddDecodedRows(const RowCodec& codec, absl::Span<const ConstTensorView> parts,
+                            TensorView y, Stream& stream);
 
 }  // namespace thinwire

@@ -1,11 +1,12 @@
 #include "parallel/wire/strategy_table.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
+#include <random>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "kernels/convert/convert.h"
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/core/tensor.h"
@@ -26,16 +27,16 @@ std::vector<WireStrategy> AutoStrategies() {
 
 WireStrategy StrategyTable::Pick(int64_t num_rows) const {
   TW_CHECK(!times.empty());
-  const auto distance = [&](const StrategyTimes& entry) {
-    return std::abs(std::log(static_cast<double>(entry.num_rows)) -
-                    std::log(static_cast<double>(std::max<int64_t>(num_rows, 1))));
-  };
-  const auto nearest = std::min_element(
-      times.begin(), times.end(),
-      [&](const StrategyTimes& a, const StrategyTimes& b) { return distance(a) < distance(b); });
-  const auto fastest = std::min_element(nearest->us.begin(), nearest->us.end());
-  const bool worth = *fastest <= kMinGain * nearest->us.front();
-  return AutoStrategies()[worth ? fastest - nearest->us.begin() : 0];
+  size_t nearest = 0;
+  // In integers: ranks on different processors must not differ by the last bit of a logarithm.
+  while (nearest + 1 < times.size() &&
+         num_rows * num_rows >= times[nearest].num_rows * times[nearest + 1].num_rows) {
+    ++nearest;
+  }
+  const std::vector<double>& us = times[nearest].us;
+  const auto fastest = std::min_element(us.begin(), us.end());
+  const bool worth = *fastest <= kMinGain * us.front();
+  return AutoStrategies()[worth ? fastest - us.begin() : 0];
 }
 
 std::string StrategyTable::DebugString() const {
@@ -52,49 +53,62 @@ std::string StrategyTable::DebugString() const {
   return text;
 }
 
-absl::StatusOr<StrategyTable> MeasureStrategies(Communicator& tp, int64_t width, int64_t max_rows,
-                                                DType dtype, absl::Duration budget,
-                                                Stream& stream) {
+absl::StatusOr<StrategyTable> MeasureStrategies(Communicator& tp, const WireOptions& options,
+                                                int64_t width, int64_t max_rows, DType dtype,
+                                                absl::Duration budget, Stream& stream) {
   TW_CHECK(tp.size() > 1);
   const absl::Time start = absl::Now();
-  const std::vector<WireStrategy> strategies = AutoStrategies();
-  TW_ASSIGN_OR_RETURN(Tensor rows, Tensor::Allocate(dtype, {max_rows, width}, stream.device()));
-  std::memset(rows.mutable_view().mutable_raw(), 0, static_cast<size_t>(rows.size_bytes()));
+  const double budget_us = absl::ToDoubleMicroseconds(budget);
   // The slowest rank's time: every rank goes by the same.
   const auto slowest = [&](absl::Duration mine) -> absl::StatusOr<double> {
     auto us = static_cast<float>(absl::ToDoubleMicroseconds(mine));
     TW_RETURN_IF_ERROR(tp.AllReduce(TensorView(&us, DType::kF32, {1}), ReduceOp::kMax, stream));
     return us;
   };
+  std::minstd_rand engine(static_cast<unsigned>(tp.rank()) + 1);
+  std::normal_distribution<float> normal;
   StrategyTable table;
   table.width = width;
   Ledger ledger;
+  double used = 0.0;
   for (int64_t n = 1;; n = std::min(4 * n, max_rows)) {
-    const TensorView x = rows.mutable_view().Rows(0, n);
+    std::vector<float> values(n * width);
+    for (float& value : values) value = normal(engine);
+    const ConstTensorView partial(values.data(), DType::kF32, {n, width});
+    TW_ASSIGN_OR_RETURN(Tensor rows, Tensor::Allocate(dtype, {n, width}, stream.device()));
+    const TensorView x = rows.mutable_view();
     StrategyTimes times = {.num_rows = n, .us = {}};
-    for (const WireStrategy& strategy : strategies) {
-      Wire wire(&tp, &tp, {.strategy = strategy, .hop = {}}, &ledger);
-      const auto run = [&]() -> absl::Status {
-        TW_RETURN_IF_ERROR(wire.Reduce(Site::kMlpOut, x, stream));
-        if (wire.keeps_all_rows(n)) return absl::OkStatus();
-        return wire.Share(Site::kMlpOut, Wire::ShareAs::kCodes, x, stream);
+    for (const WireStrategy& strategy : AutoStrategies()) {
+      WireOptions fixed = options;
+      fixed.strategy = strategy;
+      fixed.automatic = false;
+      Wire wire(&tp, &tp, fixed, &ledger);
+      // The time of `repeats` calls, each of fresh partial sums.
+      const auto run = [&](int repeats) -> absl::StatusOr<double> {
+        absl::Duration taken;
+        for (int i = 0; i < repeats; ++i) {
+          TW_RETURN_IF_ERROR(Convert(partial, x, stream));
+          TW_RETURN_IF_ERROR(tp.Barrier(stream));
+          const absl::Time begin = absl::Now();
+          TW_RETURN_IF_ERROR(wire.Reduce(Site::kMlpOut, x, stream));
+          if (!wire.keeps_all_rows(n)) {
+            TW_RETURN_IF_ERROR(wire.Share(Site::kMlpOut, Wire::ShareAs::kCodes, x, stream));
+          }
+          taken += absl::Now() - begin;
+        }
+        return slowest(taken / repeats);
       };
-      TW_RETURN_IF_ERROR(tp.Barrier(stream));
-      absl::Time begin = absl::Now();
-      TW_RETURN_IF_ERROR(run());
-      TW_ASSIGN_OR_RETURN(const double first, slowest(absl::Now() - begin));
-      // As often as a fair share of the budget allows, the first call having been slower than most.
-      const double share = absl::ToDoubleMicroseconds(budget) / 24.0;
-      const int repeats = std::clamp(static_cast<int>(share / std::max(first, 1.0)), 1, 50);
-      TW_RETURN_IF_ERROR(tp.Barrier(stream));
-      begin = absl::Now();
-      for (int i = 0; i < repeats; ++i) TW_RETURN_IF_ERROR(run());
-      TW_ASSIGN_OR_RETURN(const double us, slowest((absl::Now() - begin) / repeats));
+      TW_ASSIGN_OR_RETURN(const double first, run(1));
+      // As often as a fair share of the budget allows.
+      TW_ASSIGN_OR_RETURN(
+          const double us,
+          run(std::clamp(static_cast<int>(budget_us / 24.0 / std::max(first, 1.0)), 1, 50)));
       times.us.push_back(us);
     }
     table.times.push_back(std::move(times));
-    TW_ASSIGN_OR_RETURN(const double used, slowest(absl::Now() - start));
-    if (n == max_rows || used > 0.6 * absl::ToDoubleMicroseconds(budget)) return table;
+    const double used_before = used;
+    TW_ASSIGN_OR_RETURN(used, slowest(absl::Now() - start));
+    if (n == max_rows || used + 4.0 * (used - used_before) > budget_us) return table;
   }
 }
 

@@ -222,57 +222,52 @@ absl::Status Wire::ReduceToOwners(Site site, TensorView inout, Stream& stream) {
   const RowCodec codec = CodesFor(n);
   const int64_t row_bytes = codec.RowBytes(inout.dim(1), inout.dtype());
   const Range own = BlockOf(n, rank);
+  // What `sender` sends to the owner of `rows`.
+  const auto key_of = [&](int sender, Range rows) {
+    return MessageKey{.site = site,
+                      .codec = codec,
+                      .sender = sender,
+                      .num_rows = rows.size(),
+                      .row_bytes = row_bytes};
+  };
   Recording recording(ledger_, tp_, site, 2 * RingAllReduceElements(inout.num_elements(), rank, p));
   const auto run = [&]() -> absl::Status {
     TW_ASSIGN_OR_RETURN(
         const TensorView sent,
         Bytes(outgoing_, n * row_bytes + p * MessageKey::kCheckBytes, inout.device()));
-    const MessageKey own_key = {.site = site,
-                                .codec = codec,
-                                .sender = rank,
-                                .num_rows = own.size(),
-                                .row_bytes = row_bytes};
-    const int64_t own_bytes = own_key.message_bytes();
+    const int64_t own_bytes = key_of(rank, own).message_bytes();
     TW_ASSIGN_OR_RETURN(const TensorView received, Bytes(incoming_, p * own_bytes, inout.device()));
     std::vector<ConstTensorView> out(p);
     std::vector<TensorView> in(p);
-    std::vector<ConstTensorView> parts(p);
     int64_t begin = 0;
     for (int r = 0; r < p; ++r) {
       const Range block = BlockOf(n, r);
-      MessageKey key = own_key;
-      key.num_rows = block.size();
+      if (r == rank || block.size() == 0) continue;
+      const MessageKey key = key_of(rank, block);
       const TensorView message = Part(sent, begin, key.message_bytes());
       begin += key.message_bytes();
-      if (block.size() == 0) continue;
       TW_RETURN_IF_ERROR(
           EncodeRows(codec, inout.Rows(block.begin, block.size()), RowsOf(key, message), stream));
-      if (r == rank) {
-        parts[r] = RowsOf(key, message);
-        continue;
-      }
       SealMessage(key, message);
       out[r] = message;
       recording.AddMetadata(block.size() * codec.RowMetadataBytes(inout.dim(1)) +
                             MessageKey::kCheckBytes);
     }
-    if (own.size() > 0) {
-      for (int r = 0; r < p; ++r) {
-        if (r != rank) in[r] = Part(received, r * own_bytes, own_bytes);
-      }
+    for (int r = 0; r < p && own.size() > 0; ++r) {
+      if (r != rank) in[r] = Part(received, r * own_bytes, own_bytes);
     }
     recording.InTransfer();
     TW_RETURN_IF_ERROR(tp_->Exchange(out, in, stream));
     recording.InCodec();
     if (own.size() == 0) return absl::OkStatus();
+    std::vector<ConstTensorView> parts;
     for (int r = 0; r < p; ++r) {
       if (r == rank) continue;
-      MessageKey key = own_key;
-      key.sender = r;
-      TW_RETURN_IF_ERROR(CheckMessage(key, in[r]));
-      parts[r] = RowsOf(key, in[r]);
+      TW_RETURN_IF_ERROR(CheckMessage(key_of(r, own), in[r]));
+      parts.push_back(RowsOf(key_of(r, own), in[r]));
     }
-    return DecodeRows(codec, parts, inout.Rows(own.begin, own.size()), stream);
+    // Nobody else keeps these rows: this rank's own part need not become what others would decode.
+    return AddDecodedRows(codec, parts, inout.Rows(own.begin, own.size()), stream);
   };
   return recording.Done(run());
 }

@@ -39,6 +39,7 @@ class Wire {
   // From here on the strategy of a step is what `table` picks for its rows. All ranks of the group
   // set the same.
   void UseTable(StrategyTable table) { table_ = std::move(table); }
+  const StrategyTable* table() const { return table_.has_value() ? &*table_ : nullptr; }
   WireStrategy StrategyFor(int64_t num_rows) const {
     return table_.has_value() ? table_->Pick(num_rows) : options_.strategy;
   }
@@ -52,8 +53,9 @@ class Wire {
   Range OwnRows(int64_t num_rows) const;
 
   // inout: [n, width] fp32 | fp16 | bf16, contiguous: partial sums. Rows OwnRows(n) become the sum
-  // over the group, added in rank order in fp32 and rounded once; all ranks that keep a row have
-  // the same bits. The others are left unspecified.
+  // over the group, added in fp32 in rank order (an owner: its own part, which is not encoded, then
+  // the others') and rounded once; with fp16, the parts and the sum are rounded to fp16. All ranks
+  // that keep a row have the same bits. The others are left unspecified.
   absl::Status Reduce(Site site, TensorView inout, Stream& stream);
 
   // What Share does to rows on their way.
@@ -73,8 +75,9 @@ class Wire {
   // the offsets of Share for rows picked out of num_rows. [p + 1].
   std::vector<int64_t> OffsetsOf(absl::Span<const int32_t> picked, int64_t num_rows) const;
 
-  // inout: [n] or [n, width] fp32 | fp16 | bf16, partial sums of which at most one is not zero
-  // (vocabulary shards): becomes their sum on every rank. In fp16 with all but the native strategy.
+  // inout: [n] or [n, width] fp32 | fp16 | bf16, partial sums: becomes their sum on every rank. In
+  // fp16 with all but the native strategy: for sums of which one part alone is not zero, such as
+  // those of vocabulary shards.
   absl::Status AllReduce(Site site, TensorView inout, Stream& stream);
 
   // inout: [n] fp32, becomes the largest over the group. Counted as metadata: gains of codes.

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <functional>
+#include <memory>
 #include <random>
 #include <string>
 #include <thread>
@@ -316,6 +317,95 @@ TEST(WireTest, HopsCrossOnceAndAreSharedWhereRanksKeepAllRows) {
   }
 }
 
+// Flips a bit of everything that comes in.
+class DamagingCommunicator final : public Communicator {
+ public:
+  explicit DamagingCommunicator(Communicator* inner) : inner_(inner) {}
+
+  int rank() const override { return inner_->rank(); }
+  int size() const override { return inner_->size(); }
+  bool Supports(Device device) const override { return inner_->Supports(device); }
+  absl::Duration timeout() const override { return inner_->timeout(); }
+  void set_timeout(absl::Duration timeout) override { inner_->set_timeout(timeout); }
+  absl::Status AllReduce(TensorView inout, ReduceOp op, Stream& stream) override {
+    return inner_->AllReduce(inout, op, stream);
+  }
+  absl::Status AllGather(ConstTensorView in, TensorView out, Stream& stream) override {
+    const absl::Status status = inner_->AllGather(in, out, stream);
+    const int64_t part = out.size_bytes() / size();
+    for (int r = 0; r < size(); ++r) {
+      if (r != rank()) Damage(out.Rows(r * part, part));
+    }
+    return status;
+  }
+  absl::Status ReduceScatter(ConstTensorView in, TensorView out, ReduceOp op,
+                             Stream& stream) override {
+    return inner_->ReduceScatter(in, out, op, stream);
+  }
+  absl::Status Broadcast(TensorView inout, int root, Stream& stream) override {
+    return inner_->Broadcast(inout, root, stream);
+  }
+  absl::Status Exchange(absl::Span<const ConstTensorView> out, absl::Span<const TensorView> in,
+                        Stream& stream) override {
+    const absl::Status status = inner_->Exchange(out, in, stream);
+    for (const TensorView& view : in) Damage(view);
+    return status;
+  }
+  absl::Status Send(ConstTensorView in, int peer, Stream& stream) override {
+    return inner_->Send(in, peer, stream);
+  }
+  absl::Status Recv(TensorView out, int peer, Stream& stream) override {
+    const absl::Status status = inner_->Recv(out, peer, stream);
+    Damage(out);
+    return status;
+  }
+  absl::Status Barrier(Stream& stream) override { return inner_->Barrier(stream); }
+  absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) override {
+    return inner_->Split(color, key);
+  }
+  void Abort(const absl::Status& why) override { inner_->Abort(why); }
+  int64_t bytes_sent() const override { return inner_->bytes_sent(); }
+
+ private:
+  static void Damage(const TensorView& view) {
+    if (view.num_elements() > 0) static_cast<uint8_t*>(view.mutable_raw())[3] ^= 16;
+  }
+
+  Communicator* inner_;
+};
+
+TEST(WireTest, WhatWasDamagedOnTheWayIsAnErrorAndNoSum) {
+  for (const char* name : {"one-shot-q4", "token-owner-q8"}) {
+    auto tp = CreateLocalCommunicators(2), world = CreateLocalCommunicators(2);
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < 2; ++rank) {
+      threads.emplace_back([&, rank] {
+        ThreadPool pool(1);
+        Stream stream = Stream::Cpu(&pool);
+        Ledger ledger;
+        DamagingCommunicator damaging(tp[rank].get()), damaging_world(world[rank].get());
+        Wire wire(&damaging, &damaging_world, Options(name), &ledger);
+        const auto expect = [&](const absl::Status& status, absl::string_view site) {
+          EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+          EXPECT_THAT(std::string(status.message()),
+                      HasSubstr(absl::StrCat(site, ": message of ")));
+          EXPECT_THAT(std::string(status.message()),
+                      HasSubstr(absl::StrCat("from rank ", 1 - rank)));
+        };
+        std::vector<float> x = Normal(rank, 4 * 64, 5);
+        expect(wire.Reduce(Site::kAttentionOut, Matrix(x, 64), stream), "attention_out");
+        if (!wire.keeps_all_rows(4)) {
+          expect(wire.Share(Site::kMlpOut, Wire::ShareAs::kCodes, Matrix(x, 64), stream),
+                 "mlp_out");
+        }
+        ASSERT_TRUE(wire.SendHop(Matrix(x, 64), 1 - rank, stream).ok());
+        expect(wire.RecvHop(Matrix(x, 64), 1 - rank, stream), "stage_hop");
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+}
+
 TEST(StrategyTableTest, AllRanksMeasureTheSameAndPickTheNearest) {
   std::vector<StrategyTable> tables(3);
   auto communicators = CreateLocalCommunicators(3);
@@ -324,7 +414,7 @@ TEST(StrategyTableTest, AllRanksMeasureTheSameAndPickTheNearest) {
     threads.emplace_back([&, rank] {
       ThreadPool pool(1);
       Stream stream = Stream::Cpu(&pool);
-      tables[rank] = MeasureStrategies(*communicators[rank], 64, 9, DType::kF32,
+      tables[rank] = MeasureStrategies(*communicators[rank], Options("auto"), 64, 9, DType::kF32,
                                        absl::Milliseconds(200), stream)
                          .value();
     });
@@ -340,7 +430,8 @@ TEST(StrategyTableTest, AllRanksMeasureTheSameAndPickTheNearest) {
   EXPECT_EQ(table.Pick(0).kind, WireStrategy::Kind::kFp16);
   EXPECT_EQ(table.Pick(3).kind, WireStrategy::Kind::kFp16);
   EXPECT_EQ(table.Pick(16).kind, WireStrategy::Kind::kFp16);  // 2 % are not worth a codec
-  EXPECT_EQ(table.Pick(33).kind, WireStrategy::Kind::kTokenOwner);
+  EXPECT_EQ(table.Pick(31).kind, WireStrategy::Kind::kFp16);
+  EXPECT_EQ(table.Pick(32).kind, WireStrategy::Kind::kTokenOwner);  // as near to 16 as to 64
   EXPECT_EQ(table.Pick(5000).kind, WireStrategy::Kind::kTokenOwner);
 }
 
@@ -397,7 +488,7 @@ TEST(MessageTest, DamageAnotherSenderAndAnotherMeaningAreSeen) {
   const absl::Status status = CheckMessage(key, message);
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(status.message()),
-              HasSubstr("mlp_out: message of 17 bytes (3 rows of 5, q4) from rank 1"));
+              HasSubstr("message of 17 bytes (3 rows of 5 bytes, q4) from rank 1"));
 }
 
 TEST(LedgerTest, SurvivesSerialisation) {

@@ -40,9 +40,15 @@ std::string DescribeWire(const Ledger& total) {
   const LedgerEntry sum = total.Total();
   if (sum.calls == 0) return "wire: one rank, nothing sent";
   const auto sent = static_cast<double>(sum.payload_bytes + sum.metadata_bytes);
-  return absl::StrFormat("wire: %.3f MB sent, %.2f of the fp16 baseline's %.3f MB, %d calls",
-                         sent / 1e6, sent / std::max<double>(sum.logical_bytes, 1.0),
-                         sum.logical_bytes / 1e6, sum.calls);
+  const std::string text = absl::StrFormat(
+      "wire: %.3f MB sent, %.2f of the fp16 baseline's %.3f MB, %d calls", sent / 1e6,
+      sent / std::max<double>(sum.logical_bytes, 1.0), sum.logical_bytes / 1e6, sum.calls);
+  LedgerEntry sums = total.at(Site::kAttentionOut);
+  sums += total.at(Site::kMlpOut);
+  if (sums.calls == 0) return text;
+  return absl::StrFormat("%s; layers' sums alone %.2f", text,
+                         static_cast<double>(sums.payload_bytes + sums.metadata_bytes) /
+                             std::max<double>(sums.logical_bytes, 1.0));
 }
 
 std::string RunReportJson(const RunSummary& summary, const EngineRank& rank,

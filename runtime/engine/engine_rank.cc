@@ -60,8 +60,8 @@ absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptio
   if (options.wire.automatic && rank->tp_->size() > 1) {
     TW_ASSIGN_OR_RETURN(
         StrategyTable table,
-        MeasureStrategies(*rank->tp_, rank->config().hidden, options.max_step_tokens, options.dtype,
-                          kMeasuringBudget, rank->stream_));
+        MeasureStrategies(*rank->tp_, options.wire, rank->config().hidden, options.max_step_tokens,
+                          options.dtype, kMeasuringBudget, rank->stream_));
     rank->wire_->UseTable(std::move(table));
   }
   rank->runner_.emplace(&*rank->decoder_, &*rank->cache_, &*rank->wire_, &rank->stream_,

@@ -61,6 +61,8 @@ class EngineRank {
   int rank() const { return world_->rank(); }
   SchedulerLimits scheduler_limits() const;
   RankReport Report() const;
+  // What --wire auto goes by on this rank's stage; null without it or with one rank a stage.
+  const StrategyTable* strategy_table() const { return wire_->table(); }
 
  private:
   EngineRank(const EngineOptions& options, const Mesh& mesh, Communicator* world, ThreadPool* pool);

@@ -396,6 +396,8 @@ absl::Status LayerRunner::MlpHalf(const LayerWeights& layer, const Input& input,
 absl::Status LayerRunner::Run(const LayerWeights& layer, int64_t cache_layer, Residual& residual,
                               const StepBatch& batch, PagedKvCache& cache, Wire& wire,
                               Stream& stream, SiteHook* hook) {
+  // A hook sees rows as they are made: all of them, on one rank.
+  TW_CHECK(hook == nullptr || wire.tp().size() == 1);
   if (config_.norm_before) {
     TW_ASSIGN_OR_RETURN(const Input attention_in,
                         NormSite(layer.attention_norm, layer.qkv_in, QuantSite::kQkvIn, residual,

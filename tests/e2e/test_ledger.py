@@ -75,6 +75,12 @@ class LedgerTest(support.TestCase):
     def test_fp16(self):
         self.check(LLAMA, "--wire", "fp16")
 
+    def test_codes_for_everyone(self):
+        self.check(LLAMA, "--wire", "one-shot-q5")
+
+    def test_codes_for_owners(self):
+        self.check(OPT, "--wire", "token-owner-q4")
+
 
 if __name__ == "__main__":
     support.main()

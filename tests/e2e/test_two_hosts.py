@@ -48,7 +48,7 @@ class AnswerTest(TwoHostsTest):
     def test_texts_are_those_of_one_host(self):
         for model in (OPT, LLAMA):
             for cut in CUTS:
-                for wire in ("auto", "fp16"):
+                for wire in ("native", "fp16", "one-shot-q5", "token-owner-q5"):
                     args = self.args(model, LINES, "--max-tokens", 16, "--wire", wire, *cut)
                     self.assertEqual(self.succeed_across(args).stdout,
                                      self.succeed(args, ranks=2).stdout, (model, cut, wire))

@@ -266,14 +266,6 @@ def _ask(megabytes):
     print(statistics.median(trips) * 1e6, megabytes * (8 << 20) / seconds / 1e9)
 
 
-def _wire_flag(name):
-    """`native`, the activations' own dtype, is `auto` to programs that do not know the name."""
-    if name != "native":
-        return name
-    help_text = _call(support.BINARY, "run", "--help")
-    return "native" if re.search(r"\bnative\b", help_text) else "auto"
-
-
 class Comparison:
     """Times strategies over the link, in turns, so that what else the machine does hits all."""
 
@@ -284,7 +276,7 @@ class Comparison:
 
     def _bench(self, hosts, wire, *args):
         result = hosts.run(["bench", "engine", "--model", self._flags.model, "--wire",
-                            _wire_flag(wire), "--tp", self._flags.tp, "--pp", self._flags.pp,
+                            wire, "--tp", self._flags.tp, "--pp", self._flags.pp,
                             "--dtype", self._flags.dtype, "--threads", self._flags.threads,
                             "--repeats", self._flags.repeats, "--log-level", "error", "--json",
                             *args], timeout=3600)

@@ -395,6 +395,21 @@ TEST_P(GoldenModelTest, Fp16OnTheWireStaysClose) {
   }
 }
 
+TEST_P(GoldenModelTest, CodesOnTheWireStayClose) {
+  // A code of 8 bits is off by half a step at most, a step being 2 / 255 of a group's largest
+  // value: as a roundoff of the value, 2^-6 for values down to a quarter of that. Per layer: two
+  // sums, and two norms where owners share them; and the hop.
+  const double error = TypicalLogitError(0x1p-6, 4 * num_layers() + 1);
+  for (const char* wire : {"one-shot-q8", "token-owner-q8"}) {
+    for (const Mesh& mesh : UsableMeshes(GetParam().model_dir)) {
+      SCOPED_TRACE(absl::StrCat(wire, ", ", MeshName(mesh)));
+      EngineOptions options = OptionsFor(GetParam().model_dir);
+      options.wire = ParseWireOptions(wire, "auto").value();
+      ExpectClose(options, mesh, error);
+    }
+  }
+}
+
 std::vector<std::string> FindGoldenModels(const std::string& root) {
   std::vector<std::string> dirs;
   std::error_code failed;
