@@ -16,7 +16,7 @@ trap 'rm -rf "$work"' EXIT
 quantised=$work/llama-nano-w4a4kv
 report=$work/report.json
 coded_report=$work/coded_report.json
-page=$work/wire.html
+page=build/demo/wire.html
 
 echo "== packages"
 install_packages "${thinwire_packages[@]}"
@@ -56,3 +56,4 @@ mpirun --oversubscribe -np 2 "$thinwire" run --model "$quantised" --tp 2 --wire 
 echo "== wire reports, and a page with pictures"
 sed -n '/"wire": {/,/^  }/p' "$report" "$coded_report"
 "$thinwire" report "$report" "$coded_report" -o "$page"
+echo "$PWD/$page"
