@@ -400,8 +400,11 @@ TEST_P(GoldenModelTest, CodesOnTheWireStayClose) {
   // value: as a roundoff of the value, 2^-6 for values down to a quarter of that. Per layer: two
   // sums, and two norms where owners share them; and the hop.
   const double error = TypicalLogitError(0x1p-6, 4 * num_layers() + 1);
-  for (const char* wire : {"one-shot-q8", "token-owner-q8"}) {
-    for (const Mesh& mesh : UsableMeshes(GetParam().model_dir)) {
+  for (const Mesh& mesh : UsableMeshes(GetParam().model_dir)) {
+    if (mesh.world_size() == 1) continue;
+    for (const char* wire : {"one-shot-q8", "token-owner-q8"}) {
+      // One-shot differs from fp16's flow in its sums alone: one mesh has all of it.
+      if (wire[0] == 'o' && (mesh.tp_size != 2 || mesh.pp_size != 2)) continue;
       SCOPED_TRACE(absl::StrCat(wire, ", ", MeshName(mesh)));
       EngineOptions options = OptionsFor(GetParam().model_dir);
       options.wire = ParseWireOptions(wire, "auto").value();
