@@ -99,7 +99,6 @@ class Wire {
 
   Communicator& tp() { return *tp_; }
   Communicator& world() { return *world_; }
-  const WireOptions& options() const { return options_; }
   const Ledger& ledger() const { return *ledger_; }
 
  private:
