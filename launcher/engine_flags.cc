@@ -1,11 +1,13 @@
 #include "launcher/engine_flags.h"
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <limits>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "kernels/core/device.h"
 #include "kernels/core/status_macros.h"
 #include "launcher/command.h"
@@ -13,6 +15,18 @@
 #include "launcher/progress.h"
 
 namespace thinwire {
+
+namespace {
+
+// $XDG_CACHE_HOME/thinwire, or ~/.cache/thinwire; "" without a home.
+std::string CacheDir() {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && *cache == '/') return absl::StrCat(cache, "/thinwire");
+  const char* home = std::getenv("HOME");
+  return home != nullptr && *home == '/' ? absl::StrCat(home, "/.cache/thinwire") : "";
+}
+
+}  // namespace
 
 void EngineFlags::AddTo(CLI::App& app) {
   app.add_option("--model", model, "Folder with config.json, *.safetensors and a tokenizer")
@@ -34,7 +48,8 @@ void EngineFlags::AddTo(CLI::App& app) {
          "How tensor-parallel ranks send partial sums: native (the activations' dtype, "
          "nothing lost), fp16, one-shot-qB (everyone gets everyone's codes) or "
          "token-owner-qB (codes to the token's owner, which shares the next norm), B being 8, 6, "
-         "5 or 4 bits; auto: of fp16 and the two with 5 bits the fastest, as measured at "
+         "5 or 4 bits; exact (no sums between ranks: the same bits for every --tp, --pp and "
+         "batch); auto: of fp16 and the two with 5 bits the fastest, as measured at "
          "start for the number of tokens")
       ->type_name("STRATEGY")
       ->capture_default_str();
@@ -49,6 +64,11 @@ void EngineFlags::AddTo(CLI::App& app) {
          "How stages send the residual on: native, fp16, q8 (8-bit codes); auto: as --wire, "
          "q8 with its codes")
       ->type_name("CODEC")
+      ->capture_default_str();
+  app.add_option("--wire-table", wire_table,
+                 "What --wire auto goes by: cached (what an earlier job measured on these hosts, "
+                 "for up to a week, in ~/.cache/thinwire) or new")
+      ->check(CLI::IsMember({"cached", "new"}))
       ->capture_default_str();
   app.add_option("--device", device, "Where the model runs")
       ->check(CLI::IsMember({"cpu", "cuda"}))
@@ -117,6 +137,8 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
   options.model_dir = flags.model;
   TW_ASSIGN_OR_RETURN(options.dtype, ParseDType(flags.dtype));
   options.wire = *wire;
+  options.strategy_cache.dir = CacheDir();
+  options.strategy_cache.measure_anew = flags.wire_table == "new";
   options.page_size = flags.page_size;
   options.max_seqs = flags.max_seqs;
   options.max_step_tokens = flags.max_step_tokens;
@@ -148,7 +170,10 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
         absl::StrAppend(&picks, picks.empty() ? "" : ", ", times.num_rows, ": ",
                         WireStrategyName(table->Pick(times.num_rows)));
       }
-      LogInfo(absl::StrCat("--wire auto, by tokens of a step: ", picks));
+      const absl::Duration age = session->rank_->strategies_age();
+      LogInfo(absl::StrCat(
+          "--wire auto, by tokens of a step: ", picks, "; measured ",
+          age == absl::ZeroDuration() ? "now" : absl::StrCat(absl::FormatDuration(age), " ago")));
     }
   }
   return session;

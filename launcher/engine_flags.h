@@ -25,6 +25,7 @@ struct EngineFlags {
   std::string wire = "native";
   std::string hop = "auto";
   std::string norm_codes = "auto";
+  std::string wire_table = "cached";
   std::string device = "cpu";
   int threads = 0;
   std::string kv_memory;

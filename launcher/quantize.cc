@@ -112,6 +112,9 @@ class QuantizeCommand : public Command {
                      "Input channels that share a weight scale; -1: all")
         ->check(CLI::Range(int64_t{-1}, int64_t{1} << 20))
         ->capture_default_str();
+    app_->add_flag("--act-order,!--no-act-order", options_.layer.act_order,
+                   "Put channels in order of their importance, so that weight groups and clusters "
+                   "hold channels of a kind (desc_act of GPTQ folders); on unless --no-act-order");
     app_->add_option("--seed", options_.seed, "Of every random choice")
         ->check(CLI::Range(int64_t{0}, int64_t{1} << 53))
         ->capture_default_str();

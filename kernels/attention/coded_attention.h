@@ -61,13 +61,15 @@ struct CodedPagedAttentionArgs {
   ConstTensorView exact_v;
   int64_t num_heads = 0;
   float scale = 1.0f;
-  int64_t window = 0;  // 0: unlimited
+  int64_t window = 0;            // 0: unlimited
+  bool batch_invariant = false;  // as PagedAttentionArgs
 };
 
 // Scores, weights and sums in fp32. A query's result is a function of its q, of the rows it attends
 // to and of their positions, and of whether its sequence has more than 8 query tokens times heads a
-// KV head in the call (two orders of summation); of nothing else: not of other sequences, of page
-// ids or page size, of threads, nor of how a prompt is split into calls beyond that.
+// KV head in the call (two orders of summation, unless batch_invariant); of nothing else: not of
+// other sequences, of page ids or page size, of threads, nor of how a prompt is split into calls
+// beyond that.
 absl::Status CodedPagedAttention(const CodedPagedAttentionArgs& args, Stream& stream);
 
 // The definition, in double, for tests. args must fit.

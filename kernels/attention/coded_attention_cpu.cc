@@ -124,7 +124,8 @@ absl::Status CodedPagedAttentionCpu(const CodedPagedAttentionArgs& args, Stream&
                               args.k_codes->head_dim(),
                               args.num_heads,
                               args.scale,
-                              args.window};
+                              args.window,
+                              args.batch_invariant};
   return AttendCpu(call, stored, stream);
 }
 

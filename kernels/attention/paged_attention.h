@@ -43,6 +43,9 @@ struct PagedAttentionArgs {
   int64_t num_heads = 0;
   float scale = 1.0f;
   int64_t window = 0;  // 0: unlimited
+  // Whether a query's result must be the same bits however its sequence is split into calls and its
+  // heads into ranks: one order of summation, that of many queries, for all.
+  bool batch_invariant = false;
 };
 
 // Scores and sums in fp32. Results of a query do not depend on which other sequences share the

@@ -101,7 +101,9 @@ class CpuAttention {
   // Rows transposed at a time.
   static constexpr int64_t kTransposed = 16;
 
-  bool IsFew(int64_t num_tokens) const { return num_tokens * group_ <= kFewRows; }
+  bool IsFew(int64_t num_tokens) const {
+    return !call_.batch_invariant && num_tokens * group_ <= kFewRows;
+  }
 
   // Elements from the first of a tensor [num_tokens, num_heads * head_dim] to a task's row.
   int64_t RowOffset(const Task& task, int64_t row, int64_t token_stride) const {
@@ -297,7 +299,8 @@ absl::Status PagedAttentionCpu(const PagedAttentionArgs& args, Stream& stream) {
                               args.k_pages.dim(3),
                               args.num_heads,
                               args.scale,
-                              args.window};
+                              args.window,
+                              args.batch_invariant};
   return AttendCpu(call, stored, stream);
 }
 

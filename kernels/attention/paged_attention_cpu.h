@@ -104,6 +104,7 @@ struct AttentionCall {
   int64_t num_heads;
   float scale;
   int64_t window;
+  bool batch_invariant;
 };
 
 // How the keys and values of a call's sequences lie in memory. Both calls come from several threads

@@ -19,6 +19,7 @@ struct CodedLinearArgs {
   const CodedWeights* weights = nullptr;  // [out_features, in_features]
   ConstTensorView bias;                   // [out_features] fp32, or empty
   TensorView y;  // [num_tokens, out_features] dtype of x; rows may be strided; no alias
+  bool batch_invariant = false;  // as LinearArgs
 };
 
 // Products and sums in fp32. num_tokens may be 0. InvalidArgument names the shapes that do not fit;
@@ -27,7 +28,8 @@ struct CodedLinearArgs {
 // On the CPU, up to 32 tokens an output is summed in an order that depends on the groups only: a
 // token's row of y is bit for bit the same beside other tokens, with any number of threads, and
 // when the weights are any subset of the output rows. Beyond that the order is BLAS's and may
-// differ with num_tokens and threads.
+// differ with num_tokens and threads, and batch_invariant, which keeps to the first, costs a
+// multiple of the time.
 absl::Status CodedLinear(const CodedLinearArgs& args, Stream& stream);
 
 // The definition, in double, for tests.

@@ -31,8 +31,9 @@ int64_t BlockedColumns(const CodedWeights& weights, absl::Span<const Segment> se
 }
 
 absl::Status CodedLinearCpu(const CodedLinearArgs& args, Stream& stream) {
-  return args.x.dim(0) <= kFewFloatTokens ? CodedLinearFewTokens(args, stream)
-                                          : CodedLinearManyTokens(args, stream);
+  return args.batch_invariant || args.x.dim(0) <= kFewFloatTokens
+             ? CodedLinearFewTokens(args, stream)
+             : CodedLinearManyTokens(args, stream);
 }
 
 absl::Status IntegerLinearCpu(const IntegerLinearArgs& args, Stream& stream) {

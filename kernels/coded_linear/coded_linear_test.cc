@@ -228,6 +228,30 @@ TEST(CodedLinearTest, ATokenOfAFewDoesNotDependOnTheOthersNorOnThreads) {
   }
 }
 
+TEST(CodedLinearTest, BatchInvariantMeansAnyNumberOfTokens) {
+  std::mt19937 random(100);
+  constexpr int64_t kOut = 83, kIn = 300, kTokens = 3 * kFewFloatTokens;
+  const Weights w(kOut, kIn, 4, Offsets(kIn, 0, random), 15, random);
+  std::normal_distribution<float> normal(0.0f, 1.0f);
+  std::vector<float> x(static_cast<size_t>(kTokens * kIn));
+  for (float& value : x) value = normal(random);
+  std::vector<float> expected(kOut), y(static_cast<size_t>(kTokens * kOut));
+  ThreadPool pool(2);
+  Stream stream = Stream::Cpu(&pool);
+  CodedLinearArgs args;
+  args.weights = &w.coded;
+  args.batch_invariant = true;
+  args.x = ConstTensorView(x.data(), DType::kF32, {kTokens, kIn});
+  args.y = TensorView(y.data(), DType::kF32, {kTokens, kOut});
+  ASSERT_TRUE(CodedLinear(args, stream).ok());
+  for (const int64_t t : {int64_t{0}, int64_t{50}, kTokens - 1}) {
+    args.x = ConstTensorView(x.data() + t * kIn, DType::kF32, {1, kIn});
+    args.y = TensorView(expected.data(), DType::kF32, {1, kOut});
+    ASSERT_TRUE(CodedLinear(args, stream).ok());
+    EXPECT_EQ(std::memcmp(y.data() + t * kOut, expected.data(), kOut * sizeof(float)), 0);
+  }
+}
+
 TEST(CodedLinearTest, WrongArgumentsAreNamed) {
   std::mt19937 random(3);
   const Weights w(5, 40, 4, {0, 40}, 15, random);

@@ -13,6 +13,9 @@ struct LinearArgs {
   ConstTensorView weight;  // [out_features, in_features] fp32 | fp16 | bf16; contiguous
   ConstTensorView bias;    // [out_features] fp32, or empty
   TensorView y;            // [num_tokens, out_features]  dtype of x; rows may be strided; no alias
+  // Whether a token's row of y must be the same bits whatever the number of tokens and which of the
+  // output features are asked for.
+  bool batch_invariant = false;
 };
 
 // Products and sums in fp32 whatever the storage. num_tokens may be 0. InvalidArgument names the
@@ -21,7 +24,7 @@ struct LinearArgs {
 // On the CPU, up to 32 tokens (64 with a 16-bit weight) an output is summed in an order that
 // depends on in_features only: a token's row of y is bit for bit the same beside other tokens and
 // with any number of threads. Beyond that the order is BLAS's and may differ with num_tokens and
-// threads.
+// threads, and batch_invariant, which keeps to the first order, costs a multiple of the time.
 absl::Status Linear(const LinearArgs& args, Stream& stream);
 
 // The definition, in double, for tests.

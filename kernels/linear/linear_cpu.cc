@@ -148,8 +148,9 @@ absl::Status LinearManyTokens(const LinearArgs& args, Stream& stream) {
 }
 
 absl::Status LinearCpu(const LinearArgs& args, Stream& stream) {
-  return args.x.dim(0) <= FewTokens(args.weight.dtype()) ? LinearFewTokens(args, stream)
-                                                         : LinearManyTokens(args, stream);
+  return args.batch_invariant || args.x.dim(0) <= FewTokens(args.weight.dtype())
+             ? LinearFewTokens(args, stream)
+             : LinearManyTokens(args, stream);
 }
 
 }  // namespace thinwire

@@ -174,6 +174,32 @@ TEST(LinearTest, ATokenOfAFewDoesNotDependOnTheOthersNorOnThreads) {
   }
 }
 
+TEST(LinearTest, BatchInvariantMeansAnyNumberOfTokensAndFeatures) {
+  std::mt19937 random(100);
+  constexpr int64_t kTokens = 150, kOut = 67, kIn = 203;
+  ThreadPool pool(2);
+  Stream stream = Stream::Cpu(&pool);
+  for (const DType weight_dtype : kDTypes) {
+    Matrix x(DType::kF32, kTokens, kIn, 0, random);
+    Matrix weight(weight_dtype, kOut, kIn, 0, random);
+    Matrix whole(DType::kF32, kTokens, kOut, 0, random), part(DType::kF32, 1, 5, 0, random);
+    ASSERT_TRUE(
+        Linear({.x = x.view(), .weight = weight.view(), .y = whole.view(), .batch_invariant = true},
+               stream)
+            .ok());
+    for (const int64_t t : {int64_t{0}, int64_t{77}, kTokens - 1}) {
+      ASSERT_TRUE(Linear({.x = x.view().Rows(t, 1),
+                          .weight = ConstTensorView(weight.view()).Rows(31, 5),
+                          .y = part.view(),
+                          .batch_invariant = true},
+                         stream)
+                      .ok());
+      const TensorView expected = whole.view().Rows(t, 1).Columns(31, 5);
+      EXPECT_EQ(std::memcmp(part.bytes.data(), expected.raw(), part.bytes.size()), 0);
+    }
+  }
+}
+
 TEST(LinearTest, NoTokensIsNoWork) {
   std::mt19937 random(1);
   Matrix weight(DType::kF16, 4, 8, 0, random);

@@ -62,6 +62,28 @@ TEST(ShardPlanTest, FewKvHeadsAreReplicatedBesideTheirQueryHeads) {
   }
 }
 
+TEST(ShardPlanTest, CutByOutputsRanksHaveWholeInputsAndTogetherAllChannels) {
+  const Mesh mesh = Mesh::Create(4, 1, 4).value();
+  int64_t next = 0;
+  for (int rank = 0; rank < 4; ++rank) {
+    const ShardPlan plan =
+        ShardPlan::Create(kLlama3_8b, mesh, rank, ResidualCut::kByOutputs).value();
+    EXPECT_EQ(plan.out_heads(), (Range{0, 32}));
+    EXPECT_EQ(plan.down_ffn(), (Range{0, 14336}));
+    EXPECT_EQ(plan.heads().size(), 8);
+    EXPECT_EQ(plan.ResidualChannels(4098).begin, next);
+    EXPECT_TRUE(plan.adds_residual_bias());
+    next = plan.ResidualChannels(4098).end;
+
+    const ShardPlan by_inputs = ShardPlan::Create(kLlama3_8b, mesh, rank).value();
+    EXPECT_EQ(by_inputs.out_heads(), by_inputs.heads());
+    EXPECT_EQ(by_inputs.down_ffn(), by_inputs.ffn());
+    EXPECT_EQ(by_inputs.ResidualChannels(4098), (Range{0, 4098}));
+    EXPECT_EQ(by_inputs.adds_residual_bias(), rank == 0);
+  }
+  EXPECT_EQ(next, 4098);
+}
+
 TEST(ShardPlanTest, AnOddVocabularyIsCutUnevenly) {
   const DecoderShape shape = {2, 4, 4, 64, 50257};
   const Mesh mesh = Mesh::Create(4, 1, 4).value();

@@ -33,7 +33,8 @@ std::vector<int> ShardPlan::UsableTpSizes(const DecoderShape& shape) {
   return sizes;
 }
 
-absl::StatusOr<ShardPlan> ShardPlan::Create(const DecoderShape& shape, const Mesh& mesh, int rank) {
+absl::StatusOr<ShardPlan> ShardPlan::Create(const DecoderShape& shape, const Mesh& mesh, int rank,
+                                            ResidualCut cut) {
   const std::string obstacle = FirstObstacle(shape, mesh.tp_size);
   if (!obstacle.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -53,6 +54,10 @@ absl::StatusOr<ShardPlan> ShardPlan::Create(const DecoderShape& shape, const Mes
   plan.layers_ = Part(shape.num_layers, plan.pp_rank_, mesh.pp_size);
   plan.heads_ = Part(shape.num_heads, plan.tp_rank_, mesh.tp_size);
   plan.ffn_ = Part(shape.ffn, plan.tp_rank_, mesh.tp_size);
+  plan.residual_cut_ = cut;
+  const bool by_inputs = cut == ResidualCut::kByInputs;
+  plan.out_heads_ = by_inputs ? plan.heads_ : Range{0, shape.num_heads};
+  plan.down_ffn_ = by_inputs ? plan.ffn_ : Range{0, shape.ffn};
   if (shape.num_kv_heads >= mesh.tp_size) {
     plan.kv_heads_ = Part(shape.num_kv_heads, plan.tp_rank_, mesh.tp_size);
   } else {
@@ -60,6 +65,11 @@ absl::StatusOr<ShardPlan> ShardPlan::Create(const DecoderShape& shape, const Mes
     plan.kv_heads_ = {head, head + 1};
   }
   return plan;
+}
+
+Range ShardPlan::ResidualChannels(int64_t hidden) const {
+  return residual_cut_ == ResidualCut::kByInputs ? Range{0, hidden}
+                                                 : Part(hidden, tp_rank_, mesh_.tp_size);
 }
 
 Range ShardPlan::VocabOf(int tp_rank) const {

@@ -9,16 +9,14 @@ namespace thinwire {
 namespace {
 
 constexpr char kStrategies[] =
-    "auto, native, fp16, one-shot-q8, -q6, -q5, -q4, token-owner-q8, -q6, -q5, -q4";
+    "auto, native, fp16, one-shot-q8, -q6, -q5, -q4, token-owner-q8, -q6, -q5, -q4, "
+    "exact";
 
 absl::StatusOr<WireStrategy> ParseStrategy(absl::string_view name) {
   using Kind = WireStrategy::Kind;
   if (name == "native") return WireStrategy{Kind::kNative, 16};
   if (name == "fp16") return WireStrategy{Kind::kFp16, 16};
-  if (name == "exact") {
-    return absl::UnimplementedError(
-        absl::StrCat("--wire ", name, ": not in this build; expected one of ", kStrategies));
-  }
+  if (name == "exact") return WireStrategy{Kind::kExact, 16};
   absl::string_view bits = name;
   const bool one_shot = absl::ConsumePrefix(&bits, "one-shot-q");
   if ((one_shot || absl::ConsumePrefix(&bits, "token-owner-q")) &&
@@ -32,6 +30,7 @@ absl::StatusOr<WireStrategy> ParseStrategy(absl::string_view name) {
 RowCodec HopOf(const WireStrategy& strategy) {
   switch (strategy.kind) {
     case WireStrategy::Kind::kNative:
+    case WireStrategy::Kind::kExact:
       return {RowCodec::Kind::kNative};
     case WireStrategy::Kind::kFp16:
       return {RowCodec::Kind::kFp16};
@@ -54,6 +53,8 @@ std::string WireStrategyName(const WireStrategy& strategy) {
       return absl::StrCat("one-shot-q", strategy.bits);
     case WireStrategy::Kind::kTokenOwner:
       return absl::StrCat("token-owner-q", strategy.bits);
+    case WireStrategy::Kind::kExact:
+      return "exact";
   }
   return "unknown";
 }
@@ -91,6 +92,13 @@ absl::StatusOr<WireOptions> ParseWireOptions(absl::string_view name, absl::strin
   } else if (norm_codes != "auto") {
     return absl::InvalidArgumentError(
         absl::StrCat("--norm-codes ", norm_codes, ": expected auto, 8, 6, 5 or 4"));
+  }
+  if (options.strategy.kind == WireStrategy::Kind::kExact &&
+      (options.hop.kind != RowCodec::Kind::kNative || options.norm_bits != 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--wire exact rounds nothing on its way; expected --hop auto or native and --norm-codes "
+        "auto, found --hop ",
+        hop, " and --norm-codes ", norm_codes));
   }
   return options;
 }

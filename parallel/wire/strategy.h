@@ -18,6 +18,9 @@ struct WireStrategy {
     kTokenOwner,  // encoded partial sums to the rank that owns the token; it adds them in rank
                   // order to the residual, which stays there, and shares what comes of the next
                   // norm
+    kExact,       // no sums over ranks: layers are cut by output features, their inputs gathered
+                  // and their outputs collected by the token's owner; every bit of the result is
+                  // that of one rank
   };
 
   Kind kind = Kind::kNative;
@@ -43,14 +46,13 @@ int NormBits(const WireOptions& options);
 // Of all options: "auto", or the strategy's name.
 std::string WireName(const WireOptions& options);
 
-// "native", "fp16", "one-shot-q8", ..., "token-owner-q4".
+// "native", "fp16", "one-shot-q8", ..., "token-owner-q4", "exact".
 std::string WireStrategyName(const WireStrategy& strategy);
 
 // `name`: of a strategy, or "auto"; `hop`: "auto", "native", "fp16" or "q8". With "auto", hops are
-// native or fp16 as the strategy is, and of 8 bits with the coded ones and with "auto".
-// InvalidArgument names the flag and lists what is accepted; "exact", which is part of the command
-// line but not of this build, is Unimplemented.
-// `norm_codes`: "auto", "8", "6", "5" or "4".
+// native or fp16 as the strategy is (native with "exact"), and of 8 bits with the coded ones and
+// with "auto". `norm_codes`: "auto", "8", "6", "5" or "4". InvalidArgument names the flag and lists
+// what is accepted, which with "exact" is nothing that rounds.
 absl::StatusOr<WireOptions> ParseWireOptions(absl::string_view name, absl::string_view hop,
                                              absl::string_view norm_codes = "auto");
 

@@ -22,14 +22,18 @@ WireOptions Options(absl::string_view strategy, absl::string_view hop = "auto",
 
 TEST(WireOptionsTest, TheyParseAndMissingOnesSaySo) {
   for (const char* name : {"native", "fp16", "one-shot-q8", "one-shot-q6", "one-shot-q5",
-                           "one-shot-q4", "token-owner-q8", "token-owner-q4"}) {
+                           "one-shot-q4", "token-owner-q8", "token-owner-q4", "exact"}) {
     EXPECT_EQ(WireStrategyName(Options(name).strategy), name);
   }
   EXPECT_EQ(RowCodecName(Options("native").hop), "native");
   EXPECT_EQ(RowCodecName(Options("fp16").hop), "fp16");
   EXPECT_EQ(RowCodecName(Options("token-owner-q5").hop), "q8");
   EXPECT_EQ(RowCodecName(Options("token-owner-q5", "fp16").hop), "fp16");
-  EXPECT_EQ(ParseWireOptions("exact", "auto").status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(RowCodecName(Options("exact").hop), "native");
+  EXPECT_THAT(std::string(ParseWireOptions("exact", "q8").status().message()),
+              HasSubstr("--wire exact rounds nothing"));
+  EXPECT_THAT(std::string(ParseWireOptions("exact", "auto", "8").status().message()),
+              HasSubstr("--norm-codes 8"));
   EXPECT_EQ(WireName(Options("auto")), "auto");
   EXPECT_TRUE(Options("auto").automatic);
   for (const char* name : {"", "fp8", "one-shot-q7", "token-owner-q"}) {

@@ -28,8 +28,8 @@ namespace thinwire {
 //
 // Residuals. Row t of n is owned by one rank of the tensor-parallel group: rank r owns the rows
 // [n r / p, n (r + 1) / p). What the others know of it depends on the strategy: with kTokenOwner
-// nothing, else all of it. OwnRows says which rows a rank keeps; Reduce makes sums for just these,
-// and Share brings what was made of them to the others.
+// and kExact nothing, else all of it. OwnRows says which rows a rank keeps; Reduce makes sums for
+// just these, and Share brings what was made of them to the others.
 class Wire {
  public:
   // `tp`: the tensor-parallel group. `world`: all ranks, for hops between stages and control
@@ -47,18 +47,31 @@ class Wire {
   // Whether every rank of the group keeps the residual of all num_rows rows of a step, and not just
   // of its own.
   bool keeps_all_rows(int64_t num_rows) const {
-    return tp_->size() == 1 || StrategyFor(num_rows).kind != WireStrategy::Kind::kTokenOwner;
+    if (tp_->size() == 1) return true;
+    const WireStrategy::Kind kind = StrategyFor(num_rows).kind;
+    return kind != WireStrategy::Kind::kTokenOwner && kind != WireStrategy::Kind::kExact;
   }
+  // Whether nothing may be rounded or summed on the way: layers are cut by output features, and
+  // all that a rank computes must be what any other number of ranks would have computed.
+  bool exact() const { return options_.strategy.kind == WireStrategy::Kind::kExact; }
   // Of num_rows rows, those whose residual this rank keeps.
   Range OwnRows(int64_t num_rows) const;
 
   // inout: [n, width] fp32 | fp16 | bf16, contiguous: partial sums. Rows OwnRows(n) become the sum
   // over the group, added in fp32 in rank order (an owner: its own part, which is not encoded, then
   // the others') and rounded once; with fp16, the parts and the sum are rounded to fp16. All ranks
-  // that keep a row have the same bits. The others are left unspecified.
+  // that keep a row have the same bits. The others are left unspecified. Not with kExact.
   absl::Status Reduce(Site site, TensorView inout, Stream& stream);
 
-  // What Share does to rows on their way.
+  // part: [n, w], any dtype, contiguous: columns [r w, (r + 1) w) of `whole`, [n, p w], where r is
+  // this rank. Brings all columns of all rows to all ranks, as they are. Several ranks.
+  absl::Status GatherColumns(Site site, ConstTensorView part, TensorView whole, Stream& stream);
+  // part: [n, w], contiguous: columns [h r / p, h (r + 1) / p) of `rows`, [n, h], of the same
+  // dtype. Brings all columns of OwnRows(n) to this rank, as they are; other rows are left alone.
+  // Several ranks that do not keep all rows.
+  absl::Status CollectRows(Site site, ConstTensorView part, TensorView rows, Stream& stream);
+
+  // What Share does to rows on their way. With kExact: nothing, whatever is asked for.
   enum class ShareAs {
     kRaw,    // nothing: codes of a site
     kFp16,   // rounds to fp16
@@ -76,8 +89,8 @@ class Wire {
   std::vector<int64_t> OffsetsOf(absl::Span<const int32_t> picked, int64_t num_rows) const;
 
   // inout: [n] or [n, width] fp32 | fp16 | bf16, partial sums: becomes their sum on every rank. In
-  // fp16 with all but the native strategy: for sums of which one part alone is not zero, such as
-  // those of vocabulary shards.
+  // fp16 with all but the native strategy and kExact: for sums of which one part alone is not zero,
+  // such as those of vocabulary shards.
   absl::Status AllReduce(Site site, TensorView inout, Stream& stream);
 
   // inout: [n] fp32, becomes the largest over the group. Counted as metadata: gains of codes.
@@ -119,6 +132,8 @@ class Wire {
                               Stream& stream);
 
   Range BlockOf(int64_t num_rows, int rank) const;
+  // What this rank would send of a ring all-reduce of n elements in fp16.
+  int64_t RingAllReduceBytes(int64_t n) const;
   std::vector<int64_t> BlockOffsets(int64_t num_rows) const;
   RowCodec CodesFor(int64_t num_rows) const {
     return {RowCodec::Kind::kCodes, StrategyFor(num_rows).bits};

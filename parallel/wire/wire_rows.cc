@@ -37,10 +37,8 @@ absl::Status Wire::Share(Site site, ShareAs as, TensorView rows, absl::Span<cons
                          Stream& stream) {
   TW_CHECK(tp_->size() > 1);
   RowCodec codec;
-  if (as == ShareAs::kFp16) codec.kind = RowCodec::Kind::kFp16;
-  if (as == ShareAs::kCodes) {
-    codec = {RowCodec::Kind::kCodes, NormBits(options_)};
-  }
+  if (as == ShareAs::kFp16 && !exact()) codec.kind = RowCodec::Kind::kFp16;
+  if (as == ShareAs::kCodes && !exact()) codec = {RowCodec::Kind::kCodes, NormBits(options_)};
   Recording recording(ledger_, tp_, site, /*logical_bytes=*/0);
   return recording.Done(ShareEncoded(site, codec, rows, offsets, recording, stream));
 }

@@ -14,14 +14,14 @@ namespace {
 
 using Kind = WireStrategy::Kind;
 
-// Elements that a ring all-reduce of n elements over p ranks sends from `rank`: all chunks but its
-// own while reducing, then its own to all others (as the sum over ranks: 2 (p-1) n).
-int64_t RingAllReduceElements(int64_t n, int rank, int p) {
-  const int64_t chunk = n * (rank + 1) / p - n * rank / p;
-  return (n - chunk) + (p - 1) * chunk;
-}
-
 }  // namespace
+
+// All chunks but its own while reducing, then its own to all others (as the sum over ranks: 2 (p-1)
+// n elements).
+int64_t Wire::RingAllReduceBytes(int64_t n) const {
+  const int64_t chunk = BlockOf(n, tp_->rank()).size();
+  return 2 * ((n - chunk) + (tp_->size() - 1) * chunk);
+}
 
 absl::Status Wire::Reduce(Site site, TensorView inout, Stream& stream) {
   switch (StrategyFor(inout.dim(0)).kind) {
@@ -32,16 +32,17 @@ absl::Status Wire::Reduce(Site site, TensorView inout, Stream& stream) {
       return ReduceInOneShot(site, inout, stream);
     case Kind::kTokenOwner:
       return ReduceToOwners(site, inout, stream);
+    case Kind::kExact:
+      break;
   }
-  return absl::InternalError("unknown wire strategy");
+  return absl::InternalError("a sum over ranks, which the wire's strategy does not have");
 }
 
 absl::Status Wire::AllReduce(Site site, TensorView inout, Stream& stream) {
   if (tp_->size() == 1) return absl::OkStatus();
-  Recording recording(ledger_, tp_, site,
-                      2 * RingAllReduceElements(inout.num_elements(), tp_->rank(), tp_->size()));
+  Recording recording(ledger_, tp_, site, RingAllReduceBytes(inout.num_elements()));
   const auto run = [&]() -> absl::Status {
-    if (options_.strategy.kind == Kind::kNative || inout.dtype() == DType::kF16) {
+    if (options_.strategy.kind == Kind::kNative || exact() || inout.dtype() == DType::kF16) {
       recording.InTransfer();
       return tp_->AllReduce(inout, ReduceOp::kSum, stream);
     }
@@ -66,8 +67,7 @@ absl::Status Wire::ReduceInOneShot(Site site, TensorView inout, Stream& stream) 
                     .num_rows = n,
                     .row_bytes = codec.RowBytes(inout.dim(1), inout.dtype())};
   const int64_t bytes = key.message_bytes();
-  Recording recording(ledger_, tp_, site,
-                      2 * RingAllReduceElements(inout.num_elements(), tp_->rank(), p));
+  Recording recording(ledger_, tp_, site, RingAllReduceBytes(inout.num_elements()));
   recording.AddMetadata((p - 1) *
                         (n * codec.RowMetadataBytes(inout.dim(1)) + MessageKey::kCheckBytes));
   const auto run = [&]() -> absl::Status {
@@ -105,7 +105,7 @@ absl::Status Wire::ReduceToOwners(Site site, TensorView inout, Stream& stream) {
                       .num_rows = rows.size(),
                       .row_bytes = row_bytes};
   };
-  Recording recording(ledger_, tp_, site, 2 * RingAllReduceElements(inout.num_elements(), rank, p));
+  Recording recording(ledger_, tp_, site, RingAllReduceBytes(inout.num_elements()));
   const auto run = [&]() -> absl::Status {
     TW_ASSIGN_OR_RETURN(
         const TensorView sent,

@@ -191,6 +191,60 @@ TEST(WireTest, SharedRowsAreTheSameBitsOnAllRanks) {
   }
 }
 
+TEST(WireTest, ExactBringsColumnsToAllAndRowsToTheirOwnersAsTheyAre) {
+  for (const int size : {2, 3, 4}) {
+    for (const int64_t n : {1, 2, 7}) {
+      const int64_t part = 24, width = 3 + 10 * size;  // width is cut unevenly
+      const std::vector<float> wide = Normal(0, n * size * part, 5);
+      const std::vector<float> rows = Normal(1, n * width, 5);
+      std::vector<Ledger> ledgers(size);
+      OnRanks(size, Options("exact"), [&](int rank, Wire& wire, Ledger& ledger, Stream& stream) {
+        std::vector<float> mine;
+        for (int64_t t = 0; t < n; ++t) {
+          const auto* from = wide.data() + (t * size + rank) * part;
+          mine.insert(mine.end(), from, from + part);
+        }
+        std::vector<float> whole(n * size * part);
+        ASSERT_TRUE(wire.GatherColumns(Site::kMlpOut, Matrix(mine, part),
+                                       Matrix(whole, size * part), stream)
+                        .ok());
+        EXPECT_EQ(whole, wide);
+
+        const int64_t begin = width * rank / size, end = width * (rank + 1) / size;
+        mine.clear();
+        for (int64_t t = 0; t < n; ++t) {
+          mine.insert(mine.end(), rows.begin() + t * width + begin, rows.begin() + t * width + end);
+        }
+        std::vector<float> collected(n * width, -1.0f);
+        ASSERT_TRUE(wire.CollectRows(Site::kMlpOut, Matrix(mine, end - begin),
+                                     Matrix(collected, width), stream)
+                        .ok());
+        const Range own = wire.OwnRows(n);
+        for (int64_t i = 0; i < n * width; ++i) {
+          const bool kept = i >= own.begin * width && i < own.end * width;
+          EXPECT_EQ(collected[i], kept ? rows[i] : -1.0f);
+        }
+        // What would be rounded otherwise is not.
+        std::vector<float> shared = collected;
+        ASSERT_TRUE(
+            wire.Share(Site::kMlpOut, Wire::ShareAs::kCodes, Matrix(shared, width), stream).ok());
+        EXPECT_EQ(shared, rows);
+        ledgers[rank] = ledger;
+      });
+      LedgerEntry sum;
+      for (const Ledger& ledger : ledgers) sum += ledger.at(Site::kMlpOut);
+      const int64_t others = size - 1;
+      int64_t collected = 0;
+      for (int r = 0; r < size; ++r) {
+        const int64_t own = n * (r + 1) / size - n * r / size;
+        collected += own * (width - (width * (r + 1) / size - width * r / size));
+      }
+      EXPECT_EQ(sum.payload_bytes, 4 * (others * n * (size * part + width) + collected));
+      EXPECT_EQ(sum.logical_bytes, 2 * 2 * others * n * width);
+    }
+  }
+}
+
 TEST(WireTest, PickedRowsAreSharedByTheirOwners) {
   OnRanks(3, Options("token-owner-q4"), [&](int rank, Wire& wire, Ledger&, Stream& stream) {
     const std::vector<int32_t> picked = {0, 1, 5, 8};  // of 9 rows: 3 for each rank

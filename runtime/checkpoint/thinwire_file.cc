@@ -79,6 +79,7 @@ absl::StatusOr<ThinwireFile> ReadThinwireFile(const std::string& dir) {
   TW_RETURN_IF_ERROR(CheckAlgorithm(fields, file.algorithm));
   TW_ASSIGN_OR_RETURN(file.group_size, fields.Int("group_size", -1));
   if (file.group_size == 0) return fields.Expected("group_size", "a positive integer or -1");
+  TW_ASSIGN_OR_RETURN(file.act_order, fields.BoolOr("act_order", file.act_order));
   TW_ASSIGN_OR_RETURN(file.first_token_exact,
                       fields.BoolOr("first_token_exact", file.first_token_exact));
   TW_ASSIGN_OR_RETURN(const int64_t tp, fields.Int("tp", 0, kMaxTp));
@@ -101,6 +102,7 @@ absl::Status WriteThinwireFile(const std::string& dir, const ThinwireFile& file)
                                  {"kv_bits", file.scheme.kv_bits},
                                  {"group_size", file.group_size},
                                  {"algorithm", file.algorithm},
+                                 {"act_order", file.act_order},
                                  {"first_token_exact", file.first_token_exact},
                                  {"tp", file.tp},
                                  {"seed", file.seed}};

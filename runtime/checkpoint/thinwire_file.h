@@ -1,7 +1,7 @@
 // thinwire.json: what was done to make a quantised checkpoint. It lies beside config.json:
 //   {"format_version": 1, "tool_version": "0.1.0", "scheme": "w4a4kv",
 //    "weight_bits": 4, "act_bits": 16, "kv_bits": 4, "group_size": 128, "algorithm": "default",
-//    "first_token_exact": true, "tp": 4, "seed": 0,
+//    "act_order": true, "first_token_exact": true, "tp": 4, "seed": 0,
 //    "calibration": {"source": "wiki.txt", "sha256": "e3b0...", "nsamples": 256, "seqlen": 512}}
 // Fields that a reader does not know are left alone.
 #pragma once
@@ -29,6 +29,8 @@ struct ThinwireFile {
   // "default"; "reference": as RPTQ was published; "per-tensor": that with one cluster a site.
   std::string algorithm = "default";
   int64_t group_size = 128;  // of weight scales, in input channels; -1: one group
+  // Whether channels were put in order of their importance; else they are as in the model.
+  bool act_order = true;
   // Whether K and V of a sequence's first token are kept as they are (a sink would spoil the codes
   // of all others).
   bool first_token_exact = true;

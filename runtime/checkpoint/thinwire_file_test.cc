@@ -20,6 +20,7 @@ ThinwireFile Sample() {
   return {.scheme = {.weight_bits = 4, .act_bits = 16, .kv_bits = 3},
           .algorithm = "reference",
           .group_size = -1,
+          .act_order = false,
           .first_token_exact = false,
           .calibration = {.source = "a \"b\".txt", .sha256 = kSha256, .nsamples = 8, .seqlen = 64},
           .seed = 7,
@@ -76,6 +77,7 @@ TEST(ThinwireFileTest, FormatVersionOneIsPinned) {
   "kv_bits": 3,
   "group_size": -1,
   "algorithm": "reference",
+  "act_order": false,
   "first_token_exact": false,
   "tp": 4,
   "seed": 7,
@@ -93,6 +95,7 @@ TEST(ThinwireFileTest, LeavesUnknownFieldsAloneAndFillsInDefaults) {
   const TestFolder folder;
   folder.Write("thinwire.json", With("colour", "red").dump());
   const ThinwireFile file = ReadThinwireFile(folder.path()).value();
+  EXPECT_TRUE(file.act_order);
   EXPECT_TRUE(file.first_token_exact);
   EXPECT_EQ(file.calibration, CalibrationInfo());
 }
@@ -116,6 +119,7 @@ TEST(ThinwireFileTest, BadFieldsAreNamed) {
   ExpectError(With("tp", -1), kInvalid, "\"tp\": expected an integer of at least 0, found -1");
   ExpectError(With("seed", -1), kInvalid, "\"seed\"");
   ExpectError(With("tool_version", 3), kInvalid, "\"tool_version\": expected a string, found 3");
+  ExpectError(With("act_order", 1), kInvalid, "\"act_order\"");
   ExpectError(With("first_token_exact", 1), kInvalid, "\"first_token_exact\"");
   ExpectError(With("calibration", 1), kInvalid, "\"calibration\": expected an object, found 1");
   const json calibration = {{"source", "x"}, {"sha256", "12"}, {"nsamples", 1}, {"seqlen", 1}};

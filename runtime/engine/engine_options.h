@@ -7,6 +7,7 @@
 #include "absl/time/time.h"
 #include "kernels/core/dtype.h"
 #include "parallel/wire/strategy.h"
+#include "runtime/engine/strategy_cache.h"
 
 namespace thinwire {
 
@@ -14,9 +15,10 @@ struct EngineOptions {
   std::string model_dir;
   DType dtype = DType::kF32;  // of activations and the KV cache
   WireOptions wire;
-  int64_t page_size = 16;         // tokens of a KV page
-  int64_t max_seqs = 64;          // sequences that run at the same time
-  int64_t max_step_tokens = 512;  // tokens of one step
+  StrategyCacheOptions strategy_cache;  // of --wire auto
+  int64_t page_size = 16;               // tokens of a KV page
+  int64_t max_seqs = 64;                // sequences that run at the same time
+  int64_t max_step_tokens = 512;        // tokens of one step
   int64_t kv_cache_bytes = 0;  // per rank; 0: what max_seqs full contexts need, at most a quarter
                                // of this rank's share of the host's free memory
   absl::Duration load_timeout = absl::Minutes(60);

@@ -58,11 +58,12 @@ absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptio
   TW_RETURN_IF_ERROR(AgreeOnStatus(rank->AllocateCache(), *world, rank->stream_));
   rank->wire_.emplace(rank->tp_.get(), world, options.wire, &rank->ledger_);
   if (options.wire.automatic && rank->tp_->size() > 1) {
-    TW_ASSIGN_OR_RETURN(
-        StrategyTable table,
-        MeasureStrategies(*rank->tp_, options.wire, rank->config().hidden, options.max_step_tokens,
-                          options.dtype, kMeasuringBudget, rank->stream_));
-    rank->wire_->UseTable(std::move(table));
+    TW_ASSIGN_OR_RETURN(CachedStrategies strategies,
+                        LoadOrMeasureStrategies(options.strategy_cache, *rank->tp_, options.wire,
+                                                rank->config().hidden, options.max_step_tokens,
+                                                options.dtype, kMeasuringBudget, rank->stream_));
+    rank->strategies_age_ = strategies.age;
+    rank->wire_->UseTable(std::move(strategies.table));
   }
   rank->runner_.emplace(&*rank->decoder_, &*rank->cache_, &*rank->wire_, &rank->stream_,
                         options.max_seqs);
@@ -99,7 +100,10 @@ absl::Status EngineRank::Load(const LoadProgress& progress) {
                               .num_kv_heads = config.num_kv_heads,
                               .ffn = config.ffn,
                               .vocab = config.vocab};
-  TW_ASSIGN_OR_RETURN(const ShardPlan plan, ShardPlan::Create(shape, mesh_, world_->rank()));
+  const ResidualCut cut = options_.wire.strategy.kind == WireStrategy::Kind::kExact
+                              ? ResidualCut::kByOutputs
+                              : ResidualCut::kByInputs;
+  TW_ASSIGN_OR_RETURN(const ShardPlan plan, ShardPlan::Create(shape, mesh_, world_->rank(), cut));
   TW_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(options_.model_dir));
   TW_ASSIGN_OR_RETURN(DecoderWeights weights,
                       LoadDecoderWeights(checkpoint, config, plan, progress));

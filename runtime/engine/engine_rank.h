@@ -63,6 +63,8 @@ class EngineRank {
   RankReport Report() const;
   // What --wire auto goes by on this rank's stage; null without it or with one rank a stage.
   const StrategyTable* strategy_table() const { return wire_->table(); }
+  // How long ago it was measured; zero: by this job.
+  absl::Duration strategies_age() const { return strategies_age_; }
 
  private:
   EngineRank(const EngineOptions& options, const Mesh& mesh, Communicator* world, ThreadPool* pool);
@@ -82,6 +84,7 @@ class EngineRank {
   Ledger ledger_;
   std::unique_ptr<Communicator> tp_;
   std::optional<Wire> wire_;
+  absl::Duration strategies_age_;
   std::optional<Decoder> decoder_;
   std::optional<PagedKvCache> cache_;
   std::optional<StageRunner> runner_;

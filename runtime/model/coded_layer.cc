@@ -83,6 +83,9 @@ class CodedLayerReader {
     const Features hidden_mlp = InOrder(QuantSite::kMlpIn, {0, config_.hidden});
     const Features heads = InOrder(QuantSite::kOutIn, HeadChannels(plan_.heads()));
     const Features ffn = InOrder(QuantSite::kDownIn, plan_.ffn());
+    const Features out_heads = InOrder(QuantSite::kOutIn, HeadChannels(plan_.out_heads()));
+    const Features down_ffn = InOrder(QuantSite::kDownIn, plan_.down_ffn());
+    const Features residual = InSequence(plan_.ResidualChannels(config_.hidden));
     const Features plain_heads = InSequence(HeadChannels(plan_.heads()));
     const Features kv_heads = InSequence(HeadChannels(plan_.kv_heads()));
     TW_ASSIGN_OR_RETURN(const Features v_heads, ValueChannels(heads));
@@ -106,11 +109,10 @@ class CodedLayerReader {
 
     TW_ASSIGN_OR_RETURN(out.out_in, MakeSiteCoding(Codes(QuantSite::kOutIn), heads.range,
                                                    /*by_channel=*/false));
-    // The sum over ranks has the biases of projections cut by input features once.
-    const bool sums_bias = plan_.tp_rank() == 0;
+    const bool residual_bias = plan_.adds_residual_bias();
     TW_RETURN_IF_ERROR(ReadLinear(
-        {source_.prefix + names_.out, hidden, q_rows, sums_bias && config_.attention_out_bias},
-        InSequence({0, hidden}), heads, QuantSite::kOutIn, out.out.emplace_back()));
+        {source_.prefix + names_.out, hidden, q_rows, residual_bias && config_.attention_out_bias},
+        residual, out_heads, QuantSite::kOutIn, out.out.emplace_back()));
 
     TW_RETURN_IF_ERROR(
         ReadNormSite(names_.mlp_norm, QuantSite::kMlpIn, hidden_mlp, out.mlp_norm, out.mlp_in));
@@ -122,8 +124,8 @@ class CodedLayerReader {
     TW_ASSIGN_OR_RETURN(out.down_in, MakeSiteCoding(Codes(QuantSite::kDownIn), ffn.range,
                                                     /*by_channel=*/false));
     return ReadLinear(
-        {source_.prefix + names_.down, hidden, config_.ffn, sums_bias && config_.mlp_bias},
-        InSequence({0, hidden}), ffn, QuantSite::kDownIn, out.down.emplace_back());
+        {source_.prefix + names_.down, hidden, config_.ffn, residual_bias && config_.mlp_bias},
+        residual, down_ffn, QuantSite::kDownIn, out.down.emplace_back());
   }
 
   absl::Status ReadKv(const Features& v_heads, LayerWeights& out) const {

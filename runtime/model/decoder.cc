@@ -23,12 +23,6 @@ ConstTensorView Ids(absl::Span<const int32_t> ids) {
   return ConstTensorView(ids.data(), DType::kI32, {static_cast<int64_t>(ids.size())});
 }
 
-absl::Status ApplyLinear(const LinearWeights& weights, ConstTensorView x, TensorView y,
-                         Stream& stream) {
-  return Linear({.x = x, .weight = weights.weight.view(), .bias = weights.bias.view(), .y = y},
-                stream);
-}
-
 }  // namespace
 
 absl::StatusOr<Decoder> Decoder::Create(const ModelConfig& config, const ShardPlan& plan,
@@ -92,6 +86,8 @@ int64_t Decoder::activation_bytes() const {
 
 absl::Status Decoder::Forward(const StepBatch& batch, PagedKvCache& cache, Wire& wire,
                               Stream& stream) {
+  // Weights are cut as the wire carries them.
+  TW_CHECK_EQ(wire.exact(), plan_.residual_cut() == ResidualCut::kByOutputs);
   const int64_t num_tokens = batch.num_tokens();
   const Mesh& mesh = plan_.mesh();
   Residual residual = {.x = x_.mutable_view().Rows(0, num_tokens), .rows = {0, num_tokens}};
@@ -158,7 +154,11 @@ absl::Status Decoder::Logits(int64_t begin, int64_t n, TensorView logits, Wire& 
   ConstTensorView hidden = outputs_.view().Rows(begin, n);
   if (!projected_.empty()) {
     const TensorView projected = projected_.mutable_view().Rows(0, n);
-    TW_RETURN_IF_ERROR(ApplyLinear(weights_.project_out, hidden, projected, stream));
+    TW_RETURN_IF_ERROR(Linear({.x = hidden,
+                               .weight = weights_.project_out.weight.view(),
+                               .y = projected,
+                               .batch_invariant = wire.exact()},
+                              stream));
     hidden = projected;
   }
   const ConstTensorView head =
@@ -172,12 +172,16 @@ absl::Status Decoder::Logits(int64_t begin, int64_t n, TensorView logits, Wire& 
   if (plan_.tp_rank() != 0) {
     if (plan_.vocab().size() == 0) return absl::OkStatus();
     const TensorView part = part_view(plan_.vocab());
-    TW_RETURN_IF_ERROR(Linear({.x = hidden, .weight = head, .y = part}, stream));
+    TW_RETURN_IF_ERROR(
+        Linear({.x = hidden, .weight = head, .y = part, .batch_invariant = wire.exact()}, stream));
     return wire.SendInGroup(Site::kLogits, part, 0, stream);
   }
   TW_CHECK(logits.dim(0) == n && logits.dim(1) == config_.vocab);
-  TW_RETURN_IF_ERROR(
-      Linear({.x = hidden, .weight = head, .y = logits.Columns(0, plan_.vocab().size())}, stream));
+  TW_RETURN_IF_ERROR(Linear({.x = hidden,
+                             .weight = head,
+                             .y = logits.Columns(0, plan_.vocab().size()),
+                             .batch_invariant = wire.exact()},
+                            stream));
   for (int peer = 1; peer < tp_size; ++peer) {
     const Range ids = plan_.VocabOf(peer);
     if (ids.size() == 0) continue;

@@ -81,8 +81,8 @@ absl::Status Reader::ReadDenseLayer(const std::string& prefix, LayerWeights& out
   };
   const int64_t q_rows = config_.num_heads * head_dim;
   const int64_t kv_rows = config_.num_kv_heads * head_dim;
-  // Where a projection is cut by input features, the sum over ranks has its bias once.
-  const bool sums_bias = plan_.tp_rank() == 0;
+  const Range residual = plan_.ResidualChannels(config_.hidden);
+  const bool residual_bias = plan_.adds_residual_bias();
   TW_RETURN_IF_ERROR(reader_.ReadNorm(prefix + names.attention_norm, config_.norm_affine,
                                       spec_.norm_has_bias, out.attention_norm));
   TW_RETURN_IF_ERROR(reader_.ReadFused({{prefix + names.q, q_rows, features(plan_.heads())},
@@ -90,9 +90,9 @@ absl::Status Reader::ReadDenseLayer(const std::string& prefix, LayerWeights& out
                                         {prefix + names.v, kv_rows, features(plan_.kv_heads())}},
                                        config_.hidden, config_.attention_bias,
                                        out.qkv.emplace_back()));
-  TW_RETURN_IF_ERROR(
-      reader_.ReadColumns(prefix + names.out, config_.hidden, q_rows, features(plan_.heads()),
-                          sums_bias && config_.attention_out_bias, out.out.emplace_back()));
+  TW_RETURN_IF_ERROR(reader_.ReadBlock(
+      {prefix + names.out, config_.hidden, residual}, q_rows, features(plan_.out_heads()),
+      residual_bias && config_.attention_out_bias, out.out.emplace_back()));
   TW_RETURN_IF_ERROR(reader_.ReadNorm(prefix + names.mlp_norm, config_.norm_affine,
                                       spec_.norm_has_bias, out.mlp_norm));
   std::vector<ProjectionRows> up;
@@ -100,8 +100,9 @@ absl::Status Reader::ReadDenseLayer(const std::string& prefix, LayerWeights& out
   up.push_back({prefix + names.up, config_.ffn, plan_.ffn()});
   TW_RETURN_IF_ERROR(
       reader_.ReadFused(up, config_.hidden, config_.mlp_bias, out.up.emplace_back()));
-  return reader_.ReadColumns(prefix + names.down, config_.hidden, config_.ffn, plan_.ffn(),
-                             sums_bias && config_.mlp_bias, out.down.emplace_back());
+  return reader_.ReadBlock({prefix + names.down, config_.hidden, residual}, config_.ffn,
+                           plan_.down_ffn(), residual_bias && config_.mlp_bias,
+                           out.down.emplace_back());
 }
 
 // Embeddings and head, where this rank's stage has them.

@@ -68,13 +68,13 @@ struct LayerWeights {
   SiteCoding q;
   std::optional<KvCodes> k_codes, v_codes;
   SiteCoding out_in;
-  std::vector<LinearWeights> out;  // columns: this rank's query heads; the bias on tp_rank 0 alone
+  std::vector<LinearWeights> out;  // the part that ShardPlan::residual_cut gives this rank
   NormWeights mlp_norm;
   SiteCoding mlp_in;
   std::vector<LinearWeights>
       up;  // gate (where there is one), then up, this rank's part of ffn each
   SiteCoding down_in;
-  std::vector<LinearWeights> down;  // columns: this rank's part of ffn; the bias on tp_rank 0 alone
+  std::vector<LinearWeights> down;  // as `out`
 
   int64_t size_bytes() const;
 };

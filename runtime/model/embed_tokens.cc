@@ -27,7 +27,8 @@ absl::Status EmbedTokens(const EmbedTokensArgs& args, Wire& wire, Stream& stream
     TW_RETURN_IF_ERROR(Linear({.x = embedded,
                                .weight = weights.project_in.weight.view(),
                                .bias = weights.project_in.bias.view(),
-                               .y = args.x},
+                               .y = args.x,
+                               .batch_invariant = wire.exact()},
                               stream));
   }
   if (weights.position_embedding.empty()) return absl::OkStatus();

@@ -42,6 +42,8 @@ absl::StatusOr<LayerRunner> LayerRunner::Create(const ModelConfig& config, const
   const int64_t q_width = plan.heads().size() * config.head_dim;
   const int64_t kv_width = plan.kv_heads().size() * config.head_dim;
   const int64_t ffn = plan.ffn().size();
+  const int64_t out_width = plan.out_heads().size() * config.head_dim;
+  const int64_t down_width = plan.down_ffn().size();
   const int64_t up_width = ffn * (runner.spec_.layer.gate.empty() ? 1 : 2);
   const auto allocate = [&](Tensor& tensor, int64_t width) -> absl::Status {
     TW_ASSIGN_OR_RETURN(tensor, Tensor::Allocate(dtype, {max_tokens, width}, device));
@@ -57,6 +59,11 @@ absl::StatusOr<LayerRunner> LayerRunner::Create(const ModelConfig& config, const
       runner.codes_,
       Tensor::Allocate(DType::kU8, {max_tokens, std::max({config.hidden, q_width, ffn})}, device));
   TW_ASSIGN_OR_RETURN(runner.gains_, Tensor::Allocate(DType::kF32, {max_tokens}, device));
+  if (out_width > q_width || down_width > ffn) {
+    const int64_t bytes = DTypeBytes(dtype, std::max(out_width, down_width));
+    TW_ASSIGN_OR_RETURN(runner.whole_, Tensor::Allocate(DType::kU8, {max_tokens, bytes}, device));
+    TW_RETURN_IF_ERROR(allocate(runner.packed_, ffn));
+  }
   if (runner.spec_.rope) {
     const std::vector<float> frequencies = RopeFrequencies(config.rope, config.head_dim);
     TW_ASSIGN_OR_RETURN(
@@ -70,7 +77,8 @@ absl::StatusOr<LayerRunner> LayerRunner::Create(const ModelConfig& config, const
 
 int64_t LayerRunner::size_bytes() const {
   int64_t bytes = 0;
-  for (const Tensor* tensor : {&normed_, &delta_, &qkv_, &attended_, &mlp_, &codes_, &gains_}) {
+  for (const Tensor* tensor :
+       {&normed_, &delta_, &qkv_, &attended_, &mlp_, &codes_, &gains_, &whole_, &packed_}) {
     bytes += tensor->size_bytes();
   }
   return bytes;
@@ -118,13 +126,14 @@ absl::StatusOr<LayerRunner::Input> LayerRunner::NormSite(const NormWeights& weig
   const TensorView normed = normed_.mutable_view().Rows(0, num_tokens);
   // Where the rows are coded on their way, the weights, which would make some channels loud and
   // drown the others, come after it.
+  const bool coded_on_way = !residual.whole && !wire.exact();
   const ConstTensorView weight = weights.weight.view();
   const ConstTensorView bias = weights.bias.view();
   TW_RETURN_IF_ERROR(Norm({.kind = spec_.norm,
                            .x = x,
                            .delta = delta,
-                           .weight = residual.whole ? weight : ConstTensorView(),
-                           .bias = residual.whole ? bias : ConstTensorView(),
+                           .weight = coded_on_way ? ConstTensorView() : weight,
+                           .bias = coded_on_way ? ConstTensorView() : bias,
                            .out = normed.Rows(rows.begin, rows.size()),
                            .epsilon = static_cast<float>(config_.norm_epsilon),
                            .order = coding.order.view()},
@@ -132,8 +141,8 @@ absl::StatusOr<LayerRunner::Input> LayerRunner::NormSite(const NormWeights& weig
   TW_RETURN_IF_ERROR(Look(hook, site, normed));
   if (!residual.whole) {
     TW_RETURN_IF_ERROR(wire.Share(residual.last_sum, Wire::ShareAs::kCodes, normed, stream));
-    TW_RETURN_IF_ERROR(ScaleInPlace(normed, weight, bias, stream));
   }
+  if (coded_on_way) TW_RETURN_IF_ERROR(ScaleInPlace(normed, weight, bias, stream));
   // The rows are whole on every rank: nothing is sent.
   return CodeSite(coding, normed, Site::kControl, wire, stream);
 }
@@ -165,9 +174,41 @@ absl::Status LayerRunner::NormResidual(const NormWeights& weights, Residual& res
   return ApplyNorm(weights, x, delta_.view().Rows(rows.begin, rows.size()), x, stream);
 }
 
-absl::Status LayerRunner::Sum(Site site, Residual& residual, Wire& wire, Stream& stream) {
+absl::StatusOr<LayerRunner::Input> LayerRunner::GatherInputs(Site site, const Input& input,
+                                                             Wire& wire, Stream& stream) {
+  const ConstTensorView part = input.codes.empty() ? input.x : input.codes;
+  const int64_t num_tokens = part.dim(0);
+  const int64_t width = part.dim(1) * wire.tp().size();
+  const TensorView whole(whole_.mutable_view().mutable_raw(), part.dtype(), {num_tokens, width},
+                         part.device());
+  if (part.contiguous()) {
+    TW_RETURN_IF_ERROR(wire.GatherColumns(site, part, whole, stream));
+  } else {
+    // What a gate has left in the first half of the rows of mlp_.
+    const TensorView packed = packed_.mutable_view().Rows(0, num_tokens);
+    TW_RETURN_IF_ERROR(Convert(part, packed, stream));
+    TW_RETURN_IF_ERROR(wire.GatherColumns(site, packed, whole, stream));
+  }
+  if (input.codes.empty()) return Input{.x = whole};
+  return Input{.codes = whole, .gains = input.gains};
+}
+
+absl::Status LayerRunner::AddUp(Site site, const std::vector<LinearWeights>& linears,
+                                const Input& input, Residual& residual, Wire& wire,
+                                Stream& stream) {
   const int64_t num_tokens = residual.x.dim(0);
-  TW_RETURN_IF_ERROR(wire.Reduce(site, delta_.mutable_view().Rows(0, num_tokens), stream));
+  const TensorView delta = delta_.mutable_view().Rows(0, num_tokens);
+  if (wire.exact() && wire.tp().size() > 1) {
+    TW_ASSIGN_OR_RETURN(const Input whole, GatherInputs(site, input, wire, stream));
+    const int64_t width = plan_.ResidualChannels(config_.hidden).size();
+    const TensorView part(normed_.mutable_view().mutable_raw(), delta.dtype(), {num_tokens, width},
+                          delta.device());
+    TW_RETURN_IF_ERROR(ApplyLinears(linears, whole, part, wire, stream));
+    TW_RETURN_IF_ERROR(wire.CollectRows(site, part, delta, stream));
+  } else {
+    TW_RETURN_IF_ERROR(ApplyLinears(linears, input, delta, wire, stream));
+    if (!wire.exact()) TW_RETURN_IF_ERROR(wire.Reduce(site, delta, stream));
+  }
   residual.rows = wire.OwnRows(num_tokens);
   residual.whole = wire.keeps_all_rows(num_tokens);
   residual.lacks_delta = true;
@@ -223,8 +264,8 @@ TensorView LayerRunner::CodesView(int64_t num_tokens, int64_t width) {
 
 absl::StatusOr<ConstTensorView> LayerRunner::GatherInput(ConstTensorView order, ConstTensorView x,
                                                          Stream& stream) {
-  const int64_t width =
-      std::max({config_.hidden, plan_.heads().size() * config_.head_dim, plan_.ffn().size()});
+  const int64_t width = std::max(
+      {config_.hidden, plan_.out_heads().size() * config_.head_dim, plan_.down_ffn().size()});
   if (gathered_.empty()) {
     TW_ASSIGN_OR_RETURN(gathered_,
                         Tensor::Allocate(x.dtype(), {normed_.view().dim(0), width}, x.device()));
@@ -235,7 +276,8 @@ absl::StatusOr<ConstTensorView> LayerRunner::GatherInput(ConstTensorView order, 
 }
 
 absl::Status LayerRunner::ApplyLinears(const std::vector<LinearWeights>& linears,
-                                       const Input& input, TensorView y, Stream& stream) {
+                                       const Input& input, TensorView y, const Wire& wire,
+                                       Stream& stream) {
   int64_t first = 0;
   for (const LinearWeights& linear : linears) {
     const int64_t width = linear.out_features();
@@ -256,11 +298,19 @@ absl::Status LayerRunner::ApplyLinears(const std::vector<LinearWeights>& linears
                                         .y = part},
                                        stream));
     } else if (linear.codes.has_value()) {
-      TW_RETURN_IF_ERROR(CodedLinear(
-          {.x = x, .weights = &*linear.codes, .bias = linear.bias.view(), .y = part}, stream));
+      TW_RETURN_IF_ERROR(CodedLinear({.x = x,
+                                      .weights = &*linear.codes,
+                                      .bias = linear.bias.view(),
+                                      .y = part,
+                                      .batch_invariant = wire.exact()},
+                                     stream));
     } else {
-      TW_RETURN_IF_ERROR(Linear(
-          {.x = x, .weight = linear.weight.view(), .bias = linear.bias.view(), .y = part}, stream));
+      TW_RETURN_IF_ERROR(Linear({.x = x,
+                                 .weight = linear.weight.view(),
+                                 .bias = linear.bias.view(),
+                                 .y = part,
+                                 .batch_invariant = wire.exact()},
+                                stream));
     }
   }
   TW_CHECK_EQ(first, y.dim(1));
@@ -269,7 +319,7 @@ absl::Status LayerRunner::ApplyLinears(const std::vector<LinearWeights>& linears
 
 absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer, TensorView qkv,
                                  TensorView out, const StepBatch& batch, PagedKvCache& cache,
-                                 Stream& stream) const {
+                                 const Wire& wire, Stream& stream) const {
   const int64_t head_dim = config_.head_dim;
   const int64_t num_heads = plan_.heads().size();
   const int64_t num_kv_heads = plan_.kv_heads().size();
@@ -293,7 +343,8 @@ absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer,
                            .v_pages = v_pages,
                            .num_heads = num_heads,
                            .scale = scale,
-                           .window = config_.sliding_window},
+                           .window = config_.sliding_window,
+                           .batch_invariant = wire.exact()},
                           stream);
   }
   const TensorView exact_k = cache.exact_k(cache_layer);
@@ -327,7 +378,8 @@ absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer,
        .exact_v = exact_v,
        .num_heads = num_heads,
        .scale = scale,
-       .window = config_.sliding_window},
+       .window = config_.sliding_window,
+       .batch_invariant = wire.exact()},
       stream);
 }
 
@@ -343,7 +395,7 @@ absl::Status LayerRunner::AttentionHalf(const LayerWeights& layer, int64_t cache
   const TensorView q = qkv.Columns(0, num_heads * head_dim);
   const TensorView k = qkv.Columns(num_heads * head_dim, num_kv_heads * head_dim);
   const TensorView v = qkv.Columns((num_heads + num_kv_heads) * head_dim, num_kv_heads * head_dim);
-  TW_RETURN_IF_ERROR(ApplyLinears(layer.qkv, input, qkv, stream));
+  TW_RETURN_IF_ERROR(ApplyLinears(layer.qkv, input, qkv, wire, stream));
   if (spec_.rope) {
     RopeArgs rope = {.x = q,
                      .positions = Positions(batch),
@@ -360,13 +412,11 @@ absl::Status LayerRunner::AttentionHalf(const LayerWeights& layer, int64_t cache
   TW_RETURN_IF_ERROR(Look(hook, QuantSite::kV, v));
   if (layer.q.coded()) TW_RETURN_IF_ERROR(Round(layer.q, q, stream));
   const TensorView attended = attended_.mutable_view().Rows(0, num_tokens);
-  TW_RETURN_IF_ERROR(Attend(layer, cache_layer, qkv, attended, batch, cache, stream));
+  TW_RETURN_IF_ERROR(Attend(layer, cache_layer, qkv, attended, batch, cache, wire, stream));
   TW_RETURN_IF_ERROR(Look(hook, QuantSite::kOutIn, attended));
   TW_ASSIGN_OR_RETURN(const Input out_in,
                       CodeSite(layer.out_in, attended, Site::kAttentionOut, wire, stream));
-  const TensorView delta = delta_.mutable_view().Rows(0, num_tokens);
-  TW_RETURN_IF_ERROR(ApplyLinears(layer.out, out_in, delta, stream));
-  return Sum(Site::kAttentionOut, residual, wire, stream);
+  return AddUp(Site::kAttentionOut, layer.out, out_in, residual, wire, stream);
 }
 
 absl::Status LayerRunner::MlpHalf(const LayerWeights& layer, const Input& input, Residual& residual,
@@ -374,7 +424,7 @@ absl::Status LayerRunner::MlpHalf(const LayerWeights& layer, const Input& input,
   const int64_t num_tokens = residual.x.dim(0);
   const int64_t ffn = plan_.ffn().size();
   const TensorView mlp = mlp_.mutable_view().Rows(0, num_tokens);
-  TW_RETURN_IF_ERROR(ApplyLinears(layer.up, input, mlp, stream));
+  TW_RETURN_IF_ERROR(ApplyLinears(layer.up, input, mlp, wire, stream));
   const TensorView activated = mlp.Columns(0, ffn);
   if (spec_.layer.gate.empty()) {
     TW_RETURN_IF_ERROR(Activate(config_.activation, activated, stream));
@@ -388,9 +438,7 @@ absl::Status LayerRunner::MlpHalf(const LayerWeights& layer, const Input& input,
   TW_RETURN_IF_ERROR(Look(hook, QuantSite::kDownIn, activated));
   TW_ASSIGN_OR_RETURN(const Input down_in,
                       CodeSite(layer.down_in, activated, Site::kMlpOut, wire, stream));
-  const TensorView delta = delta_.mutable_view().Rows(0, num_tokens);
-  TW_RETURN_IF_ERROR(ApplyLinears(layer.down, down_in, delta, stream));
-  return Sum(Site::kMlpOut, residual, wire, stream);
+  return AddUp(Site::kMlpOut, layer.down, down_in, residual, wire, stream);
 }
 
 absl::Status LayerRunner::Run(const LayerWeights& layer, int64_t cache_layer, Residual& residual,

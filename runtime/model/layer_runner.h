@@ -85,12 +85,12 @@ class LayerRunner {
   TensorView CodesView(int64_t num_tokens, int64_t width);
 
   absl::Status ApplyLinears(const std::vector<LinearWeights>& linears, const Input& input,
-                            TensorView y, Stream& stream);
+                            TensorView y, const Wire& wire, Stream& stream);
   // Columns of x in another order; valid until the next call.
   absl::StatusOr<ConstTensorView> GatherInput(ConstTensorView order, ConstTensorView x,
                                               Stream& stream);
   absl::Status Attend(const LayerWeights& layer, int64_t cache_layer, TensorView qkv,
-                      TensorView out, const StepBatch& batch, PagedKvCache& cache,
+                      TensorView out, const StepBatch& batch, PagedKvCache& cache, const Wire& wire,
                       Stream& stream) const;
   // Each half leaves its sum in delta_, in the rows that the residual then has.
   absl::Status AttentionHalf(const LayerWeights& layer, int64_t cache_layer, const Input& input,
@@ -98,7 +98,12 @@ class LayerRunner {
                              Wire& wire, Stream& stream, SiteHook* hook);
   absl::Status MlpHalf(const LayerWeights& layer, const Input& input, Residual& residual,
                        Wire& wire, Stream& stream, SiteHook* hook);
-  absl::Status Sum(Site site, Residual& residual, Wire& wire, Stream& stream);
+  // Leaves what o_proj or down (`linears`) make of this rank's input in delta_.
+  absl::Status AddUp(Site site, const std::vector<LinearWeights>& linears, const Input& input,
+                     Residual& residual, Wire& wire, Stream& stream);
+  // The columns of all ranks where linears are cut by output features and this rank has a part of
+  // their input; valid until the next call.
+  absl::StatusOr<Input> GatherInputs(Site site, const Input& input, Wire& wire, Stream& stream);
   // residual = norm(residual + delta).
   absl::Status NormResidual(const NormWeights& weights, Residual& residual, Stream& stream) const;
 
@@ -116,6 +121,8 @@ class LayerRunner {
   Tensor codes_;     // [, width of the widest site] uint8
   Tensor gains_;     // fp32
   Tensor gathered_;  // [, width of the widest site], from the first gather on
+  Tensor whole_;     // [, bytes of the widest input of o_proj and down], where these are gathered
+  Tensor packed_;    // [, ffn of this rank], there
 };
 
 }  // namespace thinwire

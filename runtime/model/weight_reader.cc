@@ -75,14 +75,13 @@ absl::Status WeightReader::ReadFused(const std::vector<ProjectionRows>& parts, i
   return absl::OkStatus();
 }
 
-absl::Status WeightReader::ReadColumns(const std::string& name, int64_t out_features,
-                                       int64_t in_features, Range columns, bool bias,
-                                       LinearWeights& out) const {
-  TW_RETURN_IF_ERROR(
-      ReadMatrix(name + ".weight", out_features, in_features, {.columns = columns}, out.weight));
+absl::Status WeightReader::ReadBlock(const ProjectionRows& part, int64_t in_features, Range columns,
+                                     bool bias, LinearWeights& out) const {
+  TW_RETURN_IF_ERROR(ReadMatrix(part.name + ".weight", part.total_rows, in_features,
+                                {.rows = part.rows, .columns = columns}, out.weight));
   if (!bias) return absl::OkStatus();
-  TW_ASSIGN_OR_RETURN(out.bias, Tensor::Allocate(DType::kF32, {out_features}, Device::Cpu()));
-  return ReadVector(name + ".bias", out_features, {0, out_features}, out.bias.mutable_view());
+  TW_ASSIGN_OR_RETURN(out.bias, Tensor::Allocate(DType::kF32, {part.rows.size()}, Device::Cpu()));
+  return ReadVector(part.name + ".bias", part.total_rows, part.rows, out.bias.mutable_view());
 }
 
 }  // namespace thinwire

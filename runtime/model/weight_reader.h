@@ -46,9 +46,10 @@ class WeightReader {
   absl::Status ReadFused(const std::vector<ProjectionRows>& parts, int64_t in_features, bool bias,
                          LinearWeights& out) const;
 
-  // Input features `columns` of a projection, and its whole bias where wanted.
-  absl::Status ReadColumns(const std::string& name, int64_t out_features, int64_t in_features,
-                           Range columns, bool bias, LinearWeights& out) const;
+  // Output features part.rows of a projection for its input features `columns`, and their bias
+  // where wanted.
+  absl::Status ReadBlock(const ProjectionRows& part, int64_t in_features, Range columns, bool bias,
+                         LinearWeights& out) const;
 
  private:
   const Checkpoint& checkpoint_;

@@ -168,6 +168,7 @@ absl::Status LayerQuantizer::ChooseSiteCodes(QuantSite site, Work& work) {
                                       .site = site,
                                       .bits = bits,
                                       .group_size = options_.group_size,
+                                      .act_order = options_.act_order,
                                       .tp = options_.tp,
                                       .levels = bits == 4 && gated && site == QuantSite::kDownIn,
                                       .stats = &stats,

@@ -17,6 +17,7 @@ namespace thinwire {
 struct LayerQuantizerOptions {
   QuantScheme scheme;
   int64_t group_size = 128;  // input channels that share a weight's scale; -1: all
+  bool act_order = true;     // whether channels are put in order of their importance
   int tp = 0;                // see RptqFile::tp
   bool first_token_exact = true;
 };

@@ -9,6 +9,7 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/attention/kv_codes.h"
 #include "kernels/core/status_macros.h"
 #include "parallel/comm/agreement.h"
 #include "parallel/plan/shard_plan.h"
@@ -30,6 +31,7 @@ ThinwireFile MakeThinwireFile(const QuantizeOptions& options) {
   return {.scheme = options.layer.scheme,
           .algorithm = options.algorithm,
           .group_size = options.layer.group_size,
+          .act_order = options.layer.act_order,
           .first_token_exact = options.layer.first_token_exact,
           .calibration = options.calibration.info,
           .seed = options.seed,
@@ -40,7 +42,7 @@ ThinwireFile MakeThinwireFile(const QuantizeOptions& options) {
 GptqConfig MakeGptqConfig(const QuantizeOptions& options) {
   return {.bits = options.layer.scheme.weight_bits,
           .group_size = options.layer.group_size,
-          .desc_act = true,
+          .desc_act = options.layer.act_order,
           .sym = false};
 }
 
@@ -65,6 +67,16 @@ absl::Status CheckShape(const QuantizeOptions& options, const ModelConfig& confi
     return absl::InvalidArgumentError(absl::StrCat("--seqlen: expected at most the context of ",
                                                    options.model_dir, ", ", config.max_positions,
                                                    ", found ", seqlen));
+  }
+  if (!options.layer.act_order && options.algorithm != "default") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--no-act-order: expected --rptq default; the weight groups of --rptq ", options.algorithm,
+        " are clusters of channels, which cannot stay where they are"));
+  }
+  if (options.layer.scheme.kv_bits < 16 && config.head_dim % kKvUnit != 0) {
+    return absl::UnimplementedError(absl::StrCat(
+        "--kv ", options.layer.scheme.kv_bits, ": heads of ", options.model_dir, " have ",
+        config.head_dim, " channels; codes of K and V need a multiple of ", kKvUnit));
   }
   const DecoderShape shape = {.num_layers = config.num_layers,
                               .num_heads = config.num_heads,

@@ -29,9 +29,8 @@ std::vector<int32_t> OrderByImportance(const SiteGridArgs& args,
   std::vector<int32_t> order(width);
   std::iota(order.begin(), order.end(), 0);
   // Without a place to put an order in, channels stay where they are.
-  if (!config.norm_before && (args.site == QuantSite::kQkvIn || args.site == QuantSite::kMlpIn)) {
-    return order;
-  }
+  const bool norm_output = args.site == QuantSite::kQkvIn || args.site == QuantSite::kMlpIn;
+  if (!args.act_order || (!config.norm_before && norm_output)) return order;
   const int64_t block = SiteBlock(config, args.site, args.tp);
   if (args.site == QuantSite::kOutIn) {
     const int64_t group = config.num_heads / config.num_kv_heads;

@@ -18,6 +18,7 @@ struct SiteGridArgs {
   QuantSite site = QuantSite::kQkvIn;  // a site that linear layers read
   int bits = 16;                       // 16: order only
   int64_t group_size = 128;            // of the weights that read the site
+  bool act_order = true;               // false: channels stay where they are
   int tp = 0;
   bool levels = false;                  // with 4 bits: 16 of 256 levels, wherever they lose least
   const ChannelStats* stats = nullptr;  // with samples where bits < 8

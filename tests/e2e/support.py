@@ -5,6 +5,7 @@ MPI; THINWIRE_SANITIZE, the sanitizers of the build, if any; THINWIRE_MODELS, a 
 models, if there is one (and THINWIRE_EVAL, texts; otherwise the folder eval beside it).
 """
 
+import atexit
 import collections
 import json
 import os
@@ -29,6 +30,10 @@ BINARY = os.environ.get("THINWIRE_BINARY", "")
 MPIEXEC = os.environ.get("MPIEXEC", "")
 SANITIZERS = os.environ.get("THINWIRE_SANITIZE", "")
 MODELS = os.environ.get("THINWIRE_MODELS", "")
+
+# What a job remembers for the next is not the user's concern here.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="thinwire-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 SKIPPED = 77  # ctest's SKIP_RETURN_CODE
 # Sanitized programs are slow, and slower on a loaded machine.

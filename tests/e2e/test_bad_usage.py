@@ -75,10 +75,9 @@ class FlagsTest(support.TestCase):
         self.fail_usage([*RUN, "--hop", "q4"], "--hop q4", "expected", ranks=False)
         self.fail_usage([*RUN, "--norm-codes", "7"], "--norm-codes 7", "expected", ranks=False)
 
-    def test_wires_that_this_build_does_not_have(self):
-        for wire in ("exact",):
-            self.fail_usage([*RUN, "--wire", wire], f"--wire {wire}", "not in this build",
-                            "expected", parallel=("--tp", "2"), ranks=False)
+    def test_wires_that_contradict_themselves(self):
+        self.fail_usage([*RUN, "--wire", "exact", "--hop", "q8"], "--wire exact", "rounds nothing",
+                        "--hop q8", parallel=("--tp", "2"), ranks=False)
         self.fail_usage([*RUN, "--wire", "one-shot-q7"], "--wire one-shot-q7", "expected",
                         ranks=False)
 

@@ -75,6 +75,9 @@ class LedgerTest(support.TestCase):
     def test_fp16(self):
         self.check(LLAMA, "--wire", "fp16")
 
+    def test_exact(self):
+        self.check(OPT, "--wire", "exact")
+
     def test_codes_for_everyone(self):
         self.check(LLAMA, "--wire", "one-shot-q5")
 

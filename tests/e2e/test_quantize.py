@@ -33,12 +33,12 @@ SCHEMES = {
 
 class SchemeTest(support.QuantizeTestCase):
 
-    def generate(self, model, tp, pp):
+    def generate(self, model, tp, pp, *flags):
         prompts = self.write("prompts.jsonl", PROMPTS)
         ranks = tp * pp if tp * pp > 1 else 0
         lines = self.succeed(["run", "--model", model, "--prompts", prompts, "--json",
                               "--max-tokens", 12, "--ignore-eos", "--threads", 1, "--tp", tp,
-                              "--pp", pp], ranks).lines
+                              "--pp", pp, *flags], ranks).lines
         return [line["token_ids"] for line in lines]
 
     def check(self, model):
@@ -60,6 +60,15 @@ class SchemeTest(support.QuantizeTestCase):
                 self.assertLess(perplexity, factor * original)
                 if support.MPIEXEC:
                     self.check_meshes(out, perplexity, coded=name != "w4a16")
+                    if name in ("w4a16", "w4a8", "w4a4", "w3a8kv4"):
+                        self.check_exact(out)
+
+    def check_exact(self, model):
+        alone = self.generate(model, 1, 1, "--wire", "exact")
+        for tp, pp in ((2, 1), (2, 2)):
+            self.assertEqual(self.generate(model, tp, pp, "--wire", "exact"), alone)
+        exact = [self.perplexity(model, "--wire", "exact", "--tp", tp, ranks=tp) for tp in (1, 2)]
+        self.assertEqual(*exact)
 
     def check_meshes(self, model, perplexity, coded):
         alone = self.generate(model, 1, 1)
@@ -102,6 +111,16 @@ class FolderTest(support.QuantizeTestCase):
     def test_nothing_is_quantised_where_nothing_is_to_be(self):
         out = self.quantize(OPT, "--scheme", "w16a16")
         self.assertEqual(self.perplexity(out), self.perplexity(OPT))
+
+    def test_channels_may_stay_where_they_are(self):
+        out = self.folder / "in-place"
+        self.succeed([*self.quantize_args(LLAMA, out, "--scheme", "w4a8", "--tp", 2),
+                      "--no-act-order"])
+        config = json.loads((out / "config.json").read_text())["quantization_config"]
+        self.assertEqual((config["desc_act"], config["group_size"]), (False, 32))
+        self.assertFalse(json.loads((out / "thinwire.json").read_text())["act_order"])
+        self.assertLess(self.perplexity(out), 2 * self.perplexity(LLAMA))
+        self.assertLess(self.perplexity(out, "--tp", 2, ranks=2), 2 * self.perplexity(LLAMA))
 
     def test_the_same_bytes_every_time(self):
         for model in (OPT, LLAMA):

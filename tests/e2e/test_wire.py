@@ -89,6 +89,18 @@ class WireTest(support.QuantizeTestCase):
         self.assertEqual(report["wire_format"], "auto")
         self.assertLessEqual(self.share(report), 1.01)
 
+    def test_auto_remembers_what_it_measured(self):
+        def log(*flags):
+            return self.succeed(["run", "--model", OPT, "--tp", 2, "--wire", "auto",
+                                 "--prompt", "a", "--max-tokens", 1, *flags], ranks=2,
+                                env={"XDG_CACHE_HOME": self.folder}).stderr
+        self.assertIn("measured now", log())
+        self.assertRegex(log(), r"measured \d+s ago")
+        self.assertIn("measured now", log("--wire-table", "new"))
+        table, = (self.folder / "thinwire").iterdir()
+        table.write_text("{")
+        self.assertIn("measured now", log())
+
     def test_check_prints_what_auto_goes_by(self):
         line, = self.succeed(["check", "--json", "--threads", 1], ranks=2).lines
         self.assertEqual(line["strategies"][0]["rows"], 1)
