@@ -4,6 +4,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/convert/convert.h"
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
 #include "parallel/wire/recording.h"
@@ -62,14 +63,33 @@ absl::StatusOr<TensorView> Wire::Fp16Scratch(const ConstTensorView& like) {
 
 absl::Status Wire::SendInGroup(Site site, ConstTensorView in, int tp_peer, Stream& stream) {
   Recording recording(ledger_, tp_, site, 2 * in.num_elements());
-  recording.InTransfer();
-  return recording.Done(tp_->Send(in, tp_peer, stream));
+  const auto run = [&]() -> absl::Status {
+    if (sends_whole_values() || in.dtype() == DType::kF16) {
+      recording.InTransfer();
+      return tp_->Send(in, tp_peer, stream);
+    }
+    TW_ASSIGN_OR_RETURN(const TensorView half, Fp16Scratch(in));
+    TW_RETURN_IF_ERROR(Convert(in, half, stream));
+    recording.InTransfer();
+    return tp_->Send(half, tp_peer, stream);
+  };
+  return recording.Done(run());
 }
 
 absl::Status Wire::RecvInGroup(Site site, TensorView out, int tp_peer, Stream& stream) {
   Recording recording(ledger_, tp_, site, 0, 0);
-  recording.InTransfer();
-  return recording.Done(tp_->Recv(out, tp_peer, stream));
+  const auto run = [&]() -> absl::Status {
+    if (sends_whole_values() || out.dtype() == DType::kF16) {
+      recording.InTransfer();
+      return tp_->Recv(out, tp_peer, stream);
+    }
+    TW_ASSIGN_OR_RETURN(const TensorView half, Fp16Scratch(out));
+    recording.InTransfer();
+    TW_RETURN_IF_ERROR(tp_->Recv(half, tp_peer, stream));
+    recording.InCodec();
+    return Convert(half, out, stream);
+  };
+  return recording.Done(run());
 }
 
 absl::Status Wire::SendBytes(absl::string_view bytes, int peer, Stream& stream) {

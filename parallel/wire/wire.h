@@ -102,7 +102,8 @@ class Wire {
   absl::Status SendHop(ConstTensorView residual, int peer, Stream& stream);
   absl::Status RecvHop(TensorView residual, int peer, Stream& stream);
 
-  // Rows of any dtype as they are, within the tensor-parallel group.
+  // Rows within the tensor-parallel group: fp32 | fp16 | bf16, contiguous, as they are with kNative
+  // and kExact, else rounded to fp16.
   absl::Status SendInGroup(Site site, ConstTensorView in, int tp_peer, Stream& stream);
   absl::Status RecvInGroup(Site site, TensorView out, int tp_peer, Stream& stream);
 
@@ -131,6 +132,10 @@ class Wire {
   absl::Status ExchangeBlocks(const Blocks& blocks, TensorView rows, Recording& recording,
                               Stream& stream);
 
+  // Whether sums and logits cross in their own dtype.
+  bool sends_whole_values() const {
+    return options_.strategy.kind == WireStrategy::Kind::kNative || exact();
+  }
   Range BlockOf(int64_t num_rows, int rank) const;
   // What this rank would send of a ring all-reduce of n elements in fp16.
   int64_t RingAllReduceBytes(int64_t n) const;

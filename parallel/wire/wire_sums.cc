@@ -42,7 +42,7 @@ absl::Status Wire::AllReduce(Site site, TensorView inout, Stream& stream) {
   if (tp_->size() == 1) return absl::OkStatus();
   Recording recording(ledger_, tp_, site, RingAllReduceBytes(inout.num_elements()));
   const auto run = [&]() -> absl::Status {
-    if (options_.strategy.kind == Kind::kNative || exact() || inout.dtype() == DType::kF16) {
+    if (sends_whole_values() || inout.dtype() == DType::kF16) {
       recording.InTransfer();
       return tp_->AllReduce(inout, ReduceOp::kSum, stream);
     }

@@ -91,6 +91,23 @@ TEST(WireTest, MessagesArriveInOrderAndAreCountedByTheSender) {
   });
 }
 
+TEST(WireTest, RowsWithinTheGroupAreHalvesUnlessWholeValuesAreWanted) {
+  for (const char* name : {"native", "exact", "fp16", "one-shot-q4"}) {
+    const bool whole = name[0] == 'n' || name[0] == 'e';
+    OnRanks(2, Options(name), [&](int rank, Wire& wire, Ledger& ledger, Stream& stream) {
+      std::vector<float> x(6, rank == 0 ? 1.0f + 0x1p-12f : 0.0f);
+      if (rank == 0) {
+        ASSERT_TRUE(wire.SendInGroup(Site::kLogits, View(x), 1, stream).ok());
+        EXPECT_EQ(ledger.at(Site::kLogits).payload_bytes, whole ? 24 : 12);
+        EXPECT_EQ(ledger.at(Site::kLogits).logical_bytes, 12);
+      } else {
+        ASSERT_TRUE(wire.RecvInGroup(Site::kLogits, View(x), 0, stream).ok());
+        EXPECT_EQ(x, std::vector<float>(6, whole ? 1.0f + 0x1p-12f : 1.0f));
+      }
+    });
+  }
+}
+
 TEST(WireTest, OneRankSendsNothing) {
   OnRanks(1, Options("fp16"), [&](int, Wire& wire, Ledger& ledger, Stream& stream) {
     std::vector<float> x = {0.1f};
