@@ -21,7 +21,7 @@ struct LinearArgs {
 // On the CPU, up to 32 tokens (64 with a 16-bit weight) an output is summed in an order that
 // depends on in_features only: a token's row of y is bit for bit the same beside other tokens and
 // with any number of threads. Beyond that the order is BLAS's and may differ with num_tokens and
-// threads.
+// threads. On a GPU it is cuBLASLt's for the shape: the same bits again for the same shape.
 absl::Status Linear(const LinearArgs& args, Stream& stream);
 
 // The definition, in double, for tests.
