@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "kernels/activation/activation_internal.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 
 namespace thinwire {
@@ -30,6 +31,7 @@ absl::Status Run(const GatedActivationArgs& args, Stream& stream) {
   }
   if (args.out.num_elements() == 0) return absl::OkStatus();
   if (device.kind != DeviceKind::kCpu) {
+    if constexpr (kHasCuda) return ActivationCuda(args, stream);
     return absl::UnimplementedError(
         absl::StrCat("activation: not available on ", DeviceName(device)));
   }

@@ -1,4 +1,4 @@
-// What the files of kernels/activation share: the CPU backend.
+// What the files of kernels/activation share: the backends.
 #pragma once
 
 #include <cstdint>
@@ -16,5 +16,8 @@ inline constexpr int64_t kPieceWidth = 1024;
 // 2^-126 * |up|, where c(x) is 0 for ReLU and SiLU, x^2 for GELU and 8 * |x + 0.044715 x^3| for
 // GELU tanh: what the tails of the latter make of one rounding of x^2 and a few of x^3.
 void ActivationCpu(const GatedActivationArgs& args, Stream& stream);
+
+// The same on a GPU, in builds with CUDA, and to within (12 + 2 c(x)) eps.
+absl::Status ActivationCuda(const GatedActivationArgs& args, Stream& stream);
 
 }  // namespace thinwire

@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "kernels/codes/codes_internal.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 
 namespace thinwire {
@@ -78,7 +79,10 @@ absl::Status Quantize(const QuantizeArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckQuantizeArgs(args));
   TW_RETURN_IF_ERROR(CheckStream("quantize", args.x, stream));
   if (args.x.dim(0) == 0) return absl::OkStatus();
-  if (stream.device().kind != DeviceKind::kCpu) return NotAvailable("quantize", stream.device());
+  if (stream.device().kind != DeviceKind::kCpu) {
+    if constexpr (kHasCuda) return QuantizeCuda(args, stream);
+    return NotAvailable("quantize", stream.device());
+  }
   QuantizeCpu(args, stream);
   return absl::OkStatus();
 }
@@ -92,7 +96,10 @@ absl::Status MaxGains(ConstTensorView x, ConstTensorView inverse_step, TensorVie
   TW_RETURN_IF_ERROR(CheckVector(kOp, "gains", gains, DType::kF32, x.dim(0), x.device()));
   TW_RETURN_IF_ERROR(CheckStream(kOp, x, stream));
   if (x.dim(0) == 0) return absl::OkStatus();
-  if (stream.device().kind != DeviceKind::kCpu) return NotAvailable(kOp, stream.device());
+  if (stream.device().kind != DeviceKind::kCpu) {
+    if constexpr (kHasCuda) return MaxGainsCuda(x, inverse_step, gains, stream);
+    return NotAvailable(kOp, stream.device());
+  }
   MaxGainsCpu(x, inverse_step.data<float>(), gains.mutable_data<float>(), stream);
   return absl::OkStatus();
 }
@@ -102,6 +109,7 @@ absl::Status RoundToCodes(const RoundToCodesArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckStream("round to codes", args.x, stream));
   if (args.x.dim(0) == 0) return absl::OkStatus();
   if (stream.device().kind != DeviceKind::kCpu) {
+    if constexpr (kHasCuda) return RoundToCodesCuda(args, stream);
     return NotAvailable("round to codes", stream.device());
   }
   RoundToCodesCpu(args, stream);

@@ -5,6 +5,8 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/convert/convert_internal.h"
+#include "kernels/core/has_cuda.h"
 
 namespace thinwire {
 namespace {
@@ -56,6 +58,7 @@ absl::Status Convert(ConstTensorView from, TensorView to, Stream& stream) {
                      DeviceName(to.device()), ", the stream on ", DeviceName(device)));
   }
   if (device.kind != DeviceKind::kCpu) {
+    if constexpr (kHasCuda) return ConvertCuda(from, to, stream);
     return absl::UnimplementedError(absl::StrCat("convert: not available on ", DeviceName(device)));
   }
   const auto* source = static_cast<const std::byte*>(from.raw());

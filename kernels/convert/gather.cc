@@ -4,6 +4,8 @@
 #include <cstdint>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/convert/convert_internal.h"
+#include "kernels/core/has_cuda.h"
 
 namespace thinwire {
 namespace {
@@ -27,7 +29,16 @@ absl::Status GatherColumns(ConstTensorView x, ConstTensorView order, TensorView 
         "gather_columns: x ", x.DebugString(), ", order ", order.DebugString(), ", out ",
         out.DebugString(), ": expected x and out alike, of floats, and one index a column"));
   }
-  if (stream.device().kind != DeviceKind::kCpu) {
+  const Device device = stream.device();
+  if (x.device() != device || order.device() != device || out.device() != device) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("gather_columns: x is on ", DeviceName(x.device()), ", order on ",
+                     DeviceName(order.device()), ", out on ", DeviceName(out.device()),
+                     ", the stream on ", DeviceName(device)));
+  }
+  if (x.num_elements() == 0) return absl::OkStatus();
+  if (device.kind != DeviceKind::kCpu) {
+    if constexpr (kHasCuda) return GatherColumnsCuda(x, order, out, stream);
     return absl::UnimplementedError(
         absl::StrCat("gather_columns: not available on ", DeviceName(stream.device())));
   }

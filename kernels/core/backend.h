@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/core/device.h"
+#include "kernels/core/device_properties.h"
 
 namespace thinwire::backend {
 
@@ -17,6 +18,17 @@ void Free(std::byte* data, Device device);
 absl::StatusOr<void*> CreateStream(Device device);
 void DestroyStream(void* stream, Device device);
 absl::Status SynchronizeStream(void* stream, Device device);
-absl::Status CopyAsync(void* to, const void* from, int64_t size_bytes, void* stream, Device device);
+absl::Status CopyRowsAsync(void* to, int64_t to_stride, const void* from, int64_t from_stride,
+                           int64_t row_bytes, int64_t num_rows, void* stream, Device device);
+absl::StatusOr<std::byte*> AllocatePinned(int64_t size_bytes, Device device);
+void FreePinned(std::byte* data, Device device);
+absl::StatusOr<void*> CreateEvent(bool timed, Device device);
+void DestroyEvent(void* event, Device device);
+absl::Status RecordEvent(void* event, void* stream, Device device);
+absl::Status StreamWaitEvent(void* stream, void* event, Device device);
+absl::Status SynchronizeEvent(void* event, Device device);
+absl::StatusOr<bool> EventHappened(void* event, Device device);
+absl::StatusOr<double> EventMilliseconds(void* start, void* end, Device device);
+absl::StatusOr<DeviceProperties> GetProperties(Device device);
 
 }  // namespace thinwire::backend

@@ -1,72 +1,143 @@
 #include <cuda_runtime_api.h>
 
-#include <cstdio>
-
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/backend.h"
-#include "kernels/core/status_macros.h"
+#include "kernels/core/cuda_status.h"
 
 namespace thinwire::backend {
-namespace {
-
-absl::Status FromCuda(cudaError_t error, absl::string_view call, Device device) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  const std::string message =
-      absl::StrCat(call, " on ", DeviceName(device), ": ", cudaGetErrorString(error));
-  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(message);
-  return absl::InternalError(message);
-}
-
-// Destructors cannot return a status: they say what went wrong and go on.
-void LogFailure(const absl::Status& status) {
-  if (!status.ok()) std::fprintf(stderr, "thinwire: %s\n", status.ToString().c_str());
-}
-
-}  // namespace
 
 bool IsCuda() { return true; }
 
 int NumDevices() {
   int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  (void)cudaGetLastError();  // else the next launch would report it
+  return 0;
 }
 
 absl::StatusOr<std::byte*> Allocate(int64_t size_bytes, Device device) {
-  TW_RETURN_IF_ERROR(FromCuda(cudaSetDevice(device.index), "cudaSetDevice", device));
+  TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device.index), device);
   void* data = nullptr;
-  TW_RETURN_IF_ERROR(Annotate(FromCuda(cudaMalloc(&data, size_bytes), "cudaMalloc", device),
-                              absl::StrCat("allocating ", size_bytes, " bytes")));
-  return static_cast<std::byte*>(data);
+  const cudaError_t error = cudaMalloc(&data, static_cast<size_t>(size_bytes));
+  if (error == cudaSuccess) return static_cast<std::byte*>(data);
+  (void)cudaGetLastError();
+  const absl::Status status = CudaStatus(error, "cudaMalloc", device);
+  size_t free = 0, total = 0;
+  if (cudaMemGetInfo(&free, &total) != cudaSuccess) {
+    return Annotate(status, absl::StrCat("allocating ", size_bytes, " bytes"));
+  }
+  return Annotate(
+      status, absl::StrCat("allocating ", size_bytes, " bytes, ", free, " of ", total, " free"));
 }
 
-void Free(std::byte* data, Device device) {
-  LogFailure(FromCuda(cudaFree(data), "cudaFree", device));
-}
+void Free(std::byte* data, Device device) { LogCudaFailure(cudaFree(data), "cudaFree", device); }
 
 absl::StatusOr<void*> CreateStream(Device device) {
-  TW_RETURN_IF_ERROR(FromCuda(cudaSetDevice(device.index), "cudaSetDevice", device));
+  TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device.index), device);
   cudaStream_t stream = nullptr;
-  TW_RETURN_IF_ERROR(FromCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking),
-                              "cudaStreamCreateWithFlags", device));
+  TW_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), device);
   return stream;
 }
 
 void DestroyStream(void* stream, Device device) {
-  LogFailure(
-      FromCuda(cudaStreamDestroy(static_cast<cudaStream_t>(stream)), "cudaStreamDestroy", device));
+  LogCudaFailure(cudaStreamDestroy(static_cast<cudaStream_t>(stream)), "cudaStreamDestroy", device);
 }
 
 absl::Status SynchronizeStream(void* stream, Device device) {
-  return FromCuda(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "cudaStreamSynchronize",
-                  device);
+  return CudaStatus(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)),
+                    "cudaStreamSynchronize", device);
 }
 
-absl::Status CopyAsync(void* to, const void* from, int64_t size_bytes, void* stream,
-                       Device device) {
-  return FromCuda(
-      cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream)),
-      "cudaMemcpyAsync", device);
+absl::Status CopyRowsAsync(void* to, int64_t to_stride, const void* from, int64_t from_stride,
+                           int64_t row_bytes, int64_t num_rows, void* stream, Device device) {
+  TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device.index), device);
+  const auto native = static_cast<cudaStream_t>(stream);
+  const auto bytes = static_cast<size_t>(row_bytes);
+  if (num_rows == 1) {
+    return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, native),
+                      "cudaMemcpyAsync", device);
+  }
+  return CudaStatus(
+      cudaMemcpy2DAsync(to, static_cast<size_t>(to_stride), from, static_cast<size_t>(from_stride),
+                        bytes, static_cast<size_t>(num_rows), cudaMemcpyDefault, native),
+      "cudaMemcpy2DAsync", device);
+}
+
+absl::StatusOr<std::byte*> AllocatePinned(int64_t size_bytes, Device device) {
+  TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device.index), device);
+  void* data = nullptr;
+  const cudaError_t error =
+      cudaHostAlloc(&data, static_cast<size_t>(size_bytes), cudaHostAllocPortable);
+  if (error == cudaSuccess) return static_cast<std::byte*>(data);
+  (void)cudaGetLastError();
+  return Annotate(CudaStatus(error, "cudaHostAlloc", device),
+                  absl::StrCat("locking ", size_bytes, " bytes of host memory"));
+}
+
+void FreePinned(std::byte* data, Device device) {
+  LogCudaFailure(cudaFreeHost(data), "cudaFreeHost", device);
+}
+
+absl::StatusOr<void*> CreateEvent(bool timed, Device device) {
+  TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device.index), device);
+  cudaEvent_t event = nullptr;
+  TW_RETURN_IF_CUDA_ERROR(
+      cudaEventCreateWithFlags(&event, timed ? cudaEventDefault : cudaEventDisableTiming), device);
+  return event;
+}
+
+void DestroyEvent(void* event, Device device) {
+  LogCudaFailure(cudaEventDestroy(static_cast<cudaEvent_t>(event)), "cudaEventDestroy", device);
+}
+
+absl::Status RecordEvent(void* event, void* stream, Device device) {
+  return CudaStatus(
+      cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)),
+      "cudaEventRecord", device);
+}
+
+absl::Status StreamWaitEvent(void* stream, void* event, Device device) {
+  return CudaStatus(
+      cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), static_cast<cudaEvent_t>(event)),
+      "cudaStreamWaitEvent", device);
+}
+
+absl::Status SynchronizeEvent(void* event, Device device) {
+  return CudaStatus(cudaEventSynchronize(static_cast<cudaEvent_t>(event)), "cudaEventSynchronize",
+                    device);
+}
+
+absl::StatusOr<bool> EventHappened(void* event, Device device) {
+  const cudaError_t error = cudaEventQuery(static_cast<cudaEvent_t>(event));
+  if (error == cudaErrorNotReady) return false;
+  TW_RETURN_IF_ERROR(CudaStatus(error, "cudaEventQuery", device));
+  return true;
+}
+
+absl::StatusOr<double> EventMilliseconds(void* start, void* end, Device device) {
+  float milliseconds = 0.0f;
+  TW_RETURN_IF_ERROR(CudaStatus(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(start),
+                                                     static_cast<cudaEvent_t>(end)),
+                                "cudaEventElapsedTime", device));
+  return milliseconds;
+}
+
+absl::StatusOr<DeviceProperties> GetProperties(Device device) {
+  TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device.index), device);
+  cudaDeviceProp found;
+  TW_RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&found, device.index), device);
+  size_t free = 0, total = 0;
+  TW_RETURN_IF_CUDA_ERROR(cudaMemGetInfo(&free, &total), device);
+  DeviceProperties properties;
+  properties.name = found.name;
+  properties.compute_capability = 10 * found.major + found.minor;
+  properties.num_multiprocessors = found.multiProcessorCount;
+  properties.memory_bytes = static_cast<int64_t>(total);
+  properties.free_memory_bytes = static_cast<int64_t>(free);
+  properties.l2_bytes = found.l2CacheSize;
+  properties.shared_memory_per_block_bytes = static_cast<int64_t>(found.sharedMemPerBlockOptin);
+  return properties;
 }
 
 }  // namespace thinwire::backend

@@ -26,18 +26,24 @@ Stream::Stream(Stream&& other) noexcept
     : device_(other.device_),
       pool_(other.pool_),
       native_(std::exchange(other.native_, nullptr)),
-      scratch_(std::move(other.scratch_)) {}
+      scratch_(std::move(other.scratch_)),
+      states_(std::move(other.states_)) {}
 
 Stream& Stream::operator=(Stream&& other) noexcept {
   std::swap(device_, other.device_);
   std::swap(pool_, other.pool_);
   std::swap(native_, other.native_);
   std::swap(scratch_, other.scratch_);
+  std::swap(states_, other.states_);
   return *this;
 }
 
 Stream::~Stream() {
-  if (native_ != nullptr) backend::DestroyStream(native_, device_);
+  if (native_ == nullptr) return;
+  // Work in flight may still use what the members free.
+  (void)Synchronize();
+  states_.clear();
+  backend::DestroyStream(native_, device_);
 }
 
 absl::Status Stream::Synchronize() {

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/core/buffer.h"
@@ -10,6 +12,12 @@
 #include "kernels/core/thread_pool.h"
 
 namespace thinwire {
+
+// Base of what Stream::State keeps.
+class StreamState {
+ public:
+  virtual ~StreamState() = default;
+};
 
 // Operators take a Stream and enqueue on it. On the CPU they run at once, on the calling thread and
 // on the stream's pool, and have finished when they return. Move-only; thread-compatible: one
@@ -39,6 +47,12 @@ class Stream {
   // duration.
   absl::StatusOr<std::byte*> Scratch(int64_t bytes);
 
+  // What operators keep from call to call on this stream, such as a library's handle and plans: one
+  // T, from StreamState, for each type, made as T(stream.device()) by the first call and destroyed
+  // with the stream.
+  template <typename T>
+  T& State();
+
   // The cudaStream_t, for *_cuda.* files; null on the CPU.
   void* native() const { return native_; }
 
@@ -49,6 +63,17 @@ class Stream {
   ThreadPool* pool_;
   void* native_;
   Buffer scratch_;
+  std::vector<std::pair<const void*, std::unique_ptr<StreamState>>> states_;
 };
+
+template <typename T>
+T& Stream::State() {
+  static constexpr char kType = 0;  // its address stands for T
+  for (auto& [type, state] : states_) {
+    if (type == &kType) return static_cast<T&>(*state);
+  }
+  states_.emplace_back(&kType, std::make_unique<T>(device_));
+  return static_cast<T&>(*states_.back().second);
+}
 
 }  // namespace thinwire

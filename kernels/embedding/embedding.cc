@@ -1,6 +1,7 @@
 #include "kernels/embedding/embedding.h"
 
 #include "absl/strings/str_cat.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/embedding/embedding_internal.h"
 
@@ -38,6 +39,7 @@ absl::Status Embedding(const EmbeddingArgs& args, Stream& stream) {
   }
   if (args.out.num_elements() == 0) return absl::OkStatus();
   if (device.kind != DeviceKind::kCpu) {
+    if constexpr (kHasCuda) return EmbeddingCuda(args, stream);
     return absl::UnimplementedError(
         absl::StrCat("embedding: not available on ", DeviceName(device)));
   }

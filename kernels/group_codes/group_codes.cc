@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/group_codes/group_codes_internal.h"
 
@@ -96,7 +97,10 @@ absl::Status EncodeGroups(const EncodeGroupsArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckEncodeGroupsArgs(args));
   TW_RETURN_IF_ERROR(CheckStream(kEncode, "x", args.x, stream));
   if (args.x.dim(0) == 0) return absl::OkStatus();
-  if (stream.device().kind != DeviceKind::kCpu) return NotAvailable(kEncode, stream.device());
+  if (stream.device().kind != DeviceKind::kCpu) {
+    if constexpr (kHasCuda) return EncodeGroupsCuda(args, stream);
+    return NotAvailable(kEncode, stream.device());
+  }
   EncodeGroupsCpu(args, stream);
   return absl::OkStatus();
 }
@@ -105,7 +109,10 @@ absl::Status DecodeGroups(const DecodeGroupsArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckDecodeGroupsArgs(args));
   TW_RETURN_IF_ERROR(CheckStream(kDecode, "y", args.y, stream));
   if (args.y.dim(0) == 0) return absl::OkStatus();
-  if (stream.device().kind != DeviceKind::kCpu) return NotAvailable(kDecode, stream.device());
+  if (stream.device().kind != DeviceKind::kCpu) {
+    if constexpr (kHasCuda) return DecodeGroupsCuda(args, stream);
+    return NotAvailable(kDecode, stream.device());
+  }
   DecodeGroupsCpu(args, stream);
   return absl::OkStatus();
 }

@@ -1,4 +1,4 @@
-// What the files of kernels/group_codes share: argument checks, scales and the CPU backend.
+// What the files of kernels/group_codes share: argument checks, scales and the backends.
 #pragma once
 
 #include <algorithm>
@@ -26,6 +26,11 @@ inline constexpr int64_t kSmallestVectorGroup = 16;
 // One value at a time: groups [begin, end), counted through all rows.
 void EncodeGroupsScalar(const EncodeGroupsArgs& args, int64_t begin, int64_t end);
 void DecodeGroupsScalar(const DecodeGroupsArgs& args, int64_t begin, int64_t end);
+
+// The same on a GPU, in builds with CUDA: the same bytes, and the same bits. InvalidArgument for
+// more than 64 parts.
+absl::Status EncodeGroupsCuda(const EncodeGroupsArgs& args, Stream& stream);
+absl::Status DecodeGroupsCuda(const DecodeGroupsArgs& args, Stream& stream);
 
 inline constexpr uint8_t kZeroGroup = 0;
 inline constexpr uint8_t kNanGroup = 255;

@@ -1,8 +1,10 @@
 #include "kernels/linear/linear.h"
 
 #include "absl/strings/str_cat.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/linear/linear_cpu.h"
+#include "kernels/linear/linear_cuda.h"
 
 namespace thinwire {
 namespace {
@@ -48,6 +50,11 @@ absl::Status Linear(const LinearArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckArguments(args, stream.device()));
   if (args.x.dim(0) == 0 || args.weight.dim(0) == 0) return absl::OkStatus();
   if (stream.device().kind != DeviceKind::kCpu) {
+    if (args.batch_invariant) {
+      return absl::UnimplementedError(
+          absl::StrCat("linear: not batch-invariant on ", DeviceName(stream.device())));
+    }
+    if constexpr (kHasCuda) return LinearCuda(args, stream);
     return absl::UnimplementedError(
         absl::StrCat("linear: not available on ", DeviceName(stream.device())));
   }

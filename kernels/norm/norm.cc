@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/norm/norm_internal.h"
 
@@ -119,18 +120,18 @@ absl::Status Norm(const NormArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckNormArgs(args));
   TW_RETURN_IF_ERROR(CheckStream("norm", args.x, stream));
   if (args.x.dim(0) == 0) return absl::OkStatus();
-  if (stream.device().kind != DeviceKind::kCpu) return NotAvailable("norm", stream.device());
-  return NormCpu(args, stream);
+  if (stream.device().kind == DeviceKind::kCpu) return NormCpu(args, stream);
+  if constexpr (kHasCuda) return NormCuda(args, stream);
+  return NotAvailable("norm", stream.device());
 }
 
 absl::Status NormCodes(const NormCodesArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckNormCodesArgs(args));
   TW_RETURN_IF_ERROR(CheckStream("norm to codes", args.x, stream));
   if (args.x.dim(0) == 0) return absl::OkStatus();
-  if (stream.device().kind != DeviceKind::kCpu) {
-    return NotAvailable("norm to codes", stream.device());
-  }
-  return NormCodesCpu(args, stream);
+  if (stream.device().kind == DeviceKind::kCpu) return NormCodesCpu(args, stream);
+  if constexpr (kHasCuda) return NormCodesCuda(args, stream);
+  return NotAvailable("norm to codes", stream.device());
 }
 
 absl::Status AddInPlace(TensorView x, ConstTensorView delta, Stream& stream) {
@@ -138,7 +139,10 @@ absl::Status AddInPlace(TensorView x, ConstTensorView delta, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckLikeX("add", "delta", delta, x));
   TW_RETURN_IF_ERROR(CheckStream("add", x, stream));
   if (x.dim(0) == 0) return absl::OkStatus();
-  if (stream.device().kind != DeviceKind::kCpu) return NotAvailable("add", stream.device());
+  if (stream.device().kind == DeviceKind::kCuda) {
+    if constexpr (kHasCuda) return AddInPlaceCuda(x, delta, stream);
+    return NotAvailable("add", stream.device());
+  }
   AddInPlaceCpu(x, delta, stream);
   return absl::OkStatus();
 }
@@ -152,7 +156,10 @@ absl::Status ScaleInPlace(TensorView x, ConstTensorView weight, ConstTensorView 
   if (!bias.empty()) TW_RETURN_IF_ERROR(CheckPerChannel("scale", "bias", bias, DType::kF32, x));
   TW_RETURN_IF_ERROR(CheckStream("scale", x, stream));
   if (x.dim(0) == 0) return absl::OkStatus();
-  if (stream.device().kind != DeviceKind::kCpu) return NotAvailable("scale", stream.device());
+  if (stream.device().kind == DeviceKind::kCuda) {
+    if constexpr (kHasCuda) return ScaleInPlaceCuda(x, weight, bias, stream);
+    return NotAvailable("scale", stream.device());
+  }
   ScaleInPlaceCpu(x, weight, bias, stream);
   return absl::OkStatus();
 }

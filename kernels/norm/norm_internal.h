@@ -1,4 +1,4 @@
-// What the files of kernels/norm share: argument checks and the CPU backend.
+// What the files of kernels/norm share: argument checks and the backends.
 #pragma once
 
 #include "absl/status/status.h"
@@ -18,5 +18,12 @@ absl::Status NormCodesCpu(const NormCodesArgs& args, Stream& stream);
 void AddInPlaceCpu(const TensorView& x, const ConstTensorView& delta, Stream& stream);
 void ScaleInPlaceCpu(const TensorView& x, const ConstTensorView& weight,
                      const ConstTensorView& bias, Stream& stream);
+
+// The same on a GPU, in builds with CUDA.
+absl::Status NormCuda(const NormArgs& args, Stream& stream);
+absl::Status NormCodesCuda(const NormCodesArgs& args, Stream& stream);
+absl::Status AddInPlaceCuda(const TensorView& x, const ConstTensorView& delta, Stream& stream);
+absl::Status ScaleInPlaceCuda(const TensorView& x, const ConstTensorView& weight,
+                              const ConstTensorView& bias, Stream& stream);
 
 }  // namespace thinwire

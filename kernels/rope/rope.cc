@@ -1,6 +1,7 @@
 #include "kernels/rope/rope.h"
 
 #include "absl/strings/str_cat.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/rope/rope_internal.h"
 
@@ -48,6 +49,7 @@ absl::Status Rope(const RopeArgs& args, Stream& stream) {
   }
   if (args.x.dim(0) == 0) return absl::OkStatus();
   if (device.kind == DeviceKind::kCpu) return RopeCpu(args, stream);
+  if constexpr (kHasCuda) return RopeCuda(args, stream);
   return absl::UnimplementedError(absl::StrCat("rope: not available on ", DeviceName(device)));
 }
 

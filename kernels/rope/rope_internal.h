@@ -1,4 +1,4 @@
-// What the files of kernels/rope share: the argument check and the CPU backend.
+// What the files of kernels/rope share: the argument check and the backends.
 #pragma once
 
 #include "absl/status/status.h"
@@ -12,5 +12,8 @@ absl::Status CheckRopeArgs(const RopeArgs& args);
 
 // Checked arguments in host memory, CPU stream.
 absl::Status RopeCpu(const RopeArgs& args, Stream& stream);
+
+// The same on a GPU, in builds with CUDA.
+absl::Status RopeCuda(const RopeArgs& args, Stream& stream);
 
 }  // namespace thinwire

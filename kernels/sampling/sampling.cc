@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/sampling/sampling_internal.h"
 
@@ -39,6 +40,11 @@ absl::Status NotAvailable(absl::string_view op, Device device) {
 
 }  // namespace
 
+absl::Status NoSoftmax(absl::string_view op, int64_t row, const ConstTensorView& logits) {
+  return absl::InternalError(absl::StrCat(op, ": the logits of row ", row, " of ", logits.dim(0),
+                                          " have a NaN or no finite maximum"));
+}
+
 absl::Status ValidateSamplingParams(const SamplingParams& params) {
   if (!(params.temperature >= 0.0f) || std::isinf(params.temperature)) {
     return absl::InvalidArgumentError(
@@ -65,7 +71,10 @@ absl::Status Sample(const SampleArgs& args, Stream& stream) {
     if (!status.ok()) return Annotate(status, absl::StrCat("sample: row ", row));
   }
   if (args.logits.dim(0) == 0) return absl::OkStatus();
-  if (stream.device().kind != DeviceKind::kCpu) return NotAvailable("sample", stream.device());
+  if (stream.device().kind != DeviceKind::kCpu) {
+    if constexpr (kHasCuda) return SampleCuda(args, stream);
+    return NotAvailable("sample", stream.device());
+  }
   return SampleCpu(args, stream);
 }
 
@@ -81,7 +90,10 @@ absl::Status LogProbs(const LogProbArgs& args, Stream& stream) {
     }
   }
   if (args.logits.dim(0) == 0) return absl::OkStatus();
-  if (stream.device().kind != DeviceKind::kCpu) return NotAvailable("log probs", stream.device());
+  if (stream.device().kind != DeviceKind::kCpu) {
+    if constexpr (kHasCuda) return LogProbsCuda(args, stream);
+    return NotAvailable("log probs", stream.device());
+  }
   return LogProbsCpu(args, stream);
 }
 

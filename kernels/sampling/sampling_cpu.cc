@@ -4,7 +4,6 @@
 #include <cstddef>
 
 #include "absl/functional/function_ref.h"
-#include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/sampling/row_sampler.h"
 #include "kernels/sampling/sampling_internal.h"
@@ -143,8 +142,7 @@ absl::Status ForEachRow(absl::string_view op, const ConstTensorView& logits, Str
     stream.pool().ParallelForDynamic(num_rows, checked);
   }
   if (first_bad == num_rows) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(op, ": the logits of row ", first_bad.load(), " of ",
-                                          num_rows, " have a NaN or no finite maximum"));
+  return NoSoftmax(op, first_bad.load(), logits);
 }
 
 }  // namespace

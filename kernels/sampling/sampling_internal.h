@@ -1,9 +1,11 @@
-// What the files of kernels/sampling share: the CPU backend and its loops over one row of logits.
+// What the files of kernels/sampling share: the backends, and the CPU's loops over one row of
+// logits.
 #pragma once
 
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "kernels/core/stream.h"
 #include "kernels/sampling/sampling.h"
 
@@ -13,6 +15,14 @@ namespace thinwire {
 // a finite maximum.
 absl::Status SampleCpu(const SampleArgs& args, Stream& stream);
 absl::Status LogProbsCpu(const LogProbArgs& args, Stream& stream);
+
+// The same on a GPU, in builds with CUDA. Masses are whole numbers there, so that a draw within
+// 2^-40 of the boundary between two tokens may take the other one.
+absl::Status SampleCuda(const SampleArgs& args, Stream& stream);
+absl::Status LogProbsCuda(const LogProbArgs& args, Stream& stream);
+
+// The error of a row with a NaN or without a finite maximum.
+absl::Status NoSoftmax(absl::string_view op, int64_t row, const ConstTensorView& logits);
 
 // Smallest and largest of x[0, n), n >= 1; unspecified where has_nan.
 struct RowRange {

@@ -1,5 +1,7 @@
 #include "kernels/testing/rounded.h"
 
+#include <random>
+
 #include "kernels/convert/convert.h"
 #include "kernels/core/check.h"
 
@@ -15,6 +17,14 @@ Tensor RoundedTensor(const std::vector<float>& values, DType dtype, int64_t rows
   Tensor tensor = Tensor::Allocate(dtype, {rows, columns}, Device::Cpu()).value();
   ConvertFromFloat(values.data(), tensor.mutable_view().mutable_raw(), dtype, rows * columns);
   return tensor;
+}
+
+Tensor NormalTensor(DType dtype, int64_t rows, int64_t columns) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<float> values;
+  for (int64_t i = 0; i < rows * columns; ++i) values.push_back(normal(random));
+  return RoundedTensor(values, dtype, rows, columns);
 }
 
 std::vector<float> Floats(const Tensor& tensor) {

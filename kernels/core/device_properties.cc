@@ -1,0 +1,16 @@
+#include "kernels/core/device_properties.h"
+
+#include "kernels/core/backend.h"
+#include "kernels/core/status_macros.h"
+
+namespace thinwire {
+
+absl::StatusOr<DeviceProperties> GetDeviceProperties(Device device) {
+  if (device.kind == DeviceKind::kCpu) {
+    return absl::InvalidArgumentError("device properties: expected a GPU, found the CPU");
+  }
+  TW_RETURN_IF_ERROR(CheckDeviceUsable(device));
+  return backend::GetProperties(device);
+}
+
+}  // namespace thinwire

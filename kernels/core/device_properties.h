@@ -1,0 +1,26 @@
+// What a device is: for choosing launch shapes, and for reports.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "kernels/core/device.h"
+
+namespace thinwire {
+
+struct DeviceProperties {
+  std::string name;            // "NVIDIA H100 80GB HBM3"
+  int compute_capability = 0;  // 10 * major + minor: 90
+  int num_multiprocessors = 0;
+  int64_t memory_bytes = 0;       // in all
+  int64_t free_memory_bytes = 0;  // at the time of the call, of all processes
+  int64_t l2_bytes = 0;
+  int64_t shared_memory_per_block_bytes = 0;  // the most that a block can ask for
+};
+
+// As the driver says; nothing is measured. For the CPU: InvalidArgument. Errors as
+// CheckDeviceUsable.
+absl::StatusOr<DeviceProperties> GetDeviceProperties(Device device);
+
+}  // namespace thinwire

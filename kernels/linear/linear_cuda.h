@@ -1,0 +1,20 @@
+// Linear on a GPU, in builds with CUDA. Private to kernels/linear.
+#pragma once
+
+#include "absl/status/status.h"
+#include "kernels/core/stream.h"
+#include "kernels/linear/linear.h"
+
+namespace thinwire {
+
+// Arguments are checked and on the stream's GPU, at least one token and one feature. By cuBLASLt,
+// whose handle and plans the stream keeps. Where x and weight differ in dtype, or no plan exists
+// for them as they lie, fp32 copies of both are multiplied.
+absl::Status LinearCuda(const LinearArgs& args, Stream& stream);
+
+// y = sums + bias, rounded once to y's dtype. sums: [num_tokens, out_features] fp32, contiguous;
+// may be y's own memory. bias: as in LinearArgs.
+absl::Status AddBiasCuda(const ConstTensorView& sums, const ConstTensorView& bias,
+                         const TensorView& y, Stream& stream);
+
+}  // namespace thinwire
