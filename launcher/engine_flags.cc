@@ -192,12 +192,16 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
   if (job.leader()) {
     session->engine_ = std::make_unique<Engine>(session->rank_.get());
     const ModelConfig& config = session->rank_->config();
+    std::string pages;
+    for (int group = 0; group < layout->num_groups(); ++group) {
+      absl::StrAppend(&pages, group == 0 ? "" : " and ",
+                      session->rank_->scheduler_limits(group).num_pages);
+    }
     LogInfo(absl::StrCat(
         config.architecture, ", ", config.num_layers, " layers, hidden ", config.hidden, ", ",
         layout->Description(), ", ", session->pool_->num_threads(), " threads a rank, ",
-        session->rank_->Report().memory.weight_bytes / 1000000, " MB of weights on rank 0, ",
-        session->rank_->scheduler_limits(0).num_pages, " KV pages of ", flags.page_size,
-        " tokens"));
+        session->rank_->Report().memory.weight_bytes / 1000000, " MB of weights on rank 0, ", pages,
+        " KV pages of ", flags.page_size, " tokens"));
     if (const StrategyTable* table = session->rank_->strategy_table()) {
       std::string picks;
       for (const StrategyTimes& times : table->times) {

@@ -33,8 +33,9 @@ class Dispatcher {
 // One group, this thread: Post returns when this rank has executed the plan. `rank` is borrowed.
 std::unique_ptr<Dispatcher> MakeDirectDispatcher(EngineRank* rank);
 
-// A thread for each group, so that none waits for another's steps. A group that nothing was posted
-// to is told now and then that the leader is there, as long as the leader calls Next. The
+// A thread for each group, so that none waits for another's steps. A group that has
+// nothing to do is asked now and then whether it is there, as long as the leader calls Next, so
+// that no wait for work ends a job, and ranks that hang are noticed though nobody needs them. The
 // destructor waits for what the threads are doing, but not for what else was posted.
 std::unique_ptr<Dispatcher> MakeThreadDispatcher(EngineRank* rank);
 

@@ -266,6 +266,7 @@ absl::Status EngineRank::Execute(const StepPlan& plan, StepResult& result) {
       control.ledger.Clear();
       return absl::OkStatus();
     case StepPlan::Kind::kIdle:
+      return rank() == 0 ? absl::OkStatus() : control.wire.SendBytes("", 0, stream_);
     case StepPlan::Kind::kStop:
       return absl::OkStatus();
   }
@@ -308,6 +309,9 @@ absl::StatusOr<StepResult> EngineRank::Lead(int group, const StepPlan& plan) {
     if (status.ok()) status = Execute(plan, result);
   } else if (plan.kind == StepPlan::Kind::kReset) {
     control.ledger.Clear();
+  }
+  for (int peer = 1; plan.kind == StepPlan::Kind::kIdle && peer < control.ranks->size(); ++peer) {
+    if (status.ok()) status = control.wire.RecvBytes(peer, control.stream).status();
   }
   if (!status.ok()) {
     return Abort(Annotate(status, absl::StrCat("rank ", rank(), ", step ", plan.id)));

@@ -47,7 +47,7 @@ struct StepPlan {
     kRun,      // compute seqs
     kSend,     // send `moved` to the decode group
     kReceive,  // receive `moved` from the prefill group
-    kIdle,     // nothing: the leader is still there
+    kIdle,     // answer with no bytes: leader and ranks know that they are still there
     kReport,   // send ledger and memory figures to the leader
     kReset,    // clear the ledger
     kStop,     // leave the loop
