@@ -8,8 +8,8 @@ from support import LLAMA, OPT
 
 # (ranks that prefill, ranks that decode, stages of each)
 SPLITS = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (2, 2, 2)]
-STORY = ("The family of Dashwood had long been settled in Sussex. Their estate was large, and their "
-         "residence was at Norland Park, in the centre of their property, where, for many "
+STORY = ("The family of Dashwood had long been settled in Sussex. Their estate was large, and "
+         "their residence was at Norland Park, in the centre of their property, where, for many "
          "generations, they had lived in so respectable a manner as to engage the general good "
          "opinion of their surrounding acquaintance. ")
 
