@@ -13,7 +13,6 @@
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/folder_digest.h"
 #include "runtime/checkpoint/model_config.h"
-#include "runtime/engine/byte_stream.h"
 #include "runtime/model/decoder_weights.h"
 
 namespace thinwire {
@@ -31,36 +30,6 @@ DecoderShape ShapeOf(const ModelConfig& config) {
 
 }  // namespace
 
-std::string RankReport::Serialize() const {
-  ByteWriter writer;
-  writer.PutString(ledger.Serialize());
-  writer.Put(memory);
-  return writer.Take();
-}
-
-absl::StatusOr<RankReport> RankReport::Parse(absl::string_view bytes) {
-  ByteReader reader(bytes);
-  RankReport report;
-  const std::string ledger = reader.GetString();
-  report.memory = reader.Get<MemoryReport>();
-  TW_RETURN_IF_ERROR(reader.status());
-  TW_ASSIGN_OR_RETURN(report.ledger, Ledger::Parse(ledger));
-  return report;
-}
-
-// Used by the thread that leads or follows the group; the ledger is its own, so that the leader's
-// threads share none.
-struct EngineRank::Control {
-  Control(Communicator* comm, ThreadPool* pool)
-      : wire(comm, comm, WireOptions(), &ledger), stream(Stream::Cpu(pool)), ranks(comm) {}
-
-  std::unique_ptr<Communicator> owned;  // where it is no other part's
-  Ledger ledger;
-  Wire wire;
-  Stream stream;
-  Communicator* ranks;
-};
-
 EngineRank::EngineRank(const EngineOptions& options, const RankLayout& layout, Communicator* world,
                        ThreadPool* pool)
     : options_(options),
@@ -68,8 +37,6 @@ EngineRank::EngineRank(const EngineOptions& options, const RankLayout& layout, C
       group_(layout.GroupOf(world->rank())),
       world_(world),
       stream_(Stream::Cpu(pool)) {}
-
-EngineRank::~EngineRank() = default;
 
 absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptions& options,
                                                                const RankLayout& layout,
@@ -89,8 +56,8 @@ absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptio
   world->set_timeout(options.step_timeout);
   rank->group_ranks().set_timeout(options.step_timeout);
   rank->tp_->set_timeout(options.step_timeout);
-  for (const std::unique_ptr<Control>& control : rank->controls_) {
-    if (control != nullptr) control->ranks->set_timeout(options.step_timeout);
+  for (const std::unique_ptr<GroupControl>& control : rank->controls_) {
+    if (control != nullptr) control->set_timeout(options.step_timeout);
   }
   return rank;
 }
@@ -126,18 +93,15 @@ absl::Status EngineRank::SplitWorld() {
   TW_ASSIGN_OR_RETURN(tp_, group_ranks().Split(mesh().pp_rank(place), mesh().tp_rank(place)));
   // The leader comes first in each of its groups, the first of which it is in itself.
   controls_.resize(layout_.num_groups());
-  for (int group = 0; group < layout_.num_groups(); ++group) {
-    std::unique_ptr<Communicator> ranks;
-    if (group > 0) {
-      const bool takes_part = rank() == 0 || group == group_;
-      TW_ASSIGN_OR_RETURN(ranks, world_->Split(takes_part ? 0 : -1, rank()));
-      if (!takes_part) continue;
-    } else if (group != group_) {
-      continue;
-    }
-    controls_[group] =
-        std::make_unique<Control>(ranks == nullptr ? &group_ranks() : ranks.get(), &stream_.pool());
-    controls_[group]->owned = std::move(ranks);
+  if (group_ == 0) {
+    controls_[0] = std::make_unique<GroupControl>(&group_ranks(), true, &stream_.pool());
+  }
+  for (int group = 1; group < layout_.num_groups(); ++group) {
+    const bool takes_part = rank() == 0 || group == group_;
+    TW_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> ranks,
+                        world_->Split(takes_part ? 0 : -1, rank()));
+    if (!takes_part) continue;
+    controls_[group] = std::make_unique<GroupControl>(std::move(ranks), false, &stream_.pool());
   }
   return absl::OkStatus();
 }
@@ -225,8 +189,8 @@ SchedulerLimits EngineRank::scheduler_limits(int group) const {
 RankReport EngineRank::Report() const {
   RankReport report;
   report.ledger = ledger_;
-  for (const std::unique_ptr<Control>& control : controls_) {
-    if (control != nullptr) report.ledger += control->ledger;
+  for (const std::unique_ptr<GroupControl>& control : controls_) {
+    if (control != nullptr) report.ledger += control->ledger();
   }
   report.memory = {.weight_bytes = decoder_->weight_bytes(),
                    .kv_cache_bytes = cache_->size_bytes(),
@@ -236,12 +200,12 @@ RankReport EngineRank::Report() const {
 }
 
 absl::Status EngineRank::Execute(const StepPlan& plan, StepResult& result) {
-  Control& control = *controls_[group_];
+  GroupControl& control = *controls_[group_];
   switch (plan.kind) {
     case StepPlan::Kind::kRun: {
       TW_ASSIGN_OR_RETURN(result, runner_->Run(plan));
       if (rank() != 0 && samples_here(group_)) {
-        return control.wire.SendBytes(result.Serialize(), 0, stream_);
+        return control.SendToLeader(result.Serialize());
       }
       return absl::OkStatus();
     }
@@ -259,14 +223,13 @@ absl::Status EngineRank::Execute(const StepPlan& plan, StepResult& result) {
       }
       return absl::OkStatus();
     case StepPlan::Kind::kReport:
-      return rank() == 0 ? absl::OkStatus()
-                         : control.wire.SendBytes(Report().Serialize(), 0, stream_);
+      return rank() == 0 ? absl::OkStatus() : control.SendToLeader(Report().Serialize());
     case StepPlan::Kind::kReset:
       ledger_.Clear();
-      control.ledger.Clear();
+      control.ledger().Clear();
       return absl::OkStatus();
     case StepPlan::Kind::kIdle:
-      return rank() == 0 ? absl::OkStatus() : control.wire.SendBytes("", 0, stream_);
+      return rank() == 0 ? absl::OkStatus() : control.SendToLeader("");
     case StepPlan::Kind::kStop:
       return absl::OkStatus();
   }
@@ -280,9 +243,8 @@ absl::Status EngineRank::Abort(const absl::Status& why) {
 }
 
 absl::Status EngineRank::Follow() {
-  Control& control = *controls_[group_];
   while (true) {
-    const absl::StatusOr<std::string> bytes = control.wire.RecvBytes(0, control.stream);
+    const absl::StatusOr<std::string> bytes = controls_[group_]->RecvFromLeader();
     // Of several communicators the others would not hear of it.
     if (!bytes.ok()) return layout_.split() ? Abort(bytes.status()) : bytes.status();
     TW_ASSIGN_OR_RETURN(const StepPlan plan, StepPlan::Parse(*bytes));
@@ -296,23 +258,13 @@ absl::Status EngineRank::Follow() {
 }
 
 absl::StatusOr<StepResult> EngineRank::Lead(int group, const StepPlan& plan) {
-  Control& control = *controls_[group];
+  GroupControl& control = *controls_[group];
   StepResult result;
   absl::Status status;
-  if (control.ranks->size() > 1) {
-    const std::string bytes = plan.Serialize();
-    for (int peer = 1; peer < control.ranks->size() && status.ok(); ++peer) {
-      status = control.wire.SendBytes(bytes, peer, control.stream);
-    }
-  }
-  if (group == group_) {
-    if (status.ok()) status = Execute(plan, result);
-  } else if (plan.kind == StepPlan::Kind::kReset) {
-    control.ledger.Clear();
-  }
-  for (int peer = 1; plan.kind == StepPlan::Kind::kIdle && peer < control.ranks->size(); ++peer) {
-    if (status.ok()) status = control.wire.RecvBytes(peer, control.stream).status();
-  }
+  if (!control.alone()) status = control.SendToAll(plan.Serialize());
+  if (status.ok() && group == group_) status = Execute(plan, result);
+  if (group != group_ && plan.kind == StepPlan::Kind::kReset) control.ledger().Clear();
+  if (status.ok() && plan.kind == StepPlan::Kind::kIdle) status = control.AwaitAll();
   if (!status.ok()) {
     return Abort(Annotate(status, absl::StrCat("rank ", rank(), ", step ", plan.id)));
   }
@@ -320,25 +272,19 @@ absl::StatusOr<StepResult> EngineRank::Lead(int group, const StepPlan& plan) {
 }
 
 absl::StatusOr<StepResult> EngineRank::ReceiveResult(int group) {
-  Control& control = *controls_[group];
-  const absl::StatusOr<std::string> bytes =
-      control.wire.RecvBytes(ControlRankOf(group, SamplerOf(group)), control.stream);
+  const absl::StatusOr<std::string> bytes = controls_[group]->RecvFrom(SamplerOf(group));
   if (!bytes.ok()) return layout_.split() ? Abort(bytes.status()) : bytes.status();
   return StepResult::Parse(*bytes);
 }
 
 absl::StatusOr<std::vector<RankReport>> EngineRank::CollectReports() {
-  std::vector<RankReport> reports;
   for (int group = 0; group < layout_.num_groups(); ++group) {
     TW_RETURN_IF_ERROR(Lead(group, {.kind = StepPlan::Kind::kReport}).status());
   }
-  reports.push_back(Report());
+  std::vector<RankReport> reports = {Report()};
   for (int peer = 1; peer < world_->size(); ++peer) {
-    const int group = layout_.GroupOf(peer);
-    Control& control = *controls_[group];
-    TW_ASSIGN_OR_RETURN(
-        const std::string bytes,
-        control.wire.RecvBytes(ControlRankOf(group, layout_.RankInGroup(peer)), control.stream));
+    TW_ASSIGN_OR_RETURN(const std::string bytes,
+                        controls_[layout_.GroupOf(peer)]->RecvFrom(layout_.RankInGroup(peer)));
     TW_ASSIGN_OR_RETURN(const RankReport report, RankReport::Parse(bytes));
     reports.push_back(report);
   }

@@ -12,23 +12,15 @@
 #include "parallel/plan/mesh.h"
 #include "parallel/wire/wire.h"
 #include "runtime/engine/engine_options.h"
+#include "runtime/engine/group_control.h"
 #include "runtime/engine/kv_hand_off.h"
-#include "runtime/engine/memory_report.h"
 #include "runtime/engine/rank_layout.h"
+#include "runtime/engine/rank_report.h"
 #include "runtime/engine/stage_runner.h"
 #include "runtime/engine/step_plan.h"
 #include "runtime/scheduler/scheduler.h"
 
 namespace thinwire {
-
-// What a rank tells about itself at the end.
-struct RankReport {
-  Ledger ledger;
-  MemoryReport memory;
-
-  std::string Serialize() const;
-  static absl::StatusOr<RankReport> Parse(absl::string_view bytes);
-};
 
 // Every rank has one; on ranks other than 0 all that happens is Follow(). Not movable: parts point
 // at each other. Thread-compatible, but that different groups may be led by different threads.
@@ -47,7 +39,6 @@ class EngineRank {
                                                             Communicator* world, ThreadPool* pool,
                                                             const LoadProgress& progress = nullptr);
 
-  ~EngineRank();
   EngineRank(const EngineRank&) = delete;
   EngineRank& operator=(const EngineRank&) = delete;
 
@@ -83,9 +74,6 @@ class EngineRank {
   absl::Duration strategies_age() const { return strategies_age_; }
 
  private:
-  // What carries plans from the leader to one group of ranks, and results back.
-  struct Control;
-
   EngineRank(const EngineOptions& options, const RankLayout& layout, Communicator* world,
              ThreadPool* pool);
 
@@ -104,11 +92,6 @@ class EngineRank {
     return layout_.mesh(group).RankOf(layout_.mesh(group).pp_size - 1, 0);
   }
   Communicator& group_ranks() { return group_ranks_ == nullptr ? *world_ : *group_ranks_; }
-  // Rank of a group's rank in its Control. The leader's group has it at the same place; in front of
-  // others there is the leader.
-  int ControlRankOf(int group, int rank_in_group) const {
-    return rank_in_group + (group == 0 ? 0 : 1);
-  }
 
   const EngineOptions options_;
   const RankLayout layout_;
@@ -119,7 +102,7 @@ class EngineRank {
   std::vector<int64_t> num_pages_;             // by group
   std::unique_ptr<Communicator> group_ranks_;  // null: all ranks of the job
   std::unique_ptr<Communicator> tp_;
-  std::vector<std::unique_ptr<Control>> controls_;  // by group; null: not this rank's
+  std::vector<std::unique_ptr<GroupControl>> controls_;  // by group; null: not this rank's
   std::optional<Wire> wire_;
   absl::Duration strategies_age_;
   std::optional<Decoder> decoder_;

@@ -118,7 +118,7 @@ class SplitTest(FaultTest):
                 self.check(rank, signal.SIGKILL)
 
     def test_a_rank_that_hangs_ends_both_groups(self):
-        for rank in (1, 2, 3):
+        for rank in (1, 2):
             with self.subTest(rank=rank):
                 self.check(rank, signal.SIGSTOP)
 
