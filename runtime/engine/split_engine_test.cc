@@ -1,4 +1,6 @@
 // Jobs of a prefill and a decode group against jobs of one mesh.
+#include <chrono>
+#include <future>
 #include <string>
 #include <thread>
 #include <vector>
@@ -6,6 +8,8 @@
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "kernels/core/status_macros.h"
+#include "kernels/core/thread_pool.h"
+#include "parallel/comm/local_communicator.h"
 #include "tests/support/local_mesh.h"
 
 namespace thinwire {
@@ -119,7 +123,15 @@ TEST(SplitEngineTest, AnswersAreThoseOfOneMesh) {
 
 TEST(SplitEngineTest, LittleRoomInTheDecodeGroupChangesNoAnswer) {
   EngineOptions options = Options(kOpt);
-  const Answers expected = RunAll(options, RankLayout::OneMesh({}), Requests());
+  std::vector<Request> requests = Requests();
+  // Two of these, computed in no time and decoded for long, outgrow the pages together.
+  for (int i = 0; i < 8; ++i) {
+    Request request;
+    request.prompt_ids = {i, 5};
+    request.max_new_tokens = 90;
+    requests.push_back(std::move(request));
+  }
+  const Answers expected = RunAll(options, RankLayout::OneMesh({}), requests);
   options.max_step_tokens = 16;
   options.max_seqs = 4;
   options.page_size = 4;
@@ -127,7 +139,7 @@ TEST(SplitEngineTest, LittleRoomInTheDecodeGroupChangesNoAnswer) {
   options.kv_cache_bytes = 30 * 4 * 4 * 2 * 4 * 32 * 4;
   for (const RankLayout& layout : {Split(1, 1, 1), Split(2, 1, 1), Split(2, 2, 2)}) {
     SCOPED_TRACE(layout.Description());
-    const Answers answers = RunAll(options, layout, Requests());
+    const Answers answers = RunAll(options, layout, requests);
     ExpectSameTokens(expected, answers);
     if (layout.mesh(1).world_size() > 1) continue;  // whose ranks have twice the pages
     EXPECT_GT(answers.counters[1].num_preemptions, 0);
@@ -140,7 +152,7 @@ TEST(SplitEngineTest, CancelledRequestsLeaveRoomForOthers) {
   options.max_step_tokens = 16;
   options.max_seqs = 3;
   const Answers expected = RunAll(options, RankLayout::OneMesh({}), Requests());
-  for (int steps = 0; steps < 40; steps += 3) {
+  for (int steps = 0; steps < 40; steps += 7) {
     Answers answers;
     answers.completions.resize(1);
     const absl::Status status =
@@ -198,6 +210,38 @@ TEST(SplitEngineTest, AGroupWithNothingToDoOutlivesTheTimeoutOfAStep) {
         return absl::OkStatus();
       });
   EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST(SplitEngineTest, ARankThatHangsIsNoticedThoughItsGroupHasNothingToDo) {
+  EngineOptions options = Options(kOpt);
+  options.step_timeout = absl::Seconds(1);
+  auto world = CreateLocalCommunicators(2);
+  std::promise<void> done;
+  // Loads, and never follows.
+  std::thread hanging([&, until = done.get_future()] {
+    ThreadPool pool(1);
+    const auto rank = EngineRank::Create(options, Split(1, 1, 1), world[1].get(), &pool);
+    EXPECT_TRUE(rank.ok()) << rank.status();
+    until.wait();
+  });
+  ThreadPool pool(1);
+  absl::Status status;
+  {
+    const auto rank = EngineRank::Create(options, Split(1, 1, 1), world[0].get(), &pool);
+    ASSERT_TRUE(rank.ok()) << rank.status();
+    Engine engine(rank->get());
+    Request request;
+    request.prompt_ids = {5, 6, 7};
+    request.max_new_tokens = 1;  // the decode group's help is not needed
+    for (int i = 0; i < 200000 && status.ok(); ++i) {
+      ASSERT_TRUE(engine.Submit(request).ok());
+      while (status.ok() && engine.HasWork()) status = engine.Step();
+    }
+    done.set_value();
+    hanging.join();
+  }
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
+  EXPECT_NE(status.message().find("control: "), absl::string_view::npos) << status;
 }
 
 }  // namespace

@@ -89,6 +89,8 @@ class AnswersTest(SplitTestCase):
 
     def test_little_memory_few_slots_and_small_steps_change_no_answer(self):
         lines = [{**line, "id": f"{line['id']}.{i}"} for i in range(4) for line in prompts()]
+        # Two of these, computed in no time and decoded for long, need more than there is.
+        lines += [{"id": f"long{i}", "token_ids": [5, i], "max_tokens": 120} for i in range(8)]
         expected, _, _ = self.answers(OPT, "--ignore-eos", lines=lines)
         for split in ((1, 1, 1), (2, 2, 1), (2, 2, 2)):
             # Room for 160 tokens of 4 KiB; where two ranks share them, each holds half.
@@ -100,7 +102,7 @@ class AnswersTest(SplitTestCase):
             prefill, decode = report["groups"]
             self.assertGreater(decode["preemptions"], 0, split)
             self.assertGreater(decode["prompt_tokens"], 0, split)  # computed anew
-            self.assertEqual(report["kv_handoff"]["sequences"], 28)
+            self.assertEqual(report["kv_handoff"]["sequences"], 36)
             self.assertEqual(report["generated_tokens"], sum(len(l["token_ids"]) for l in found))
 
 
