@@ -102,6 +102,39 @@ void EngineFlags::AddTo(CLI::App& app) {
       ->capture_default_str();
 }
 
+void EngineFlags::AddGroupsTo(CLI::App& app) {
+  app.add_option("--prefill-ranks", prefill_ranks,
+                 "Ranks that compute prompts and their first tokens, in --pp stages; the rest is "
+                 "done by --decode-ranks others, which take over a prompt's KV pages. Instead of "
+                 "--tp, which is ranks / --pp in each group")
+      ->type_name("N")
+      ->check(CLI::Range(1, 65536));
+  app.add_option("--decode-ranks", decode_ranks,
+                 "Ranks that decode; --max-seqs, --kv-memory and the like hold for each group")
+      ->type_name("N")
+      ->check(CLI::Range(1, 65536));
+}
+
+absl::StatusOr<RankLayout> EngineFlags::Layout(int num_ranks) const {
+  if (prefill_ranks == 0 && decode_ranks == 0) {
+    TW_ASSIGN_OR_RETURN(const Mesh mesh, Mesh::Create(tp, pp, num_ranks));
+    return RankLayout::OneMesh(mesh);
+  }
+  if (prefill_ranks == 0 || decode_ranks == 0) {
+    const bool prefill = decode_ranks == 0;
+    return absl::InvalidArgumentError(absl::StrCat(
+        prefill ? "--prefill-ranks " : "--decode-ranks ", prefill ? prefill_ranks : decode_ranks,
+        " without ", prefill ? "--decode-ranks" : "--prefill-ranks",
+        ": a job has both groups of ranks, or neither"));
+  }
+  if (tp != 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--tp ", tp, " with --prefill-ranks ", prefill_ranks, " and --decode-ranks ",
+                     decode_ranks, ": in each group, --tp is its ranks / --pp; leave it away"));
+  }
+  return RankLayout::PrefillAndDecode(prefill_ranks, decode_ranks, pp, num_ranks);
+}
+
 absl::StatusOr<int64_t> ParseBytes(absl::string_view text) {
   absl::string_view digits = text;
   int shift = 0;
@@ -124,8 +157,8 @@ absl::StatusOr<int64_t> ParseBytes(absl::string_view text) {
 
 absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineFlags& flags,
                                                                    Job& job) {
-  const auto mesh = Mesh::Create(flags.tp, flags.pp, job.size());
-  if (!mesh.ok()) return UsageError(mesh.status());
+  const auto layout = flags.Layout(job.size());
+  if (!layout.ok()) return UsageError(layout.status());
   const auto wire = ParseWireOptions(flags.wire, flags.hop, flags.norm_codes);
   if (!wire.ok()) return UsageError(wire.status());
   if (flags.device == "cuda") {
@@ -153,17 +186,22 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
   Progress progress("loading", job.leader());
   TW_ASSIGN_OR_RETURN(
       session->rank_,
-      EngineRank::Create(options, *mesh, &job.world(), session->pool_.get(),
+      EngineRank::Create(options, *layout, &job.world(), session->pool_.get(),
                          [&](int64_t done, int64_t total) { progress.Update(done, total); }));
   progress.Finish();
   if (job.leader()) {
     session->engine_ = std::make_unique<Engine>(session->rank_.get());
     const ModelConfig& config = session->rank_->config();
+    std::string pages;
+    for (int group = 0; group < layout->num_groups(); ++group) {
+      absl::StrAppend(&pages, group == 0 ? "" : " and ",
+                      session->rank_->scheduler_limits(group).num_pages);
+    }
     LogInfo(absl::StrCat(
-        config.architecture, ", ", config.num_layers, " layers, hidden ", config.hidden, ", tp ",
-        flags.tp, " x pp ", flags.pp, ", ", session->pool_->num_threads(), " threads a rank, ",
-        session->rank_->Report().memory.weight_bytes / 1000000, " MB of weights on rank 0, ",
-        session->rank_->scheduler_limits().num_pages, " KV pages of ", flags.page_size, " tokens"));
+        config.architecture, ", ", config.num_layers, " layers, hidden ", config.hidden, ", ",
+        layout->Description(), ", ", session->pool_->num_threads(), " threads a rank, ",
+        session->rank_->Report().memory.weight_bytes / 1000000, " MB of weights on rank 0, ", pages,
+        " KV pages of ", flags.page_size, " tokens"));
     if (const StrategyTable* table = session->rank_->strategy_table()) {
       std::string picks;
       for (const StrategyTimes& times : table->times) {

@@ -10,6 +10,7 @@
 #include "parallel/plan/mesh.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/engine_rank.h"
+#include "runtime/engine/rank_layout.h"
 
 namespace CLI {
 class App;
@@ -21,6 +22,8 @@ struct EngineFlags {
   std::string model;
   int tp = 1;
   int pp = 1;
+  int prefill_ranks = 0;  // 0: all ranks do everything
+  int decode_ranks = 0;
   std::string dtype = "fp32";
   std::string wire = "native";
   std::string hop = "auto";
@@ -35,6 +38,12 @@ struct EngineFlags {
   int64_t step_timeout_s = 600;
 
   void AddTo(CLI::App& app);
+  // --prefill-ranks and --decode-ranks, for commands that both prefill and decode.
+  void AddGroupsTo(CLI::App& app);
+
+  // How these flags deal out the ranks of a job. InvalidArgument names flags that contradict each
+  // other or the number of ranks.
+  absl::StatusOr<RankLayout> Layout(int num_ranks) const;
 };
 
 // A loaded engine on all ranks. The leader has an Engine; the others only follow.

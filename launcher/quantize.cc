@@ -238,7 +238,7 @@ class QuantizeCommand : public Command {
     Progress loading("loading", true);
     TW_ASSIGN_OR_RETURN(
         const std::unique_ptr<EngineRank> rank,
-        EngineRank::Create(engine_options, Mesh{1, 1}, alone.front().get(), &pool,
+        EngineRank::Create(engine_options, RankLayout::OneMesh({}), alone.front().get(), &pool,
                            [&](int64_t done, int64_t total) { loading.Update(done, total); }));
     loading.Finish();
     Engine engine(rank.get());

@@ -35,6 +35,8 @@ constexpr char kExamples[] =
     "Examples:\n"
     "  thinwire run --model DIR --prompt \"The\" --max-tokens 32\n"
     "  mpirun -np 2 thinwire run --model DIR --tp 2 --prompts p.jsonl --json --report r.json\n"
+    "  mpirun -np 3 thinwire run --model DIR --prefill-ranks 2 --decode-ranks 1 --prompts "
+    "p.jsonl\n"
     "Lines of p.jsonl: {\"id\": \"a\", \"prompt\": \"...\"} or {\"id\": \"a\", \"token_ids\": "
     "[..]},\n"
     "optionally with max_tokens, temperature, top_p, top_k, seed, stop.\n"
@@ -47,6 +49,7 @@ class RunCommand : public Command {
   explicit RunCommand(CLI::App& app)
       : app_(app.add_subcommand("run", "Generate text for one prompt or a file of prompts")) {
     flags_.AddTo(*app_);
+    flags_.AddGroupsTo(*app_);
     auto* input = app_->add_option_group("input", "What to continue");
     input->add_option("--prompt", prompt_, "One prompt")->type_name("TEXT");
     input->add_option("--prompts", prompts_path_, "Prompts, one JSON object per line")
@@ -179,9 +182,9 @@ class RunCommand : public Command {
         summary_.num_prompts, counters.num_prompt_tokens, counters.num_generated_tokens,
         summary_.seconds, counters.num_generated_tokens / std::max(summary_.seconds, 1e-9)));
     LogInfo(DescribeWire(wire));
+    for (const std::string& line : DescribeGroups(engine, wire)) LogInfo(line);
     if (report_path_.empty()) return absl::OkStatus();
-    return WriteFileAtomically(report_path_,
-                               RunReportJson(summary_, engine.rank(), counters, reports));
+    return WriteFileAtomically(report_path_, RunReportJson(summary_, engine, reports));
   }
 
   CLI::App* app_;

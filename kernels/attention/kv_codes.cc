@@ -125,6 +125,12 @@ absl::StatusOr<KvCodes> KvCodes::Create(int64_t head_dim, std::vector<KvHeadCode
   return codes;
 }
 
+int64_t KvCodes::used_row_bytes(int64_t h) const {
+  int64_t bytes = 0;
+  for (const KvUnit& unit : units(h)) bytes += 2 * unit.bits;
+  return bytes;
+}
+
 void KvCodes::PackRow(int64_t h, absl::Span<const uint8_t> codes, uint8_t* row) const {
   TW_CHECK_EQ(static_cast<int64_t>(codes.size()), head_dim_);
   std::fill(row, row + row_bytes_, uint8_t{0});

@@ -74,6 +74,9 @@ class KvCodes {
   // Bytes of a row of any head; head_dim * bits / 8 where all units have equal bits.
   int64_t row_bytes() const { return row_bytes_; }
 
+  // Of those, what head h's codes take; the others are zero.
+  int64_t used_row_bytes(int64_t h) const;
+
   const KvHeadCodes& head(int64_t h) const { return heads_[static_cast<size_t>(h)]; }
 
   // The row layout of head h: its words, and its units [head_dim / 16].

@@ -17,7 +17,13 @@ std::string ModelName(const RunRecord& run) {
   return name.empty() ? run.model : name;
 }
 
-std::string MeshName(const RunRecord& run) { return absl::StrCat("tp ", run.tp, " × pp ", run.pp); }
+std::string MeshName(const RunRecord& run) {
+  return absl::StrCat("tp ", TpName(run), " × pp ", run.pp);
+}
+
+std::string TpName(const RunRecord& run) {
+  return run.decode_tp == 0 ? absl::StrCat(run.tp) : absl::StrCat(run.tp, " + ", run.decode_tp);
+}
 
 std::vector<std::string> RunLabels(absl::Span<const RunRecord> runs) {
   const std::function<std::string(const RunRecord&)> parts[] = {

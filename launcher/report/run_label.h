@@ -13,8 +13,9 @@ namespace thinwire {
 // The last part of a model's folder.
 std::string ModelName(const RunRecord& run);
 
-// "tp 2 × pp 1".
+// "tp 2 × pp 1"; of a job split in groups "tp 2 + 1 × pp 1".
 std::string MeshName(const RunRecord& run);
+std::string TpName(const RunRecord& run);  // "2", "2 + 1"
 
 // One for each run: its strategy, and what else it takes to tell it from the others.
 std::vector<std::string> RunLabels(absl::Span<const RunRecord> runs);

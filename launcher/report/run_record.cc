@@ -90,6 +90,19 @@ absl::Status ReadSites(const JsonFields& top, RunRecord& run) {
   return absl::OkStatus();
 }
 
+absl::Status ReadGroups(const JsonFields& fields, RunRecord& run) {
+  if (!fields.Has("groups")) return absl::OkStatus();
+  const json& groups = *fields.Get("groups");
+  if (!groups.is_array() || groups.size() != 2) {
+    return fields.Expected("groups", "a prefill and a decode group");
+  }
+  TW_ASSIGN_OR_RETURN(
+      const JsonFields decode,
+      JsonFields::Create(groups[1], absl::StrCat(fields.context(), ": \"groups\"[1]")));
+  TW_ASSIGN_OR_RETURN(run.decode_tp, decode.Int("tp", 1, kMaxRanks));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<RunRecord> ReadRun(const JsonFields& fields, const std::string& path) {
   RunRecord run;
   run.file = path;
@@ -100,6 +113,7 @@ absl::StatusOr<RunRecord> ReadRun(const JsonFields& fields, const std::string& p
   TW_ASSIGN_OR_RETURN(run.wire, fields.StringOr("wire_format", "native"));
   TW_ASSIGN_OR_RETURN(run.tp, fields.IntOr("tp", 1, 1, kMaxRanks));
   TW_ASSIGN_OR_RETURN(run.pp, fields.IntOr("pp", 1, 1, kMaxRanks));
+  TW_RETURN_IF_ERROR(ReadGroups(fields, run));
   if (fields.Has("num_layers")) {
     TW_ASSIGN_OR_RETURN(run.num_layers, fields.Int("num_layers", 1, kMaxCount));
   }

@@ -40,6 +40,7 @@ struct RunRecord {
   std::string wire;  // the strategy
   int64_t tp = 1;
   int64_t pp = 1;
+  int64_t decode_tp = 0;  // of a job split in groups: `tp` is the prefill group's; 0: not split
   std::optional<int64_t> num_layers;
   int64_t prompts = 0;
   int64_t failed_prompts = 0;
@@ -50,7 +51,7 @@ struct RunRecord {
   double step_us = 0.0;            // sum over steps, on rank 0
   std::vector<SiteTraffic> sites;  // in the order of a step, others after them by name
 
-  int64_t num_ranks() const { return tp * pp; }
+  int64_t num_ranks() const { return (tp + decode_tp) * pp; }
   int64_t num_tokens() const { return prompt_tokens + generated_tokens; }
   // The sum over sites; codec_us where any site has it.
   SiteTraffic Total() const;

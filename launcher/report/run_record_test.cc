@@ -85,6 +85,17 @@ TEST_F(RunRecordTest, ANewReportKnowsCodecsAndSteps) {
   EXPECT_EQ(run.Shares().codec, 0.1);
 }
 
+TEST_F(RunRecordTest, ASplitJobHasTheRanksOfBothGroups) {
+  const std::string start =
+      R"({"tp": 2, "pp": 2, "prompt_tokens": 3, "generated_tokens": 7, "seconds": 0.5,
+          "wire": {"sites": {}}, "groups": )";
+  const Recordings recordings = Read(start + R"([{"tp": 2}, {"tp": 1}]})").value();
+  EXPECT_EQ(recordings.runs[0].num_ranks(), 6);
+  EXPECT_EQ(MeshName(recordings.runs[0]), "tp 2 + 1 × pp 2");
+  ExpectError(start + "[]}", "groups");
+  ExpectError(start + R"([{"tp": 2}, {"tp": 0}]})", "tp");
+}
+
 TEST_F(RunRecordTest, SharesOfMoreTimeThanStepsTookAddUpToOne) {
   RunRecord run;
   run.step_us = 10;

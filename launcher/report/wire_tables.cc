@@ -138,7 +138,7 @@ std::string RunTable(absl::Span<const RunRecord> runs, absl::Span<const std::str
   Column tokens = {"tokens", "prompt + new", {}};
   for (size_t r = 0; r < runs.size(); ++r) {
     heads.push_back(RunHead(runs[r], r, labels[r]));
-    mesh.cells.push_back(absl::StrCat(runs[r].tp, " × ", runs[r].pp));
+    mesh.cells.push_back(absl::StrCat(TpName(runs[r]), " × ", runs[r].pp));
     tokens.cells.push_back(absl::StrCat(FormatCount(runs[r].prompt_tokens), " + ",
                                         FormatCount(runs[r].generated_tokens)));
   }

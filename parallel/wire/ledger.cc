@@ -26,6 +26,8 @@ absl::string_view SiteName(Site site) {
       return "final_norm";
     case Site::kLogits:
       return "logits";
+    case Site::kKvHandOff:
+      return "kv_handoff";
     case Site::kControl:
       return "control";
   }

@@ -18,11 +18,13 @@ enum class Site : int {
   kStageHop,      // the residual, from one pipeline stage to the next
   kFinalNorm,     // rows that the last norm takes, where ranks keep only their own tokens
   kLogits,        // vocabulary shards' logits, to the rank that samples
+  kKvHandOff,     // K and V of a sequence, from the ranks that computed them to those that decode
   kControl,       // step plans, sampled tokens, reports
 };
-inline constexpr int kNumSites = 7;
+inline constexpr int kNumSites = 8;
 
-// "embedding", "attention_out", "mlp_out", "stage_hop", "final_norm", "logits", "control".
+// "embedding", "attention_out", "mlp_out", "stage_hop", "final_norm", "logits", "kv_handoff",
+// "control".
 absl::string_view SiteName(Site site);
 
 // One rank's traffic at one site.

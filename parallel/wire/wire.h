@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
@@ -110,6 +111,21 @@ class Wire {
   // A byte string of any length: 8 bytes of length, then the bytes.
   absl::Status SendBytes(absl::string_view bytes, int peer, Stream& stream);
   absl::StatusOr<std::string> RecvBytes(int peer, Stream& stream);
+
+  // Bytes that lie in many places, such as KV pages, as they are: head, payload and check in one
+  // message over the world. `head` says what the payload is: it travels, counted as metadata, and a
+  // receiver that expects another one gets DataLoss. What is of another size is Internal.
+  struct Block {
+    Site site;
+    std::string head;
+    int64_t payload_bytes = 0;
+    int64_t logical_bytes = 0;  // the payload's elements in fp16
+  };
+  // `write` fills the payload, [payload_bytes] uint8; `read` takes it.
+  absl::Status SendBlock(const Block& block, absl::FunctionRef<void(TensorView payload)> write,
+                         int peer, Stream& stream);
+  absl::Status RecvBlock(const Block& block, absl::FunctionRef<void(ConstTensorView payload)> read,
+                         int peer, Stream& stream);
 
   Communicator& tp() { return *tp_; }
   Communicator& world() { return *world_; }

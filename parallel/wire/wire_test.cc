@@ -1,6 +1,7 @@
 #include "parallel/wire/wire.h"
 
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <random>
@@ -445,10 +446,49 @@ TEST(WireTest, WhatWasDamagedOnTheWayIsAnErrorAndNoSum) {
         }
         ASSERT_TRUE(wire.SendHop(Matrix(x, 64), 1 - rank, stream).ok());
         expect(wire.RecvHop(Matrix(x, 64), 1 - rank, stream), "stage_hop");
+        const Wire::Block block = {Site::kKvHandOff, "head", /*payload_bytes=*/9, 18};
+        const auto fill = [](TensorView payload) { std::memset(payload.mutable_raw(), 7, 9); };
+        ASSERT_TRUE(wire.SendBlock(block, fill, 1 - rank, stream).ok());
+        const auto never = [](ConstTensorView) { ADD_FAILURE() << "read what is damaged"; };
+        expect(wire.RecvBlock(block, never, 1 - rank, stream), "kv_handoff");
       });
     }
     for (std::thread& thread : threads) thread.join();
   }
+}
+
+TEST(WireTest, BlocksArriveAsTheyAreAndAreToldApart) {
+  const auto block = [](absl::string_view head) {
+    return Wire::Block{Site::kKvHandOff, std::string(head), /*payload_bytes=*/5,
+                       /*logical_bytes=*/20};
+  };
+  std::vector<Ledger> ledgers(2);
+  OnRanks(2, Options("native"), [&](int rank, Wire& wire, Ledger& ledger, Stream& stream) {
+    if (rank == 0) {
+      for (int i = 0; i < 2; ++i) {
+        const auto write = [&](TensorView payload) {
+          for (int j = 0; j < 5; ++j) payload.mutable_data<uint8_t>()[j] = static_cast<uint8_t>(j);
+        };
+        ASSERT_TRUE(wire.SendBlock(block("one"), write, 1, stream).ok());
+      }
+    } else {
+      const auto read = [](ConstTensorView payload) {
+        for (int j = 0; j < 5; ++j) EXPECT_EQ(payload.data<uint8_t>()[j], j);
+      };
+      ASSERT_TRUE(wire.RecvBlock(block("one"), read, 0, stream).ok());
+      const absl::Status status = wire.RecvBlock(block("two"), read, 0, stream);
+      EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+      EXPECT_THAT(std::string(status.message()),
+                  HasSubstr("kv_handoff: message of 10 bytes from rank 0"));
+    }
+    ledgers[rank] = ledger;
+  });
+  const LedgerEntry& sent = ledgers[0].at(Site::kKvHandOff);
+  EXPECT_EQ(sent.logical_bytes, 40);
+  EXPECT_EQ(sent.payload_bytes, 10);
+  EXPECT_EQ(sent.metadata_bytes, 2 * (3 + MessageKey::kCheckBytes));
+  EXPECT_EQ(sent.calls, 2);
+  EXPECT_EQ(ledgers[1].at(Site::kKvHandOff).payload_bytes, 0);
 }
 
 TEST(MessageTest, DamageAnotherSenderAndAnotherMeaningAreSeen) {

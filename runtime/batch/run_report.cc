@@ -34,7 +34,60 @@ Json MemoryJson(const MemoryReport& memory) {
           {"peak_resident_bytes", memory.peak_resident_bytes}};
 }
 
+// Sent bytes over those of fp16.
+double OfFp16(const LedgerEntry& entry) {
+  return static_cast<double>(entry.payload_bytes + entry.metadata_bytes) /
+         std::max<double>(entry.logical_bytes, 1.0);
+}
+
+Json GroupsJson(const Engine& engine) {
+  const RankLayout& layout = engine.rank().layout();
+  Json groups = Json::array();
+  for (int group = 0; group < layout.num_groups(); ++group) {
+    const EngineCounters counters = engine.counters(group);
+    groups.push_back({{"name", ToString(GroupName(group))},
+                      {"first_rank", layout.FirstRank(group)},
+                      {"ranks", layout.mesh(group).world_size()},
+                      {"tp", layout.mesh(group).tp_size},
+                      {"pp", layout.mesh(group).pp_size},
+                      {"steps", counters.num_steps},
+                      {"prompt_tokens", counters.num_prompt_tokens},
+                      {"generated_tokens", counters.num_generated_tokens},
+                      {"preemptions", counters.num_preemptions}});
+  }
+  return groups;
+}
+
+Json HandOffJson(const EngineCounters& counters, const LedgerEntry& entry) {
+  return {{"sequences", counters.num_hand_offs},
+          {"tokens", counters.num_handed_tokens},
+          {"of_fp16", OfFp16(entry)},
+          {"codec_us", entry.codec_ns / 1000},
+          {"transfer_us", entry.transfer_ns / 1000}};
+}
+
 }  // namespace
+
+std::vector<std::string> DescribeGroups(const Engine& engine, const Ledger& total) {
+  std::vector<std::string> lines;
+  const RankLayout& layout = engine.rank().layout();
+  if (!layout.split()) return lines;
+  for (int group = 0; group < layout.num_groups(); ++group) {
+    const EngineCounters counters = engine.counters(group);
+    lines.push_back(absl::StrFormat(
+        "%s: ranks %d to %d, %d steps, %d prompt and %d generated tokens, %d preemptions",
+        GroupName(group), layout.FirstRank(group), layout.FirstRank(group + 1) - 1,
+        counters.num_steps, counters.num_prompt_tokens, counters.num_generated_tokens,
+        counters.num_preemptions));
+  }
+  const EngineCounters counters = engine.counters();
+  const LedgerEntry& entry = total.at(Site::kKvHandOff);
+  lines.push_back(absl::StrFormat(
+      "kv_handoff: %d sequences of %d tokens, %.3f MB, %.3f of fp16, %.1f ms sending and waiting",
+      counters.num_hand_offs, counters.num_handed_tokens,
+      (entry.payload_bytes + entry.metadata_bytes) / 1e6, OfFp16(entry), entry.transfer_ns / 1e6));
+  return lines;
+}
 
 std::string DescribeWire(const Ledger& total) {
   const LedgerEntry sum = total.Total();
@@ -46,13 +99,13 @@ std::string DescribeWire(const Ledger& total) {
   LedgerEntry sums = total.at(Site::kAttentionOut);
   sums += total.at(Site::kMlpOut);
   if (sums.calls == 0) return text;
-  return absl::StrFormat("%s; layers' sums alone %.2f", text,
-                         static_cast<double>(sums.payload_bytes + sums.metadata_bytes) /
-                             std::max<double>(sums.logical_bytes, 1.0));
+  return absl::StrFormat("%s; layers' sums alone %.2f", text, OfFp16(sums));
 }
 
-std::string RunReportJson(const RunSummary& summary, const EngineRank& rank,
-                          const EngineCounters& counters, const std::vector<RankReport>& reports) {
+std::string RunReportJson(const RunSummary& summary, const Engine& engine,
+                          const std::vector<RankReport>& reports) {
+  const EngineRank& rank = engine.rank();
+  const EngineCounters counters = engine.counters();
   Ledger wire;
   MemoryReport memory;
   Json ranks = Json::array();
@@ -73,7 +126,7 @@ std::string RunReportJson(const RunSummary& summary, const EngineRank& rank,
   const double seconds = std::max(summary.seconds, 1e-9);
   Json memory_json = MemoryJson(memory);
   memory_json["ranks"] = std::move(ranks);
-  const Json report = {
+  Json report = {
       {"model", summary.model_dir},
       {"architecture", rank.config().architecture},
       {"tp", rank.mesh().tp_size},
@@ -95,6 +148,10 @@ std::string RunReportJson(const RunSummary& summary, const EngineRank& rank,
       {"wire", {{"total", EntryJson(wire.Total())}, {"sites", std::move(sites)}}},
       {"memory", std::move(memory_json)},
   };
+  if (rank.layout().split()) {
+    report["groups"] = GroupsJson(engine);
+    report["kv_handoff"] = HandOffJson(counters, wire.at(Site::kKvHandOff));
+  }
   return report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 

@@ -20,10 +20,15 @@ struct RunSummary {
 // One line of text for people: bytes that crossed ranks, against fp16.
 std::string DescribeWire(const Ledger& total);
 
+// Of a split job one line for each group, what it did, and one about what went from one to the
+// other; otherwise nothing.
+std::vector<std::string> DescribeGroups(const Engine& engine, const Ledger& total);
+
 // {"tokens_per_second", "ttft_ms", "wire": {"total": {...}, "sites": {...}}, "memory": {...}, ...}:
 // wire counts are sums over ranks, "memory" has totals and "ranks", a list by rank. ttft_ms is the
-// median. Indented, ends with a newline.
-std::string RunReportJson(const RunSummary& summary, const EngineRank& rank,
-                          const EngineCounters& counters, const std::vector<RankReport>& reports);
+// median. A split job has "groups", a list of what each is and did, "kv_handoff", and for "tp" and
+// "pp" those of its first group. Indented, ends with a newline.
+std::string RunReportJson(const RunSummary& summary, const Engine& engine,
+                          const std::vector<RankReport>& reports);
 
 }  // namespace thinwire

@@ -37,7 +37,8 @@ class TextBatch {
 
   absl::Status Run(const PromptSource& source) {
     // Enough waiting requests that the scheduler never runs dry.
-    const int64_t max_live = 2 * engine_.rank().options().max_seqs;
+    const int64_t max_live =
+        2 * engine_.rank().options().max_seqs * engine_.rank().layout().num_groups();
     bool exhausted = false;
     while (true) {
       while (!exhausted && callback_status_.ok() && engine_.num_live() < max_live) {

@@ -8,6 +8,16 @@
 
 namespace thinwire {
 
+KvCacheShape::RowBytes KvCacheShape::Row(int64_t layer) const {
+  if (!coded_rows.empty()) return coded_rows[layer];
+  const int64_t bytes = DTypeBytes(dtype, head_dim);
+  return {bytes, bytes};
+}
+
+KvCacheShape::RowBytes KvCacheShape::UsedRow(int64_t layer, int64_t kv_head) const {
+  return used_rows.empty() ? Row(layer) : used_rows[layer * num_kv_heads + kv_head];
+}
+
 int64_t KvCacheShape::PageBytes() const {
   if (coded_rows.empty()) {
     return 2 * num_layers * DTypeBytes(dtype, num_kv_heads * page_size * head_dim);

@@ -24,8 +24,15 @@ struct KvCacheShape {
     int64_t v = 0;
   };
   std::vector<RowBytes> coded_rows;
+  // Of these bytes, those that the codes of each head take, [num_layers * num_kv_heads] by layer;
+  // the others are zero. Empty: all.
+  std::vector<RowBytes> used_rows;
   // Whether codes of a sequence's first token have exact K and V beside them.
   bool exact_first_tokens = false;
+
+  // Bytes of a row of a layer, and those of them that a head's codes take.
+  RowBytes Row(int64_t layer) const;
+  RowBytes UsedRow(int64_t layer, int64_t kv_head) const;
 
   // Bytes of one page across all layers, K and V together.
   int64_t PageBytes() const;

@@ -16,6 +16,7 @@ using Clock = std::chrono::steady_clock;
 struct Engine::Live {
   Request request;
   std::vector<int32_t> tokens;  // prompt, then generated
+  int group = 0;                // that it runs on or moves to
   Clock::time_point submitted;
   Completion completion;
 };
@@ -40,8 +41,27 @@ absl::string_view FinishReasonName(FinishReason reason) {
   return "unknown";
 }
 
-Engine::Engine(EngineRank* rank) : rank_(rank), scheduler_(rank->scheduler_limits()) {
+EngineCounters& EngineCounters::operator+=(const EngineCounters& other) {
+  num_steps += other.num_steps;
+  num_prompt_tokens += other.num_prompt_tokens;
+  num_generated_tokens += other.num_generated_tokens;
+  num_preemptions += other.num_preemptions;
+  num_hand_offs += other.num_hand_offs;
+  num_handed_tokens += other.num_handed_tokens;
+  return *this;
+}
+
+Engine::Engine(EngineRank* rank) : rank_(rank) {
   TW_CHECK_EQ(rank->rank(), 0);
+  for (int group = 0; group < rank->layout().num_groups(); ++group) {
+    lanes_.push_back(std::make_unique<Lane>(rank->scheduler_limits(group)));
+  }
+  if (rank->layout().split()) {
+    hand_offs_ = std::make_unique<HandOffQueue>(&lanes_[0]->scheduler, &lanes_[1]->scheduler);
+    dispatcher_ = MakeThreadDispatcher(rank);
+  } else {
+    dispatcher_ = MakeDirectDispatcher(rank);
+  }
 }
 
 Engine::~Engine() = default;
@@ -72,8 +92,14 @@ absl::StatusOr<int64_t> Engine::Submit(Request request) {
     return absl::InvalidArgumentError("max_tokens is 0; expected at least 1");
   }
   request.max_new_tokens = std::min(request.max_new_tokens, room);
+  int64_t tokens_of_first_group = request.max_new_tokens;
+  if (hand_offs_ != nullptr && request.max_new_tokens > 1) {
+    TW_RETURN_IF_ERROR(Annotate(lanes_[1]->scheduler.CheckFits(prompt_size, request.max_new_tokens),
+                                "decode group"));
+    tokens_of_first_group = 1;
+  }
   const int64_t id = next_id_++;
-  TW_RETURN_IF_ERROR(scheduler_.Add(id, prompt_size, request.max_new_tokens));
+  TW_RETURN_IF_ERROR(lanes_[0]->scheduler.Add(id, prompt_size, tokens_of_first_group));
   auto live = std::make_unique<Live>();
   live->tokens = request.prompt_ids;
   live->request = std::move(request);
@@ -83,7 +109,20 @@ absl::StatusOr<int64_t> Engine::Submit(Request request) {
 }
 
 void Engine::Cancel(int64_t id) {
-  if (live_.erase(id) > 0) scheduler_.Finish(id);
+  const auto it = live_.find(id);
+  if (it == live_.end()) return;
+  const int group = it->second->group;
+  live_.erase(it);
+  if (hand_offs_ == nullptr || !hand_offs_->Cancel(id)) lanes_[group]->scheduler.Finish(id);
+}
+
+bool Engine::idle() const {
+  return std::all_of(lanes_.begin(), lanes_.end(),
+                     [](const auto& lane) { return lane->in_flight.empty(); });
+}
+
+bool Engine::HasWork() const {
+  return !live_.empty() || !idle() || (hand_offs_ != nullptr && !hand_offs_->empty());
 }
 
 StepPlan Engine::ToStepPlan(const ScheduledStep& step) const {
@@ -112,40 +151,66 @@ StepPlan Engine::ToStepPlan(const ScheduledStep& step) const {
   return plan;
 }
 
-absl::Status Engine::Step() {
-  const bool samples_here = rank_->mesh().pp_size == 1;
-  while (true) {
-    std::optional<ScheduledStep> step = scheduler_.Plan();
-    if (!step.has_value()) break;
-    TW_ASSIGN_OR_RETURN(StepResult result, rank_->Lead(ToStepPlan(*step)));
-    if (samples_here) own_results_.push_back(std::move(result));
-    in_flight_.push_back(*std::move(step));
-    ++counters_.num_steps;
+absl::Status Engine::PostMoves(int group, StepPlan::Kind kind, absl::Span<const MovingSeq> seqs) {
+  if (seqs.empty()) return absl::OkStatus();
+  StepPlan plan;
+  plan.kind = kind;
+  plan.id = lanes_[group]->scheduler.num_planned_steps();  // the one that follows
+  for (const MovingSeq& seq : seqs) {
+    if (kind == StepPlan::Kind::kSend) {
+      plan.moved.push_back({seq.id, seq.from_slot, seq.num_tokens, {}});
+    } else {
+      plan.moved.push_back({seq.id, seq.to.slot, seq.num_tokens, seq.to.pages});
+    }
   }
-  if (in_flight_.empty()) {
-    TW_CHECK(!HasWork());  // the scheduler promises progress
+  return dispatcher_->Post(group, std::move(plan));
+}
+
+absl::Status Engine::MoveSequences() {
+  if (hand_offs_ == nullptr) return absl::OkStatus();
+  const std::vector<MovingSeq> departing = hand_offs_->Depart();
+  for (const MovingSeq& seq : departing) {
+    live_.at(seq.id)->group = 1;
+    ++lanes_[0]->counters.num_hand_offs;
+    lanes_[0]->counters.num_handed_tokens += seq.num_tokens;
+  }
+  TW_RETURN_IF_ERROR(PostMoves(0, StepPlan::Kind::kSend, departing));
+  return PostMoves(1, StepPlan::Kind::kReceive, hand_offs_->Arrive());
+}
+
+absl::Status Engine::Step() {
+  TW_RETURN_IF_ERROR(MoveSequences());
+  for (size_t group = 0; group < lanes_.size(); ++group) {
+    Lane& lane = *lanes_[group];
+    while (std::optional<ScheduledStep> step = lane.scheduler.Plan()) {
+      TW_RETURN_IF_ERROR(dispatcher_->Post(static_cast<int>(group), ToStepPlan(*step)));
+      lane.in_flight.push_back(*std::move(step));
+      ++lane.counters.num_steps;
+    }
+  }
+  if (idle()) {
+    TW_CHECK(!HasWork());  // the schedulers promise progress
     return absl::OkStatus();
   }
-  StepResult result;
-  if (samples_here) {
-    result = std::move(own_results_.front());
-    own_results_.pop_front();
-  } else {
-    TW_ASSIGN_OR_RETURN(result, rank_->ReceiveResult());
+  TW_ASSIGN_OR_RETURN(GroupResult next, dispatcher_->Next());
+  Lane& lane = *lanes_[next.group];
+  StepResult& result = next.result;
+  if (lane.in_flight.empty()) {
+    return absl::InternalError(absl::StrCat("result of step ", result.id, "; expected none"));
   }
-  const ScheduledStep step = std::move(in_flight_.front());
-  in_flight_.pop_front();
+  const ScheduledStep step = std::move(lane.in_flight.front());
+  lane.in_flight.pop_front();
   if (result.id != step.id || result.seqs.size() != step.seqs.size()) {
     return absl::InternalError(absl::StrCat("result of step ", result.id, " with ",
                                             result.seqs.size(), " sequences; expected step ",
                                             step.id, " with ", step.seqs.size()));
   }
-  scheduler_.Commit();
-  Apply(step, result);
+  lane.scheduler.Commit();
+  Apply(next.group, step, result);
   return absl::OkStatus();
 }
 
-void Engine::Apply(const ScheduledStep& step, StepResult& result) {
+void Engine::Apply(int group, const ScheduledStep& step, StepResult& result) {
   for (size_t s = 0; s < step.seqs.size(); ++s) {
     const ScheduledSeq& part = step.seqs[s];
     const auto it = live_.find(part.id);
@@ -161,7 +226,7 @@ void Engine::Apply(const ScheduledStep& step, StepResult& result) {
       std::copy_n(seq.log_probs.begin(), std::max<int64_t>(count, 0), scores.begin() + part.start);
     }
     if (!seq.logits.empty()) live.completion.first_logits = std::move(seq.logits);
-    counters_.num_prompt_tokens +=
+    lanes_[group]->counters.num_prompt_tokens +=
         std::max<int64_t>(0, std::min(part.start + part.num_tokens, prompt_size) - part.start);
     if (!part.samples) continue;
     if (live.completion.ttft_ms == 0.0) live.completion.ttft_ms = MillisecondsSince(live.submitted);
@@ -169,6 +234,11 @@ void Engine::Apply(const ScheduledStep& step, StepResult& result) {
       Finish(part.id, FinishReason::kScored);
     } else {
       TakeToken(live, seq.token_id, part.id);
+      // `live` is gone where that was its last.
+      const auto left = live_.find(part.id);
+      if (hand_offs_ != nullptr && group == 0 && left != live_.end()) {
+        hand_offs_->Add(part.id, static_cast<int64_t>(left->second->tokens.size()));
+      }
     }
   }
 }
@@ -176,7 +246,7 @@ void Engine::Apply(const ScheduledStep& step, StepResult& result) {
 void Engine::TakeToken(Live& live, int32_t token_id, int64_t id) {
   live.tokens.push_back(token_id);
   live.completion.token_ids.push_back(token_id);
-  ++counters_.num_generated_tokens;
+  ++lanes_[live.group]->counters.num_generated_tokens;
   const std::vector<int32_t>& stops = live.request.stop_token_ids;
   const bool wants_more = live.request.on_token == nullptr || live.request.on_token(token_id);
   if (!wants_more || std::find(stops.begin(), stops.end(), token_id) != stops.end()) {
@@ -188,31 +258,45 @@ void Engine::TakeToken(Live& live, int32_t token_id, int64_t id) {
 }
 
 void Engine::Finish(int64_t id, FinishReason reason) {
-  scheduler_.Finish(id);
   const std::unique_ptr<Live> live = std::move(live_.at(id));
+  lanes_[live->group]->scheduler.Finish(id);
   live_.erase(id);
   live->completion.finish_reason = reason;
   live->completion.total_ms = MillisecondsSince(live->submitted);
   if (live->request.on_done != nullptr) live->request.on_done(std::move(live->completion));
 }
 
-absl::Status Engine::ResetLedgers() {
+absl::StatusOr<std::vector<RankReport>> Engine::CollectReports() {
   TW_CHECK(!HasWork());
-  StepPlan plan;
-  plan.kind = StepPlan::Kind::kReset;
-  return rank_->Lead(plan).status();
+  TW_RETURN_IF_ERROR(dispatcher_->Settle());
+  return rank_->CollectReports();
 }
 
-absl::Status Engine::Stop() {
-  StepPlan plan;
-  plan.kind = StepPlan::Kind::kStop;
-  return rank_->Lead(plan).status();
+absl::Status Engine::LeadAll(StepPlan::Kind kind) {
+  TW_RETURN_IF_ERROR(dispatcher_->Settle());
+  for (size_t group = 0; group < lanes_.size(); ++group) {
+    TW_RETURN_IF_ERROR(rank_->Lead(static_cast<int>(group), {.kind = kind}).status());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::ResetLedgers() {
+  TW_CHECK(!HasWork());
+  return LeadAll(StepPlan::Kind::kReset);
+}
+
+absl::Status Engine::Stop() { return LeadAll(StepPlan::Kind::kStop); }
+
+EngineCounters Engine::counters(int group) const {
+  EngineCounters counters = lanes_[group]->counters;
+  counters.num_preemptions = lanes_[group]->scheduler.num_preemptions();
+  return counters;
 }
 
 EngineCounters Engine::counters() const {
-  EngineCounters counters = counters_;
-  counters.num_preemptions = scheduler_.num_preemptions();
-  return counters;
+  EngineCounters sum;
+  for (size_t group = 0; group < lanes_.size(); ++group) sum += counters(static_cast<int>(group));
+  return sum;
 }
 
 }  // namespace thinwire

@@ -1,4 +1,4 @@
-// The leader's engine: requests in, token ids out, on all ranks of the mesh.
+// The leader's engine: requests in, token ids out, on all ranks of the job.
 #pragma once
 
 #include <chrono>
@@ -12,9 +12,12 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "kernels/sampling/sampling.h"
+#include "runtime/engine/dispatcher.h"
 #include "runtime/engine/engine_rank.h"
 #include "runtime/engine/step_plan.h"
+#include "runtime/scheduler/hand_off_queue.h"
 #include "runtime/scheduler/scheduler.h"
 
 namespace thinwire {
@@ -59,9 +62,18 @@ struct EngineCounters {
   int64_t num_prompt_tokens = 0;  // computed, recomputation after preemption included
   int64_t num_generated_tokens = 0;
   int64_t num_preemptions = 0;
+  int64_t num_hand_offs = 0;      // sequences that moved to another group
+  int64_t num_handed_tokens = 0;  // of which K and V moved
+
+  EngineCounters& operator+=(const EngineCounters& other);
 };
 
-// Lives on rank 0. Thread-compatible: requests are submitted and steps are made by one thread.
+// Lives on rank 0. Thread-compatible: requests are submitted and steps are made by one thread,
+// which also calls what requests want to be told.
+//
+// In a split job the prefill group computes a prompt and samples its first token; then the sequence
+// moves to the decode group, as soon as that has room, and stays there: preempted, it is computed
+// anew there.
 class Engine {
  public:
   // `rank` is rank 0's and outlives the engine.
@@ -70,47 +82,61 @@ class Engine {
 
   // Queues a request and returns its id. InvalidArgument: an empty prompt, a token id outside the
   // vocabulary, a prompt that leaves no room in the context, sampling parameters out of range.
-  // ResourceExhausted: more KV pages than there are. max_new_tokens beyond the context are cut to
-  // what fits.
+  // ResourceExhausted: more KV pages than there are in a group that needs them. max_new_tokens
+  // beyond the context are cut to what fits.
   absl::StatusOr<int64_t> Submit(Request request);
 
   // Drops a request; on_done is not called.
   void Cancel(int64_t id);
 
-  // Plans and runs as many steps as fit into the pipeline and completes the oldest. An error is
-  // final: the engine is broken on all ranks.
+  // Plans and runs as many steps as fit into the pipelines and completes one. An error is final:
+  // the engine is broken on all ranks.
   absl::Status Step();
 
   // Requests, or steps in flight of requests that were cancelled.
-  bool HasWork() const { return !live_.empty() || !in_flight_.empty(); }
+  bool HasWork() const;
   int64_t num_live() const { return static_cast<int64_t>(live_.size()); }
 
   // No work may be left for the following. Reports of all ranks, by rank.
-  absl::StatusOr<std::vector<RankReport>> CollectReports() { return rank_->CollectReports(); }
+  absl::StatusOr<std::vector<RankReport>> CollectReports();
   // Forgets the traffic so far, on all ranks.
   absl::Status ResetLedgers();
   // Lets the other ranks return from Follow.
   absl::Status Stop();
 
-  EngineCounters counters() const;
+  EngineCounters counters() const;  // of all groups
+  EngineCounters counters(int group) const;
   const EngineRank& rank() const { return *rank_; }
 
  private:
   struct Live;
+  // A group of ranks as the leader sees it.
+  struct Lane {
+    explicit Lane(const SchedulerLimits& limits) : scheduler(limits) {}
 
+    Scheduler scheduler;
+    std::deque<ScheduledStep> in_flight;
+    EngineCounters counters;
+  };
+
+  // Lets sequences go to the decode group.
+  absl::Status MoveSequences();
+  absl::Status PostMoves(int group, StepPlan::Kind kind, absl::Span<const MovingSeq> seqs);
   StepPlan ToStepPlan(const ScheduledStep& step) const;
-  void Apply(const ScheduledStep& step, StepResult& result);
+  void Apply(int group, const ScheduledStep& step, StepResult& result);
   // Takes one sampled token and finishes the request when it was the last.
   void TakeToken(Live& live, int32_t token_id, int64_t id);
   void Finish(int64_t id, FinishReason reason);
+  bool idle() const;  // no step is in flight
+  // Leads all groups in a plan without a result.
+  absl::Status LeadAll(StepPlan::Kind kind);
 
   EngineRank* rank_;
-  Scheduler scheduler_;
+  std::vector<std::unique_ptr<Lane>> lanes_;  // by group
+  std::unique_ptr<HandOffQueue> hand_offs_;   // null: one group
   absl::flat_hash_map<int64_t, std::unique_ptr<Live>> live_;
-  std::deque<ScheduledStep> in_flight_;
-  std::deque<StepResult> own_results_;  // of steps in flight, where this rank samples
   int64_t next_id_ = 0;
-  EngineCounters counters_;
+  std::unique_ptr<Dispatcher> dispatcher_;
 };
 
 }  // namespace thinwire

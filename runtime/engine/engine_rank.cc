@@ -1,6 +1,7 @@
 #include "runtime/engine/engine_rank.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -12,7 +13,6 @@
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/folder_digest.h"
 #include "runtime/checkpoint/model_config.h"
-#include "runtime/engine/byte_stream.h"
 #include "runtime/model/decoder_weights.h"
 
 namespace thinwire {
@@ -20,63 +20,55 @@ namespace {
 
 constexpr absl::Duration kMeasuringBudget = absl::Seconds(2);
 
+DecoderShape ShapeOf(const ModelConfig& config) {
+  return {.num_layers = config.num_layers,
+          .num_heads = config.num_heads,
+          .num_kv_heads = config.num_kv_heads,
+          .ffn = config.ffn,
+          .vocab = config.vocab};
+}
+
 }  // namespace
 
-std::string RankReport::Serialize() const {
-  ByteWriter writer;
-  writer.PutString(ledger.Serialize());
-  writer.Put(memory);
-  return writer.Take();
-}
-
-absl::StatusOr<RankReport> RankReport::Parse(absl::string_view bytes) {
-  ByteReader reader(bytes);
-  RankReport report;
-  const std::string ledger = reader.GetString();
-  report.memory = reader.Get<MemoryReport>();
-  TW_RETURN_IF_ERROR(reader.status());
-  TW_ASSIGN_OR_RETURN(report.ledger, Ledger::Parse(ledger));
-  return report;
-}
-
-EngineRank::EngineRank(const EngineOptions& options, const Mesh& mesh, Communicator* world,
+EngineRank::EngineRank(const EngineOptions& options, const RankLayout& layout, Communicator* world,
                        ThreadPool* pool)
-    : options_(options), mesh_(mesh), world_(world), stream_(Stream::Cpu(pool)) {}
+    : options_(options),
+      layout_(layout),
+      group_(layout.GroupOf(world->rank())),
+      world_(world),
+      stream_(Stream::Cpu(pool)) {}
 
 absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptions& options,
-                                                               const Mesh& mesh,
+                                                               const RankLayout& layout,
                                                                Communicator* world,
                                                                ThreadPool* pool,
                                                                const LoadProgress& progress) {
-  TW_CHECK_EQ(mesh.world_size(), world->size());
-  std::unique_ptr<EngineRank> rank(new EngineRank(options, mesh, world, pool));
+  TW_CHECK_EQ(layout.world_size(), world->size());
+  std::unique_ptr<EngineRank> rank(new EngineRank(options, layout, world, pool));
   world->set_timeout(options.load_timeout);
   TW_RETURN_IF_ERROR(rank->AgreeOnTheJob());
   TW_RETURN_IF_ERROR(AgreeOnStatus(rank->Load(progress), *world, rank->stream_));
-  TW_ASSIGN_OR_RETURN(rank->tp_,
-                      world->Split(mesh.pp_rank(world->rank()), mesh.tp_rank(world->rank())));
+  TW_RETURN_IF_ERROR(rank->SplitWorld());
   TW_RETURN_IF_ERROR(AgreeOnStatus(rank->AllocateCache(), *world, rank->stream_));
-  rank->wire_.emplace(rank->tp_.get(), world, options.wire, &rank->ledger_);
-  if (options.wire.automatic && rank->tp_->size() > 1) {
-    TW_ASSIGN_OR_RETURN(CachedStrategies strategies,
-                        LoadOrMeasureStrategies(options.strategy_cache, *rank->tp_, options.wire,
-                                                rank->config().hidden, options.max_step_tokens,
-                                                options.dtype, kMeasuringBudget, rank->stream_));
-    rank->strategies_age_ = strategies.age;
-    rank->wire_->UseTable(std::move(strategies.table));
-  }
+  TW_RETURN_IF_ERROR(rank->ConnectWires());
   rank->runner_.emplace(&*rank->decoder_, &*rank->cache_, &*rank->wire_, &rank->stream_,
                         options.max_seqs);
   world->set_timeout(options.step_timeout);
+  rank->group_ranks().set_timeout(options.step_timeout);
   rank->tp_->set_timeout(options.step_timeout);
+  for (const std::unique_ptr<GroupControl>& control : rank->controls_) {
+    if (control != nullptr) control->set_timeout(options.step_timeout);
+  }
   return rank;
 }
 
 absl::Status EngineRank::AgreeOnTheJob() {
   std::vector<NamedValue> values = {
       {"the version of the wire", absl::StrCat(kWireVersion)},
-      {"--tp", absl::StrCat(mesh_.tp_size)},
-      {"--pp", absl::StrCat(mesh_.pp_size)},
+      {"--prefill-ranks", absl::StrCat(layout_.split() ? layout_.mesh(0).world_size() : 0)},
+      {"--decode-ranks", absl::StrCat(layout_.split() ? layout_.mesh(1).world_size() : 0)},
+      {"--tp", absl::StrCat(layout_.mesh(0).tp_size)},
+      {"--pp", absl::StrCat(layout_.mesh(0).pp_size)},
       {"--dtype", std::string(DTypeName(options_.dtype))},
       {"--wire", WireName(options_.wire)},
       {"--hop", RowCodecName(options_.wire.hop)},
@@ -93,21 +85,43 @@ absl::Status EngineRank::AgreeOnTheJob() {
   return AgreeOnValues(values, *world_, stream_);
 }
 
+absl::Status EngineRank::SplitWorld() {
+  const int place = layout_.RankInGroup(rank());
+  if (layout_.split()) {
+    TW_ASSIGN_OR_RETURN(group_ranks_, world_->Split(group_, place));
+  }
+  TW_ASSIGN_OR_RETURN(tp_, group_ranks().Split(mesh().pp_rank(place), mesh().tp_rank(place)));
+  // The leader comes first in each of its groups, the first of which it is in itself.
+  controls_.resize(layout_.num_groups());
+  if (group_ == 0) {
+    controls_[0] = std::make_unique<GroupControl>(&group_ranks(), true, &stream_.pool());
+  }
+  for (int group = 1; group < layout_.num_groups(); ++group) {
+    const bool takes_part = rank() == 0 || group == group_;
+    TW_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> ranks,
+                        world_->Split(takes_part ? 0 : -1, rank()));
+    if (!takes_part) continue;
+    controls_[group] = std::make_unique<GroupControl>(std::move(ranks), false, &stream_.pool());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status EngineRank::Load(const LoadProgress& progress) {
   TW_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options_.model_dir));
-  const DecoderShape shape = {.num_layers = config.num_layers,
-                              .num_heads = config.num_heads,
-                              .num_kv_heads = config.num_kv_heads,
-                              .ffn = config.ffn,
-                              .vocab = config.vocab};
   const ResidualCut cut = options_.wire.strategy.kind == WireStrategy::Kind::kExact
                               ? ResidualCut::kByOutputs
                               : ResidualCut::kByInputs;
-  TW_ASSIGN_OR_RETURN(const ShardPlan plan, ShardPlan::Create(shape, mesh_, world_->rank(), cut));
+  auto plan = ShardPlan::Create(ShapeOf(config), mesh(), layout_.RankInGroup(rank()), cut);
+  if (!plan.ok()) {
+    return layout_.split()
+               ? Annotate(plan.status(), absl::StrCat("the ", GroupName(group_), " group of ",
+                                                      mesh().world_size(), " ranks"))
+               : plan.status();
+  }
   TW_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(options_.model_dir));
   TW_ASSIGN_OR_RETURN(DecoderWeights weights,
-                      LoadDecoderWeights(checkpoint, config, plan, progress));
-  TW_ASSIGN_OR_RETURN(decoder_, Decoder::Create(config, plan, std::move(weights), options_.dtype,
+                      LoadDecoderWeights(checkpoint, config, *plan, progress));
+  TW_ASSIGN_OR_RETURN(decoder_, Decoder::Create(config, *plan, std::move(weights), options_.dtype,
                                                 options_.max_step_tokens, stream_.device()));
   return absl::OkStatus();
 }
@@ -127,11 +141,13 @@ absl::Status EngineRank::AllocateCache() {
     num_pages =
         std::max(std::min(options_.max_seqs * pages_per_seq, share / page_bytes), pages_per_seq);
   }
-  // The rank with the least room decides: max(-n) is -min(n).
-  int64_t negative = -num_pages;
-  TW_RETURN_IF_ERROR(
-      world_->AllReduce(TensorView(&negative, DType::kI64, {1}), ReduceOp::kMax, stream_));
-  num_pages = -negative;
+  // The rank of a group with the least room decides: max(-n) is -min(n).
+  std::vector<int64_t> negative(layout_.num_groups(), std::numeric_limits<int64_t>::min());
+  negative[group_] = -num_pages;
+  TW_RETURN_IF_ERROR(world_->AllReduce(
+      TensorView(negative.data(), DType::kI64, {layout_.num_groups()}), ReduceOp::kMax, stream_));
+  for (const int64_t pages : negative) num_pages_.push_back(-pages);
+  num_pages = num_pages_[group_];
   if (num_pages < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("a KV cache of ", options_.kv_cache_bytes,
@@ -143,18 +159,39 @@ absl::Status EngineRank::AllocateCache() {
   return absl::OkStatus();
 }
 
-SchedulerLimits EngineRank::scheduler_limits() const {
+absl::Status EngineRank::ConnectWires() {
+  wire_.emplace(tp_.get(), &group_ranks(), options_.wire, &ledger_);
+  if (options_.wire.automatic && tp_->size() > 1) {
+    TW_ASSIGN_OR_RETURN(CachedStrategies strategies,
+                        LoadOrMeasureStrategies(options_.strategy_cache, *tp_, options_.wire,
+                                                config().hidden, options_.max_step_tokens,
+                                                options_.dtype, kMeasuringBudget, stream_));
+    strategies_age_ = strategies.age;
+    wire_->UseTable(std::move(strategies.table));
+  }
+  if (layout_.split()) {
+    TW_ASSIGN_OR_RETURN(const std::vector<KvTransfer> transfers,
+                        PlanKvTransfers(ShapeOf(config()), layout_));
+    hand_off_.emplace(transfers, decoder_->plan(), &*cache_, world_, &ledger_, &stream_);
+  }
+  return absl::OkStatus();
+}
+
+SchedulerLimits EngineRank::scheduler_limits(int group) const {
   return {.page_size = options_.page_size,
-          .num_pages = cache_->num_pages(),
+          .num_pages = num_pages_[group],
           .max_step_tokens = options_.max_step_tokens,
           .max_seqs = options_.max_seqs,
           .max_context = config().max_positions,
-          .max_steps_in_flight = mesh_.pp_size};
+          .max_steps_in_flight = layout_.mesh(group).pp_size};
 }
 
 RankReport EngineRank::Report() const {
   RankReport report;
   report.ledger = ledger_;
+  for (const std::unique_ptr<GroupControl>& control : controls_) {
+    if (control != nullptr) report.ledger += control->ledger();
+  }
   report.memory = {.weight_bytes = decoder_->weight_bytes(),
                    .kv_cache_bytes = cache_->size_bytes(),
                    .activation_bytes = decoder_->activation_bytes(),
@@ -163,19 +200,36 @@ RankReport EngineRank::Report() const {
 }
 
 absl::Status EngineRank::Execute(const StepPlan& plan, StepResult& result) {
+  GroupControl& control = *controls_[group_];
   switch (plan.kind) {
     case StepPlan::Kind::kRun: {
       TW_ASSIGN_OR_RETURN(result, runner_->Run(plan));
-      if (rank() != 0 && rank() == sampling_rank()) {
-        return wire_->SendBytes(result.Serialize(), 0, stream_);
+      if (rank() != 0 && samples_here(group_)) {
+        return control.SendToLeader(result.Serialize());
       }
       return absl::OkStatus();
     }
+    case StepPlan::Kind::kSend:
+      for (const MovedSeq& seq : plan.moved) {
+        TW_ASSIGN_OR_RETURN(const KvPlace place, runner_->PlaceOf(seq.slot, seq.num_tokens));
+        TW_RETURN_IF_ERROR(hand_off_->Send(seq.id, place));
+      }
+      return absl::OkStatus();
+    case StepPlan::Kind::kReceive:
+      for (const MovedSeq& seq : plan.moved) {
+        TW_RETURN_IF_ERROR(runner_->Bind(seq.slot, seq.pages));
+        TW_ASSIGN_OR_RETURN(const KvPlace place, runner_->PlaceOf(seq.slot, seq.num_tokens));
+        TW_RETURN_IF_ERROR(hand_off_->Receive(seq.id, place));
+      }
+      return absl::OkStatus();
     case StepPlan::Kind::kReport:
-      return rank() == 0 ? absl::OkStatus() : wire_->SendBytes(Report().Serialize(), 0, stream_);
+      return rank() == 0 ? absl::OkStatus() : control.SendToLeader(Report().Serialize());
     case StepPlan::Kind::kReset:
       ledger_.Clear();
+      control.ledger().Clear();
       return absl::OkStatus();
+    case StepPlan::Kind::kIdle:
+      return rank() == 0 ? absl::OkStatus() : control.SendToLeader("");
     case StepPlan::Kind::kStop:
       return absl::OkStatus();
   }
@@ -183,51 +237,54 @@ absl::Status EngineRank::Execute(const StepPlan& plan, StepResult& result) {
       absl::StrCat("step plan of unknown kind ", static_cast<int>(plan.kind)));
 }
 
+absl::Status EngineRank::Abort(const absl::Status& why) {
+  world_->Abort(why);
+  return why;
+}
+
 absl::Status EngineRank::Follow() {
   while (true) {
-    TW_ASSIGN_OR_RETURN(const std::string bytes, wire_->RecvBytes(0, stream_));
-    TW_ASSIGN_OR_RETURN(const StepPlan plan, StepPlan::Parse(bytes));
+    const absl::StatusOr<std::string> bytes = controls_[group_]->RecvFromLeader();
+    // Of several communicators the others would not hear of it.
+    if (!bytes.ok()) return layout_.split() ? Abort(bytes.status()) : bytes.status();
+    TW_ASSIGN_OR_RETURN(const StepPlan plan, StepPlan::Parse(*bytes));
     if (plan.kind == StepPlan::Kind::kStop) return absl::OkStatus();
     StepResult result;
     const absl::Status status = Execute(plan, result);
     if (!status.ok()) {
-      const absl::Status cause =
-          Annotate(status, absl::StrCat("rank ", rank(), ", step ", plan.id));
-      world_->Abort(cause);
-      return cause;
+      return Abort(Annotate(status, absl::StrCat("rank ", rank(), ", step ", plan.id)));
     }
   }
 }
 
-absl::StatusOr<StepResult> EngineRank::Lead(const StepPlan& plan) {
+absl::StatusOr<StepResult> EngineRank::Lead(int group, const StepPlan& plan) {
+  GroupControl& control = *controls_[group];
   StepResult result;
   absl::Status status;
-  if (world_->size() > 1) {
-    const std::string bytes = plan.Serialize();
-    for (int peer = 1; peer < world_->size() && status.ok(); ++peer) {
-      status = wire_->SendBytes(bytes, peer, stream_);
-    }
-  }
-  if (status.ok()) status = Execute(plan, result);
+  if (!control.alone()) status = control.SendToAll(plan.Serialize());
+  if (status.ok() && group == group_) status = Execute(plan, result);
+  if (group != group_ && plan.kind == StepPlan::Kind::kReset) control.ledger().Clear();
+  if (status.ok() && plan.kind == StepPlan::Kind::kIdle) status = control.AwaitAll();
   if (!status.ok()) {
-    const absl::Status cause = Annotate(status, absl::StrCat("rank ", rank(), ", step ", plan.id));
-    world_->Abort(cause);
-    return cause;
+    return Abort(Annotate(status, absl::StrCat("rank ", rank(), ", step ", plan.id)));
   }
   return result;
 }
 
-absl::StatusOr<StepResult> EngineRank::ReceiveResult() {
-  TW_ASSIGN_OR_RETURN(const std::string bytes, wire_->RecvBytes(sampling_rank(), stream_));
-  return StepResult::Parse(bytes);
+absl::StatusOr<StepResult> EngineRank::ReceiveResult(int group) {
+  const absl::StatusOr<std::string> bytes = controls_[group]->RecvFrom(SamplerOf(group));
+  if (!bytes.ok()) return layout_.split() ? Abort(bytes.status()) : bytes.status();
+  return StepResult::Parse(*bytes);
 }
 
 absl::StatusOr<std::vector<RankReport>> EngineRank::CollectReports() {
-  TW_RETURN_IF_ERROR(Lead({.kind = StepPlan::Kind::kReport}).status());
-  std::vector<RankReport> reports;
-  reports.push_back(Report());
+  for (int group = 0; group < layout_.num_groups(); ++group) {
+    TW_RETURN_IF_ERROR(Lead(group, {.kind = StepPlan::Kind::kReport}).status());
+  }
+  std::vector<RankReport> reports = {Report()};
   for (int peer = 1; peer < world_->size(); ++peer) {
-    TW_ASSIGN_OR_RETURN(const std::string bytes, wire_->RecvBytes(peer, stream_));
+    TW_ASSIGN_OR_RETURN(const std::string bytes,
+                        controls_[layout_.GroupOf(peer)]->RecvFrom(layout_.RankInGroup(peer)));
     TW_ASSIGN_OR_RETURN(const RankReport report, RankReport::Parse(bytes));
     reports.push_back(report);
   }

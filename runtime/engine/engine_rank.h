@@ -3,6 +3,8 @@
 
 #include <memory>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/core/thread_pool.h"
@@ -10,32 +12,31 @@
 #include "parallel/plan/mesh.h"
 #include "parallel/wire/wire.h"
 #include "runtime/engine/engine_options.h"
-#include "runtime/engine/memory_report.h"
+#include "runtime/engine/group_control.h"
+#include "runtime/engine/kv_hand_off.h"
+#include "runtime/engine/rank_layout.h"
+#include "runtime/engine/rank_report.h"
 #include "runtime/engine/stage_runner.h"
 #include "runtime/engine/step_plan.h"
 #include "runtime/scheduler/scheduler.h"
 
 namespace thinwire {
 
-// What a rank tells about itself at the end.
-struct RankReport {
-  Ledger ledger;
-  MemoryReport memory;
-
-  std::string Serialize() const;
-  static absl::StatusOr<RankReport> Parse(absl::string_view bytes);
-};
-
 // Every rank has one; on ranks other than 0 all that happens is Follow(). Not movable: parts point
-// at each other. Thread-compatible.
+// at each other. Thread-compatible, but that different groups may be led by different threads.
+//
+// Groups. In a split job each group of ranks is a mesh of its own, with its own plans. Rank 0 leads
+// both: it is in the first, and sends the second plans that it does not execute itself. Each group
+// has its communicators; the job's carries sequences from group to group, and the news of a failure
+// to all ranks.
 class EngineRank {
  public:
-  // Collective over `world`, whose size is the mesh's. Loads this rank's shard, and returns the
+  // Collective over `world`, whose size is the layout's. Loads this rank's shard, and returns the
   // same error on all ranks when any of them fails. `world` and `pool` are borrowed. `progress` is
   // told of layers loaded.
   static absl::StatusOr<std::unique_ptr<EngineRank>> Create(const EngineOptions& options,
-                                                            const Mesh& mesh, Communicator* world,
-                                                            ThreadPool* pool,
+                                                            const RankLayout& layout,
+                                                            Communicator* world, ThreadPool* pool,
                                                             const LoadProgress& progress = nullptr);
 
   EngineRank(const EngineRank&) = delete;
@@ -45,21 +46,27 @@ class EngineRank {
   // waits are aborted with its cause.
   absl::Status Follow();
 
-  // Rank 0. Sends a plan to all other ranks; then each rank, this one included, executes it. For
-  // kRun the result is of this rank: empty unless it samples.
-  absl::StatusOr<StepResult> Lead(const StepPlan& plan);
+  // Rank 0. Sends a plan to all other ranks of a group; then each rank of it executes it. For kRun
+  // the result is of this rank: empty unless samples_here(group).
+  absl::StatusOr<StepResult> Lead(int group, const StepPlan& plan);
 
-  // Rank 0, with several stages: the result of the oldest kRun plan not yet received.
-  absl::StatusOr<StepResult> ReceiveResult();
+  // Rank 0, unless samples_here(group): the result of the oldest kRun plan not yet received.
+  absl::StatusOr<StepResult> ReceiveResult(int group);
 
-  // Rank 0: reports of all ranks, by rank.
+  // Whether this rank samples for a group.
+  bool samples_here(int group) const {
+    return group == group_ && SamplerOf(group) == layout_.RankInGroup(rank());
+  }
+
+  // Rank 0, which leads no plan meanwhile: reports of all ranks, by rank.
   absl::StatusOr<std::vector<RankReport>> CollectReports();
 
   const ModelConfig& config() const { return decoder_->config(); }
-  const Mesh& mesh() const { return mesh_; }
+  const RankLayout& layout() const { return layout_; }
+  const Mesh& mesh() const { return layout_.mesh(group_); }  // of this rank's group
   const EngineOptions& options() const { return options_; }
   int rank() const { return world_->rank(); }
-  SchedulerLimits scheduler_limits() const;
+  SchedulerLimits scheduler_limits(int group) const;
   RankReport Report() const;
   // What --wire auto goes by on this rank's stage; null without it or with one rank a stage.
   const StrategyTable* strategy_table() const { return wire_->table(); }
@@ -67,27 +74,41 @@ class EngineRank {
   absl::Duration strategies_age() const { return strategies_age_; }
 
  private:
-  EngineRank(const EngineOptions& options, const Mesh& mesh, Communicator* world, ThreadPool* pool);
+  EngineRank(const EngineOptions& options, const RankLayout& layout, Communicator* world,
+             ThreadPool* pool);
 
   // FailedPrecondition where ranks were started with other flags or folders.
   absl::Status AgreeOnTheJob();
   absl::Status Load(const LoadProgress& progress);
-  // Pages that the smallest budget among ranks holds.
+  // Communicators of groups, and of the leader with the groups that it is not in.
+  absl::Status SplitWorld();
+  // Pages that the smallest budget among the ranks of a group holds.
   absl::Status AllocateCache();
+  absl::Status ConnectWires();
   absl::Status Execute(const StepPlan& plan, StepResult& result);
-  int sampling_rank() const { return mesh_.RankOf(mesh_.pp_size - 1, 0); }
+  // Tells all ranks of the job why it ends.
+  absl::Status Abort(const absl::Status& why);
+  int SamplerOf(int group) const {
+    return layout_.mesh(group).RankOf(layout_.mesh(group).pp_size - 1, 0);
+  }
+  Communicator& group_ranks() { return group_ranks_ == nullptr ? *world_ : *group_ranks_; }
 
   const EngineOptions options_;
-  const Mesh mesh_;
+  const RankLayout layout_;
+  const int group_;  // of this rank
   Communicator* const world_;
   Stream stream_;
   Ledger ledger_;
+  std::vector<int64_t> num_pages_;             // by group
+  std::unique_ptr<Communicator> group_ranks_;  // null: all ranks of the job
   std::unique_ptr<Communicator> tp_;
+  std::vector<std::unique_ptr<GroupControl>> controls_;  // by group; null: not this rank's
   std::optional<Wire> wire_;
   absl::Duration strategies_age_;
   std::optional<Decoder> decoder_;
   std::optional<PagedKvCache> cache_;
   std::optional<StageRunner> runner_;
+  std::optional<KvHandOff> hand_off_;  // of a split job
 };
 
 }  // namespace thinwire

@@ -38,6 +38,27 @@ bool StageRunner::samples() const {
   return decoder_->plan().last_stage() && decoder_->plan().tp_rank() == 0;
 }
 
+absl::Status StageRunner::CheckSlot(int32_t slot) const {
+  if (slot >= 0 && static_cast<size_t>(slot) < page_tables_.size()) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("slot ", slot, " of ", page_tables_.size()));
+}
+
+absl::StatusOr<KvPlace> StageRunner::PlaceOf(int32_t slot, int64_t num_tokens) const {
+  TW_RETURN_IF_ERROR(CheckSlot(slot));
+  const std::vector<int32_t>& pages = page_tables_[slot];
+  if (num_tokens > static_cast<int64_t>(pages.size()) * cache_->shape().page_size) {
+    return absl::InternalError(absl::StrCat("slot ", slot, " has ", pages.size(),
+                                            " pages, too few for ", num_tokens, " tokens"));
+  }
+  return KvPlace{pages, num_tokens, slot};
+}
+
+absl::Status StageRunner::Bind(int32_t slot, std::vector<int32_t> pages) {
+  TW_RETURN_IF_ERROR(CheckSlot(slot));
+  page_tables_[slot] = std::move(pages);
+  return absl::OkStatus();
+}
+
 absl::Status StageRunner::FillBatch(const StepPlan& plan) {
   BatchArrays& batch = batch_;
   batch.token_ids.clear();
@@ -52,10 +73,7 @@ absl::Status StageRunner::FillBatch(const StepPlan& plan) {
   batch.output_tokens.clear();
   const int64_t page_size = cache_->shape().page_size;
   for (const PlannedSeq& seq : plan.seqs) {
-    if (seq.slot < 0 || static_cast<size_t>(seq.slot) >= page_tables_.size()) {
-      return absl::InternalError(
-          absl::StrCat("step ", plan.id, ": slot ", seq.slot, " of ", page_tables_.size()));
-    }
+    TW_RETURN_IF_ERROR(CheckSlot(seq.slot));
     std::vector<int32_t>& pages = page_tables_[seq.slot];
     if (seq.start == 0) pages.clear();
     pages.insert(pages.end(), seq.new_pages.begin(), seq.new_pages.end());

@@ -8,6 +8,7 @@
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor.h"
 #include "parallel/wire/wire.h"
+#include "runtime/cache/kv_part.h"
 #include "runtime/cache/paged_kv_cache.h"
 #include "runtime/engine/step_plan.h"
 #include "runtime/model/decoder.h"
@@ -24,6 +25,12 @@ class StageRunner {
   // tp_rank 0 and empty elsewhere.
   absl::StatusOr<StepResult> Run(const StepPlan& plan);
 
+  // Where the first num_tokens tokens of a slot lie, until the next call. Internal where it has not
+  // as many.
+  absl::StatusOr<KvPlace> PlaceOf(int32_t slot, int64_t num_tokens) const;
+  // Gives a slot other pages.
+  absl::Status Bind(int32_t slot, std::vector<int32_t> pages);
+
  private:
   // The batch's arrays, kept from step to step to keep their memory.
   struct BatchArrays {
@@ -34,6 +41,7 @@ class StageRunner {
     std::vector<int32_t> output_tokens;
   };
 
+  absl::Status CheckSlot(int32_t slot) const;
   // Internal when the plan contradicts this rank's tables: ranks have lost step.
   absl::Status FillBatch(const StepPlan& plan);
   // A token whose logits are wanted: index of its sequence in the plan, and in its sequence's part.

@@ -20,6 +20,13 @@ std::string StepPlan::Serialize() const {
     writer.Put(seq.want_logits);
     writer.PutArray(seq.targets);
   }
+  if (moves()) writer.Put(static_cast<int64_t>(moved.size()));
+  for (const MovedSeq& seq : moved) {
+    writer.Put(seq.id);
+    writer.Put(seq.slot);
+    writer.Put(seq.num_tokens);
+    writer.PutArray(seq.pages);
+  }
   return writer.Take();
 }
 
@@ -40,6 +47,15 @@ absl::StatusOr<StepPlan> StepPlan::Parse(absl::string_view bytes) {
     seq.want_logits = reader.Get<bool>();
     seq.targets = reader.GetArray<int32_t>();
     plan.seqs.push_back(std::move(seq));
+  }
+  const auto num_moved = plan.moves() ? reader.Get<int64_t>() : 0;
+  for (int64_t i = 0; i < num_moved && static_cast<size_t>(i) < bytes.size(); ++i) {
+    MovedSeq seq;
+    seq.id = reader.Get<int64_t>();
+    seq.slot = reader.Get<int32_t>();
+    seq.num_tokens = reader.Get<int64_t>();
+    seq.pages = reader.GetArray<int32_t>();
+    plan.moved.push_back(std::move(seq));
   }
   TW_RETURN_IF_ERROR(reader.status());
   return plan;

@@ -33,17 +33,32 @@ struct PlannedSeq {
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
 };
 
+// A sequence that moves between groups of ranks: its first num_tokens tokens, which are in `slot`
+// of the ranks that are told. Those that receive bind the slot to `pages`, those that send have it.
+struct MovedSeq {
+  int64_t id = 0;
+  int32_t slot = 0;
+  int64_t num_tokens = 0;
+  std::vector<int32_t> pages;
+};
+
 struct StepPlan {
   enum class Kind : uint8_t {
-    kRun,     // compute seqs
-    kReport,  // send ledger and memory figures to the leader
-    kReset,   // clear the ledger
-    kStop,    // leave the loop
+    kRun,      // compute seqs
+    kSend,     // send `moved` to the decode group
+    kReceive,  // receive `moved` from the prefill group
+    kIdle,     // answer with no bytes: leader and ranks know that they are still there
+    kReport,   // send ledger and memory figures to the leader
+    kReset,    // clear the ledger
+    kStop,     // leave the loop
   };
 
   Kind kind = Kind::kRun;
   int64_t id = 0;
   std::vector<PlannedSeq> seqs;
+  std::vector<MovedSeq> moved;
+
+  bool moves() const { return kind == Kind::kSend || kind == Kind::kReceive; }
 
   std::string Serialize() const;
   static absl::StatusOr<StepPlan> Parse(absl::string_view bytes);

@@ -24,6 +24,20 @@ StepPlan ExamplePlan() {
   return plan;
 }
 
+TEST(StepPlanTest, WhatMovesSurvivesTheWire) {
+  StepPlan plan;
+  plan.kind = StepPlan::Kind::kReceive;
+  plan.moved = {{.id = 12, .slot = 3, .num_tokens = 33, .pages = {4, 2, 9}}, {.id = 13}};
+  const StepPlan copy = StepPlan::Parse(plan.Serialize()).value();
+  EXPECT_EQ(copy.kind, StepPlan::Kind::kReceive);
+  ASSERT_EQ(copy.moved.size(), 2u);
+  EXPECT_EQ(copy.moved[0].id, 12);
+  EXPECT_EQ(copy.moved[0].slot, 3);
+  EXPECT_EQ(copy.moved[0].num_tokens, 33);
+  EXPECT_EQ(copy.moved[0].pages, std::vector<int32_t>({4, 2, 9}));
+  EXPECT_EQ(copy.moved[1].id, 13);
+}
+
 TEST(StepPlanTest, SurvivesTheWire) {
   const StepPlan copy = StepPlan::Parse(ExamplePlan().Serialize()).value();
   EXPECT_EQ(copy.kind, StepPlan::Kind::kRun);

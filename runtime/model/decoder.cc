@@ -71,6 +71,10 @@ KvCacheShape Decoder::CacheShape(int64_t page_size) const {
   for (const LayerWeights& layer : weights_.layers) {
     if (!layer.k_codes.has_value()) break;
     shape.coded_rows.push_back({layer.k_codes->row_bytes(), layer.v_codes->row_bytes()});
+    for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+      shape.used_rows.push_back(
+          {layer.k_codes->used_row_bytes(head), layer.v_codes->used_row_bytes(head)});
+    }
   }
   shape.exact_first_tokens = !shape.coded_rows.empty() && weights_.exact_first_tokens;
   return shape;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
+#include "kernels/core/status_macros.h"
 
 namespace thinwire {
 
@@ -14,11 +15,12 @@ struct Scheduler::Seq {
   int64_t num_known = 0;     // prompt and committed tokens
   int64_t num_computed = 0;  // scheduled so far; in the cache once their steps ran
   bool awaits_sample = false;
+  bool held = false;
   int32_t slot = -1;
   std::vector<int32_t> pages;
 
   // One token a step from here on (or as soon as the one in flight is known).
-  bool Decodes() const { return awaits_sample || num_known - num_computed == 1; }
+  bool Decodes() const { return !held && (awaits_sample || num_known - num_computed == 1); }
 };
 
 Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), pages_(limits.num_pages) {
@@ -37,10 +39,9 @@ int64_t Scheduler::PagesFor(int64_t num_tokens) const {
   return (num_tokens + limits_.page_size - 1) / limits_.page_size;
 }
 
-absl::Status Scheduler::Add(SeqId id, int64_t num_tokens, int64_t max_new_tokens) {
+absl::Status Scheduler::CheckFits(int64_t num_tokens, int64_t max_new_tokens) const {
   TW_CHECK_GE(num_tokens, 1);
   TW_CHECK_GE(max_new_tokens, 0);
-  TW_CHECK(!seqs_.contains(id));
   const int64_t longest = num_tokens + max_new_tokens;
   if (longest > limits_.max_context) {
     return absl::InvalidArgumentError(
@@ -54,6 +55,12 @@ absl::Status Scheduler::Add(SeqId id, int64_t num_tokens, int64_t max_new_tokens
         "prompt of ", num_tokens, " tokens and ", max_new_tokens, " new ones need ", num_pages,
         " KV pages of ", limits_.page_size, " tokens; there are ", limits_.num_pages));
   }
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Add(SeqId id, int64_t num_tokens, int64_t max_new_tokens) {
+  TW_CHECK(!seqs_.contains(id));
+  TW_RETURN_IF_ERROR(CheckFits(num_tokens, max_new_tokens));
   auto seq = std::make_unique<Seq>();
   seq->id = id;
   seq->arrival = next_arrival_++;
@@ -61,6 +68,34 @@ absl::Status Scheduler::Add(SeqId id, int64_t num_tokens, int64_t max_new_tokens
   waiting_.push_back(seq.get());
   seqs_.emplace(id, std::move(seq));
   return absl::OkStatus();
+}
+
+int32_t Scheduler::Hold(SeqId id) {
+  Seq& seq = *seqs_.at(id);
+  TW_CHECK(seq.slot >= 0 && !seq.awaits_sample);
+  seq.held = true;
+  return seq.slot;
+}
+
+void Scheduler::Resume(SeqId id) { seqs_.at(id)->held = false; }
+
+std::optional<Binding> Scheduler::Adopt(SeqId id, int64_t num_tokens) {
+  TW_CHECK_GE(num_tokens, 2);
+  TW_CHECK(!seqs_.contains(id));
+  if (!waiting_.empty() || !HasRoomFor(num_tokens)) return std::nullopt;
+  auto seq = std::make_unique<Seq>();
+  seq->id = id;
+  seq->arrival = next_arrival_++;
+  seq->num_known = num_tokens;
+  seq->num_computed = num_tokens - 1;
+  seq->held = true;
+  Bind(*seq);
+  for (int64_t i = PagesFor(seq->num_computed); i > 0; --i) {
+    seq->pages.push_back(pages_.Allocate().value());
+  }
+  Binding binding = {seq->slot, seq->pages};
+  seqs_.emplace(id, std::move(seq));
+  return binding;
 }
 
 void Scheduler::Release(Seq& seq) {
@@ -100,7 +135,7 @@ bool Scheduler::GrowTo(Seq& seq, int64_t num_tokens, std::vector<int32_t>& new_p
       const bool scheduled =
           std::any_of(step.seqs.begin(), step.seqs.end(),
                       [&](const auto& other) { return other.id == it->second->id; });
-      if (!it->second->awaits_sample && !scheduled) {
+      if (!it->second->awaits_sample && !it->second->held && !scheduled) {
         victim = it->second;
         break;
       }
@@ -137,16 +172,23 @@ bool Scheduler::ScheduleRunning(Seq& seq, int64_t budget, ScheduledStep& step) {
   return true;
 }
 
-Scheduler::Seq* Scheduler::TryAdmit() {
-  if (waiting_.empty() || free_slots_.empty()) return nullptr;
-  Seq& seq = *waiting_.front();
+bool Scheduler::HasRoomFor(int64_t num_tokens) const {
+  if (free_slots_.empty()) return false;
   // One page in reserve for every running sequence keeps admissions from preempting at once.
-  const int64_t reserve = num_running();
-  if (!running_.empty() && pages_.num_free() < PagesFor(seq.num_known) + reserve) return nullptr;
-  waiting_.pop_front();
+  return running_.empty() || pages_.num_free() >= PagesFor(num_tokens) + num_running();
+}
+
+void Scheduler::Bind(Seq& seq) {
   seq.slot = free_slots_.back();
   free_slots_.pop_back();
   running_.emplace(seq.arrival, &seq);
+}
+
+Scheduler::Seq* Scheduler::TryAdmit() {
+  if (waiting_.empty() || !HasRoomFor(waiting_.front()->num_known)) return nullptr;
+  Seq& seq = *waiting_.front();
+  waiting_.pop_front();
+  Bind(seq);
   return &seq;
 }
 
@@ -158,7 +200,7 @@ std::vector<Scheduler::Seq*> Scheduler::RunnableSeqs(int64_t& num_decodes) const
   std::vector<Seq*> seqs;
   num_decodes = 0;
   for (const auto& [arrival, seq] : running_) {
-    if (seq->awaits_sample) continue;
+    if (seq->awaits_sample || seq->held) continue;
     if (seq->Decodes()) {
       if (num_decodes == share) continue;
       ++num_decodes;

@@ -41,6 +41,12 @@ struct ScheduledSeq {
   friend bool operator==(const ScheduledSeq& a, const ScheduledSeq& b) = default;
 };
 
+// Where a sequence lies.
+struct Binding {
+  int32_t slot = 0;
+  std::vector<int32_t> pages;
+};
+
 struct ScheduledStep {
   int64_t id = 0;  // consecutive from 0
   std::vector<ScheduledSeq> seqs;
@@ -60,7 +66,12 @@ struct ScheduledStep {
 // Several steps may be in flight; ranks execute steps in order, so a page freed by one step may be
 // written by the next. A sequence that awaits its sampled token is not scheduled, and the sequences
 // that decode are spread evenly over max_steps_in_flight steps, so that all stages of a pipeline
-// have work. Thread-compatible.
+// have work.
+//
+// A sequence may go from one scheduler to another with its pages. While it is held it keeps slot
+// and pages and is neither scheduled nor preempted; sequences that need what it has wait, the
+// oldest, too. So whoever holds sequences lets go of them without waiting for this scheduler.
+// Thread-compatible.
 class Scheduler {
  public:
   explicit Scheduler(const SchedulerLimits& limits);
@@ -70,6 +81,20 @@ class Scheduler {
   // InvalidArgument when it is longer than max_context; ResourceExhausted when it would need more
   // than all pages; both name the numbers. `id` must never have been used.
   absl::Status Add(SeqId id, int64_t num_tokens, int64_t max_new_tokens);
+
+  // What Add would say of such a sequence.
+  absl::Status CheckFits(int64_t num_tokens, int64_t max_new_tokens) const;
+
+  // Keeps a running sequence that awaits no token from being scheduled, until Resume. Returns its
+  // slot.
+  int32_t Hold(SeqId id);
+  void Resume(SeqId id);
+
+  // Takes in a sequence of `num_tokens` known tokens (>= 2) of which all but the last are computed
+  // elsewhere, as if it arrived now, and holds it; its pages are those of the computed tokens.
+  // Nothing when it has to wait: it comes after all that wait here, and needs a slot and pages for
+  // all known tokens. CheckFits must have been OK. One that is preempted is computed anew here.
+  std::optional<Binding> Adopt(SeqId id, int64_t num_tokens);
 
   // The next step, or nothing when max_steps_in_flight are planned already or no sequence can move
   // before a commit.
@@ -87,6 +112,8 @@ class Scheduler {
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   int64_t num_in_flight() const { return static_cast<int64_t>(in_flight_.size()); }
+  int64_t num_planned_steps() const { return next_step_; }
+  int64_t num_committed_steps() const { return next_step_ - num_in_flight(); }
   int64_t num_free_pages() const { return pages_.num_free(); }
   int64_t num_preemptions() const { return num_preemptions_; }
   const SchedulerLimits& limits() const { return limits_; }
@@ -103,6 +130,9 @@ class Scheduler {
   void Release(Seq& seq);
   // Gives the first waiting sequence a slot; null when it has to wait.
   Seq* TryAdmit();
+  // Whether a sequence of so many known tokens may begin to run now.
+  bool HasRoomFor(int64_t num_tokens) const;
+  void Bind(Seq& seq);
   // What may be scheduled now, by arrival: of the sequences that decode, one step's share
   // (`num_decodes`).
   std::vector<Seq*> RunnableSeqs(int64_t& num_decodes) const;

@@ -18,10 +18,13 @@ ENDLESS = [{"id": i, "token_ids": [5, i % 1000], "max_tokens": 400} for i in ran
 class FaultTest(support.TestCase):
 
     def start(self, tp, pp, *flags):
+        return self.start_ranks(tp * pp, "--tp", tp, "--pp", pp, *flags)
+
+    def start_ranks(self, ranks, *flags):
         """A run with answers coming out of it."""
         prompts = self.write("endless.jsonl", ENDLESS)
         running = support.Running(["run", "--model", OPT, "--prompts", prompts, "--json",
-                                   "--ignore-eos", "--tp", tp, "--pp", pp, *flags], ranks=tp * pp)
+                                   "--ignore-eos", *flags], ranks=ranks)
         self.addCleanup(running.__exit__)
         give_up = time.monotonic() + support.TIMEOUT_S
         while not running.output()[0]:
@@ -92,6 +95,32 @@ class HangTest(EveryRank, FaultTest):
         self.assertLessEqual(len(result.errors), tp * pp if rank == 0 else 1, result)
         # Not always the one that hangs: those that wait for its neighbours give up as soon.
         self.assertRegex(result.errors[0], r"rank \d", result)
+
+
+class SplitTest(FaultTest):
+    """Groups of ranks, one that prefills and one that decodes."""
+
+    FLAGS = ["--prefill-ranks", "2", "--decode-ranks", "2", "--step-timeout", "2"]
+
+    def check(self, rank, number):
+        running = self.start_ranks(4, *self.FLAGS)
+        result = self.end(running, self.signal_rank(running, rank, number))
+        if number == signal.SIGKILL:
+            self.assertIn("signal 9", result.stderr)
+        else:
+            self.assertEqual(result.exit_code, 1, result)
+            self.assertEqual(len(result.errors), 1, result)
+            self.assertRegex(result.errors[0], r"rank \d", result)
+
+    def test_a_lost_rank_of_either_group_ends_both(self):
+        for rank in range(4):
+            with self.subTest(rank=rank):
+                self.check(rank, signal.SIGKILL)
+
+    def test_a_rank_that_hangs_ends_both_groups(self):
+        for rank in (1, 2):
+            with self.subTest(rank=rank):
+                self.check(rank, signal.SIGSTOP)
 
 
 class SignalTest(FaultTest):

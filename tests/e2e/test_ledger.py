@@ -31,7 +31,7 @@ class LedgerTest(support.TestCase):
                 [info], stdout=subprocess.PIPE, text=True, check=True).stdout:
             self.skipTest("this MPI is not an Open MPI with its monitoring component")
 
-    def traffic(self, model, lines, tp, pp, *flags):
+    def traffic(self, model, lines, ranks, *flags):
         """Bytes over all ranks: (ledger, MPI_Isend, MPI's collectives)."""
         prompts = self.write("prompts.jsonl", lines)
         report = self.folder / "report.json"
@@ -40,13 +40,12 @@ class LedgerTest(support.TestCase):
         monitored = [word for pair in parameters.items() for word in ("--mca", *map(str, pair))]
         launcher, *rest = support.command_line(
             ["run", "--model", model, "--prompts", prompts, "--json", "--ignore-eos",
-             "--max-tokens", 8, "--threads", 1, "--tp", tp, "--pp", pp, "--report", report, *flags],
-            ranks=tp * pp)
+             "--max-tokens", 8, "--threads", 1, "--report", report, *flags], ranks=ranks)
         with support.Running((), command=[launcher, *monitored, *rest]) as running:
             result = running.wait()
         self.assertEqual(result.exit_code, 0, result)
         counted = {"E": 0, "I": 0}
-        for rank in range(tp * pp):
+        for rank in range(ranks):
             text = (self.folder / f"sent.{rank}.prof").read_text()
             for kind, sender, _, size, _ in LINE.findall(text):
                 self.assertEqual(int(sender), rank)
@@ -55,19 +54,22 @@ class LedgerTest(support.TestCase):
         return total["payload_bytes"] + total["metadata_bytes"], counted["E"], counted["I"]
 
     def check(self, model, *flags):
+        for tp, pp in MESHES:
+            self.check_ranks(model, tp * pp, "--tp", tp, "--pp", pp, *flags)
+
+    def check_ranks(self, model, ranks, *flags):
         # Long and short ones, so that steps are full, half full, and of decoding alone.
         lines = [{"token_ids": [2] + [300 + i] * (37 * i % 400)} for i in range(24)]
-        for tp, pp in MESHES:
-            small = self.traffic(model, [{"token_ids": [2], "max_tokens": 1}], tp, pp, *flags)
-            large = self.traffic(model, lines, tp, pp, *flags)
-            ledger, sent, internal = (a - b for a, b in zip(large, small, strict=True))
-            figures = (f"{model.name} tp {tp} pp {pp} {' '.join(flags)}: ledger {ledger} bytes, "
-                       f"MPI_Isend {sent}, MPI's own {internal}; nothing subtracted "
-                       f"{large[1]} / {large[0]} = {large[1] / large[0]:.5f}")
-            print(figures)
-            self.assertGreater(ledger, 20 * small[1], figures)
-            self.assertEqual(sent, ledger, figures)
-            self.assertEqual(internal, 0, figures)
+        small = self.traffic(model, [{"token_ids": [2], "max_tokens": 1}], ranks, *flags)
+        large = self.traffic(model, lines, ranks, *flags)
+        ledger, sent, internal = (a - b for a, b in zip(large, small, strict=True))
+        figures = (f"{model.name} {' '.join(map(str, flags))}: ledger {ledger} bytes, "
+                   f"MPI_Isend {sent}, MPI's own {internal}; nothing subtracted "
+                   f"{large[1]} / {large[0]} = {large[1] / large[0]:.5f}")
+        print(figures)
+        self.assertGreater(ledger, 20 * small[1], figures)
+        self.assertEqual(sent, ledger, figures)
+        self.assertEqual(internal, 0, figures)
 
     def test_native(self):
         self.check(OPT)
@@ -83,6 +85,10 @@ class LedgerTest(support.TestCase):
 
     def test_codes_for_owners(self):
         self.check(OPT, "--wire", "token-owner-q4")
+
+    def test_kv_hand_off(self):
+        self.check_ranks(OPT, 3, "--prefill-ranks", 2, "--decode-ranks", 1)
+        self.check_ranks(LLAMA, 4, "--prefill-ranks", 2, "--decode-ranks", 2, "--pp", 2)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,18 @@
 namespace thinwire {
 namespace {
 
-absl::Status FollowOn(const EngineOptions& options, const Mesh& mesh, Communicator* world) {
+absl::Status FollowOn(const EngineOptions& options, const RankLayout& layout, Communicator* world) {
   ThreadPool pool(1);
   TW_ASSIGN_OR_RETURN(const std::unique_ptr<EngineRank> rank,
-                      EngineRank::Create(options, mesh, world, &pool));
+                      EngineRank::Create(options, layout, world, &pool));
   return rank->Follow();
 }
 
-absl::Status LeadOn(const EngineOptions& options, const Mesh& mesh, Communicator* world,
+absl::Status LeadOn(const EngineOptions& options, const RankLayout& layout, Communicator* world,
                     absl::FunctionRef<absl::Status(Engine& engine)> lead) {
   ThreadPool pool(1);
   TW_ASSIGN_OR_RETURN(const std::unique_ptr<EngineRank> rank,
-                      EngineRank::Create(options, mesh, world, &pool));
+                      EngineRank::Create(options, layout, world, &pool));
   Engine engine(rank.get());
   const absl::Status led = lead(engine);
   const absl::Status stopped = engine.Stop();
@@ -32,19 +32,24 @@ absl::Status LeadOn(const EngineOptions& options, const Mesh& mesh, Communicator
 
 }  // namespace
 
-absl::Status RunOnLocalMesh(const EngineOptions& options, const Mesh& mesh,
-                            absl::FunctionRef<absl::Status(Engine& engine)> lead) {
-  std::vector<std::unique_ptr<Communicator>> worlds = CreateLocalCommunicators(mesh.world_size());
+absl::Status RunOnLocalRanks(const EngineOptions& options, const RankLayout& layout,
+                             absl::FunctionRef<absl::Status(Engine& engine)> lead) {
+  std::vector<std::unique_ptr<Communicator>> worlds = CreateLocalCommunicators(layout.world_size());
   std::vector<absl::Status> statuses(worlds.size());
   std::vector<std::thread> followers;
   for (size_t rank = 1; rank < worlds.size(); ++rank) {
     followers.emplace_back(
-        [&, rank] { statuses[rank] = FollowOn(options, mesh, worlds[rank].get()); });
+        [&, rank] { statuses[rank] = FollowOn(options, layout, worlds[rank].get()); });
   }
-  statuses[0] = LeadOn(options, mesh, worlds[0].get(), lead);
+  statuses[0] = LeadOn(options, layout, worlds[0].get(), lead);
   for (std::thread& follower : followers) follower.join();
   for (const absl::Status& status : statuses) TW_RETURN_IF_ERROR(status);
   return absl::OkStatus();
+}
+
+absl::Status RunOnLocalMesh(const EngineOptions& options, const Mesh& mesh,
+                            absl::FunctionRef<absl::Status(Engine& engine)> lead) {
+  return RunOnLocalRanks(options, RankLayout::OneMesh(mesh), lead);
 }
 
 }  // namespace thinwire
