@@ -27,7 +27,7 @@ struct NormParams {
   bool rms;
 };
 
-constexpr int kMostThreads = 512;     // of a block: leaves 128 registers to each
+constexpr int kMostThreads = 512;     // of a block: two fit a multiprocessor with 64 registers each
 constexpr float kTwo23 = 8388608.0f;  // fp32 has no fractions from here on
 
 // clamp(round(value), 0, max_code): adding 2^23 rounds halves to even.
@@ -47,12 +47,24 @@ __device__ __forceinline__ Out Finish(float normalised, float weight, float bias
   }
 }
 
+// Keeps the compiler from holding on to values converted earlier: registers are scarcer than
+// conversions.
+template <typename P>
+__device__ __forceinline__ void Forget(P& pack) {
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(P) / 4); ++i) {
+    asm volatile("" : "+r"(reinterpret_cast<uint32_t*>(&pack)[i]));
+  }
+}
+
 // A block takes whole rows, one after another, in registers: thread i has the vectors i, i +
 // blockDim.x and so on. The next row is on its way while the sums of this one are taken. With an
 // order, the row lies in shared memory as well (two rows, taken in turns), for the gather.
 template <typename T, typename Out, int kVectors, bool kOrder>
-__global__ void __launch_bounds__(kMostThreads) NormRows(NormParams<T, Out> p) {
+__global__ void __launch_bounds__(kMostThreads, kVectors == 1 ? 2 : 1)
+    NormRows(NormParams<T, Out> p) {
   constexpr int kCount = kElementsPerVector<T>;
+  constexpr bool kPrefetch = kVectors == 1;  // more would not fit the registers
   extern __shared__ __align__(16) unsigned char staged[];
   __shared__ float partial[2][32];
   int turn = 0;
@@ -75,38 +87,38 @@ __global__ void __launch_bounds__(kMostThreads) NormRows(NormParams<T, Out> p) {
       }
     }
   };
-  fetch(blockIdx.x);
+  if (kPrefetch) fetch(blockIdx.x);
   for (int64_t row = blockIdx.x; row < p.num_tokens; row += gridDim.x) {
     T* const stage = reinterpret_cast<T*>(staged) + (row / gridDim.x % 2) * p.hidden;
-    float v[kVectors][kCount];
+    if (!kPrefetch) fetch(row);
+    Pack<T, kCount> row_x[kVectors];
     float total = 0.0f;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const bool inside = vector_at(i) < num_vectors;
-      if (inside && p.delta != nullptr) {
+      if (vector_at(i) >= num_vectors) continue;
+      row_x[i] = x[i];
+      if (p.delta != nullptr) {
 #pragma unroll
         for (int e = 0; e < kCount; ++e) {
-          x[i].values[e] = FromFloat<T>(AsFloat(x[i].values[e]) + AsFloat(delta[i].values[e]));
+          row_x[i].values[e] = FromFloat<T>(AsFloat(x[i].values[e]) + AsFloat(delta[i].values[e]));
         }
-        StorePack(x[i], p.x + row * p.x_stride + static_cast<int64_t>(vector_at(i)) * kCount);
+        StorePack(row_x[i], p.x + row * p.x_stride + static_cast<int64_t>(vector_at(i)) * kCount);
       }
-      if (kOrder && inside) StorePack(x[i], stage + vector_at(i) * kCount);
+      if (kOrder) StorePack(row_x[i], stage + vector_at(i) * kCount);
 #pragma unroll
-      for (int e = 0; e < kCount; ++e) {
-        v[i][e] = inside ? AsFloat(x[i].values[e]) : 0.0f;
-        total += v[i][e];
-      }
+      for (int e = 0; e < kCount; ++e) total += AsFloat(row_x[i].values[e]);
     }
-    fetch(row + gridDim.x);
+    if (kPrefetch) fetch(row + gridDim.x);
     const float n = static_cast<float>(p.hidden);
     const float mean = p.rms ? 0.0f : sum(total) / n;
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       if (vector_at(i) >= num_vectors) continue;
+      Forget(row_x[i]);
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        const float centered = v[i][e] - mean;
+        const float centered = AsFloat(row_x[i].values[e]) - mean;
         squares = fmaf(centered, centered, squares);
       }
     }
@@ -117,6 +129,8 @@ __global__ void __launch_bounds__(kMostThreads) NormRows(NormParams<T, Out> p) {
     for (int i = 0; i < kVectors; ++i) {
       if (vector_at(i) >= num_vectors) continue;
       const int at = vector_at(i) * kCount;
+      asm volatile("" ::: "memory");  // one vector's weights at a time
+      Forget(row_x[i]);
       Pack<float, kCount> weight, bias;
       if (p.weight != nullptr) weight = LoadPack<kCount>(p.weight + at);
       if (p.bias != nullptr) bias = LoadPack<kCount>(p.bias + at);
@@ -127,8 +141,7 @@ __global__ void __launch_bounds__(kMostThreads) NormRows(NormParams<T, Out> p) {
       Pack<Out, kCount> out;
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        float value = v[i][e];
-        if constexpr (kOrder) value = AsFloat(stage[order.values[e]]);
+        const float value = AsFloat(kOrder ? stage[order.values[e]] : row_x[i].values[e]);
         out.values[e] =
             Finish<T, Out>((value - mean) * scale, p.weight != nullptr ? weight.values[e] : 1.0f,
                            p.bias != nullptr ? bias.values[e] : 0.0f, max_code.values[e]);
@@ -175,7 +188,8 @@ absl::Status LaunchRows(const NormParams<T, Out>& p, int threads, Stream& stream
   const auto kernel = NormRows<T, Out, kVectors, kOrder>;
   const cudaStream_t native = CudaStream(stream);
   const size_t shared = kOrder ? 2 * sizeof(T) * static_cast<size_t>(p.hidden) : 0;
-  if (shared > (48 << 10)) {
+  if (shared > (47 << 10)) {  // above 48 KiB, with what is static
+
     TW_RETURN_IF_CUDA_ERROR(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared)),
@@ -214,6 +228,7 @@ absl::Status Launch(const NormParams<T, Out>& p, bool aligned, Stream& stream) {
   };
   if (num_vectors <= kMostThreads) return launch(std::integral_constant<int, 1>());
   if (num_vectors <= 2 * kMostThreads) return launch(std::integral_constant<int, 2>());
+  if (num_vectors <= 3 * kMostThreads) return launch(std::integral_constant<int, 3>());
   return launch(std::integral_constant<int, 4>());
 }
 
@@ -264,7 +279,8 @@ absl::Status NormCodesCuda(const NormCodesArgs& args, Stream& stream) {
     using T = decltype(zero);
     NormParams<T, uint8_t> p = ParamsOf<T, uint8_t>(args, args.codes);
     p.max_code = args.max_code.data<uint8_t>();
-    const bool aligned = Aligned(args, args.codes) && RowsAlign(args.max_code, 16 / DTypeBytes(args.x.dtype(), 1));
+    const bool aligned =
+        Aligned(args, args.codes) && RowsAlign(args.max_code, 16 / DTypeBytes(args.x.dtype(), 1));
     return Launch(p, aligned, stream);
   });
 }
