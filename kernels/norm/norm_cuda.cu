@@ -27,7 +27,9 @@ struct NormParams {
   bool rms;
 };
 
-constexpr int kMostThreads = 512;     // of a block: two fit a multiprocessor with 64 registers each
+// Of a block: two fit a multiprocessor, with 64 or 80 registers for each thread.
+constexpr int MostThreads(int vectors) { return vectors <= 2 ? 512 : 384; }
+constexpr int kMostVectors = 6;       // of a thread
 constexpr float kTwo23 = 8388608.0f;  // fp32 has no fractions from here on
 
 // clamp(round(value), 0, max_code): adding 2^23 rounds halves to even.
@@ -47,21 +49,49 @@ __device__ __forceinline__ Out Finish(float normalised, float weight, float bias
   }
 }
 
-// Keeps the compiler from holding on to values converted earlier: registers are scarcer than
-// conversions.
-template <typename P>
-__device__ __forceinline__ void Forget(P& pack) {
-#pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof(P) / 4); ++i) {
-    asm volatile("" : "+r"(reinterpret_cast<uint32_t*>(&pack)[i]));
+// Element i of 16 bytes of T. The bytes stay packed: registers are scarcer than conversions.
+template <typename T>
+__device__ __forceinline__ float Element(const uint4& vector, int i) {
+  constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
+  const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+  const uint32_t word = words[i / kPerWord];
+  if constexpr (std::is_same_v<T, float>) {
+    return __uint_as_float(word);
+  } else if constexpr (std::is_same_v<T, Half>) {
+    return AsFloat(Half{static_cast<uint16_t>(i % 2 == 0 ? word : word >> 16)});
+  } else {
+    return __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xffff0000u);
   }
+}
+
+template <typename T>
+__device__ __forceinline__ uint4 Sum(const uint4& a, const uint4& b) {
+  constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
+  uint32_t words[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    const int i = w * kPerWord;
+    const float first = Element<T>(a, i) + Element<T>(b, i);
+    if constexpr (std::is_same_v<T, float>) {
+      words[w] = __float_as_uint(first);
+    } else {
+      const float second = Element<T>(a, i + 1) + Element<T>(b, i + 1);
+      words[w] = FromFloat<T>(first).bits | static_cast<uint32_t>(FromFloat<T>(second).bits) << 16;
+    }
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+
+// Keeps the compiler from holding on to values converted earlier.
+__device__ __forceinline__ void Forget(uint4& vector) {
+  asm volatile("" : "+r"(vector.x), "+r"(vector.y), "+r"(vector.z), "+r"(vector.w));
 }
 
 // A block takes whole rows, one after another, in registers: thread i has the vectors i, i +
 // blockDim.x and so on. The next row is on its way while the sums of this one are taken. With an
 // order, the row lies in shared memory as well (two rows, taken in turns), for the gather.
 template <typename T, typename Out, int kVectors, bool kOrder>
-__global__ void __launch_bounds__(kMostThreads, kVectors == 1 ? 2 : 1)
+__global__ void __launch_bounds__(kVectors <= 2 ? 512 : 384, kVectors <= 4 ? 2 : 1)
     NormRows(NormParams<T, Out> p) {
   constexpr int kCount = kElementsPerVector<T>;
   constexpr bool kPrefetch = kVectors == 1;  // more would not fit the registers
@@ -74,16 +104,16 @@ __global__ void __launch_bounds__(kMostThreads, kVectors == 1 ? 2 : 1)
   };
   const int num_vectors = p.hidden / kCount;
   const auto vector_at = [&](int i) { return static_cast<int>(threadIdx.x + i * blockDim.x); };
-  Pack<T, kCount> x[kVectors];
-  Pack<T, kCount> delta[kVectors];
+  uint4 x[kVectors];
+  uint4 delta[kVectors];
   const auto fetch = [&](int64_t row) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       if (row >= p.num_tokens || vector_at(i) >= num_vectors) continue;
       const int64_t at = static_cast<int64_t>(vector_at(i)) * kCount;
-      x[i] = StreamPack<kCount>(p.x + row * p.x_stride + at);
+      x[i] = __ldcs(reinterpret_cast<const uint4*>(p.x + row * p.x_stride + at));
       if (p.delta != nullptr) {
-        delta[i] = StreamPack<kCount>(p.delta + row * p.delta_stride + at);
+        delta[i] = __ldcs(reinterpret_cast<const uint4*>(p.delta + row * p.delta_stride + at));
       }
     }
   };
@@ -91,22 +121,20 @@ __global__ void __launch_bounds__(kMostThreads, kVectors == 1 ? 2 : 1)
   for (int64_t row = blockIdx.x; row < p.num_tokens; row += gridDim.x) {
     T* const stage = reinterpret_cast<T*>(staged) + (row / gridDim.x % 2) * p.hidden;
     if (!kPrefetch) fetch(row);
-    Pack<T, kCount> row_x[kVectors];
+    uint4 row_x[kVectors];
     float total = 0.0f;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       if (vector_at(i) >= num_vectors) continue;
       row_x[i] = x[i];
+      const int64_t at = static_cast<int64_t>(vector_at(i)) * kCount;
       if (p.delta != nullptr) {
-#pragma unroll
-        for (int e = 0; e < kCount; ++e) {
-          row_x[i].values[e] = FromFloat<T>(AsFloat(x[i].values[e]) + AsFloat(delta[i].values[e]));
-        }
-        StorePack(row_x[i], p.x + row * p.x_stride + static_cast<int64_t>(vector_at(i)) * kCount);
+        row_x[i] = Sum<T>(x[i], delta[i]);
+        *reinterpret_cast<uint4*>(p.x + row * p.x_stride + at) = row_x[i];
       }
-      if (kOrder) StorePack(row_x[i], stage + vector_at(i) * kCount);
+      if (kOrder) *reinterpret_cast<uint4*>(stage + at) = row_x[i];
 #pragma unroll
-      for (int e = 0; e < kCount; ++e) total += AsFloat(row_x[i].values[e]);
+      for (int e = 0; e < kCount; ++e) total += Element<T>(row_x[i], e);
     }
     if (kPrefetch) fetch(row + gridDim.x);
     const float n = static_cast<float>(p.hidden);
@@ -118,7 +146,7 @@ __global__ void __launch_bounds__(kMostThreads, kVectors == 1 ? 2 : 1)
       Forget(row_x[i]);
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        const float centered = AsFloat(row_x[i].values[e]) - mean;
+        const float centered = Element<T>(row_x[i], e) - mean;
         squares = fmaf(centered, centered, squares);
       }
     }
@@ -141,7 +169,7 @@ __global__ void __launch_bounds__(kMostThreads, kVectors == 1 ? 2 : 1)
       Pack<Out, kCount> out;
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        const float value = AsFloat(kOrder ? stage[order.values[e]] : row_x[i].values[e]);
+        const float value = kOrder ? AsFloat(stage[order.values[e]]) : Element<T>(row_x[i], e);
         out.values[e] =
             Finish<T, Out>((value - mean) * scale, p.weight != nullptr ? weight.values[e] : 1.0f,
                            p.bias != nullptr ? bias.values[e] : 0.0f, max_code.values[e]);
@@ -214,7 +242,7 @@ absl::Status Launch(const NormParams<T, Out>& p, bool aligned, Stream& stream) {
   constexpr int64_t kSharedBytes = 96 << 10;  // of two rows; two such blocks fit an A100 or H100
   const int num_vectors = p.hidden / kCount;
   const bool staged = p.order != nullptr;
-  if (!aligned || num_vectors > 4 * kMostThreads ||
+  if (!aligned || num_vectors > kMostVectors * MostThreads(kMostVectors) ||
       (staged && 2 * static_cast<int64_t>(sizeof(T)) * p.hidden > kSharedBytes)) {
     const int threads = std::min(1024, (p.hidden + 31) / 32 * 32);
     NormAnyRow<<<static_cast<unsigned>(p.num_tokens), threads, 0, CudaStream(stream)>>>(p);
@@ -226,10 +254,11 @@ absl::Status Launch(const NormParams<T, Out>& p, bool aligned, Stream& stream) {
     return staged ? LaunchRows<T, Out, kVectors, true>(p, threads, stream)
                   : LaunchRows<T, Out, kVectors, false>(p, threads, stream);
   };
-  if (num_vectors <= kMostThreads) return launch(std::integral_constant<int, 1>());
-  if (num_vectors <= 2 * kMostThreads) return launch(std::integral_constant<int, 2>());
-  if (num_vectors <= 3 * kMostThreads) return launch(std::integral_constant<int, 3>());
-  return launch(std::integral_constant<int, 4>());
+  if (num_vectors <= MostThreads(1)) return launch(std::integral_constant<int, 1>());
+  if (num_vectors <= 2 * MostThreads(2)) return launch(std::integral_constant<int, 2>());
+  if (num_vectors <= 3 * MostThreads(3)) return launch(std::integral_constant<int, 3>());
+  if (num_vectors <= 4 * MostThreads(4)) return launch(std::integral_constant<int, 4>());
+  return launch(std::integral_constant<int, kMostVectors>());
 }
 
 template <typename T>
