@@ -1,249 +1,222 @@
-// The same operations as on the CPU in the same order, fused where they are there (this file is
-// compiled without contraction): the same bytes and the same bits.
+// The same operations as on the CPU in the same order, fused where they are there (the CUDA files
+// of this folder are compiled without contraction): the same bytes and the same bits.
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/cuda_status.h"
-#include "kernels/core/vectors.cuh"
-#include "kernels/group_codes/group_codes_internal.h"
+#include "kernels/group_codes/group_codes_cuda.cuh"
 
 namespace thinwire {
 namespace {
 
-// 16 threads share a group: thread i has the values i, i + 16 and so on, and with them the i-th of
-// the 16 chains in which errors are summed. Where a group has fewer than 16 values, the rest of
-// the threads have none.
-constexpr int kLanes = 16;
+// 4 threads share a group: thread i has the values 16 k + 4 i + r, r < 4, and with them 4 of the 16
+// chains in which errors are summed.
+constexpr int kLanes = 4;
 constexpr int kThreads = 256;
 constexpr int kGroupsPerBlock = kThreads / kLanes;
-constexpr int kMostParts = 64;
 
-// std::array has no operators on a GPU.
-struct DeviceTables {
-  float scale[256];
-  float inverse[256];
-  float middle[8];
-  float center[8];
-  float radius[8];
-  float level[16];
-  float eighth[8];  // 2^(k / 8)
+// kSteps = size of a group / 16.
+template <int kSteps>
+struct Values {
+  float at[kSteps][4];
 };
-
-constexpr DeviceTables MakeDeviceTables() {
-  DeviceTables tables = {};
-  for (int i = 0; i < 256; ++i) {
-    tables.scale[i] = kScaleTables.scale[i];
-    tables.inverse[i] = kScaleTables.inverse[i];
-  }
-  for (int i = 0; i < 8; ++i) {
-    tables.middle[i] = kFourBitTables.middle[i];
-    tables.center[i] = kFourBitTables.center[i];
-    tables.radius[i] = kFourBitTables.radius[i];
-    tables.eighth[i] = static_cast<float>(kEighths[i]);
-    tables.level[7 - i] = -kFourBitLevels[i];
-    tables.level[8 + i] = kFourBitLevels[i];
-  }
-  return tables;
-}
-
-__constant__ DeviceTables device_tables = MakeDeviceTables();
-
-// Tables that threads index apart from each other: constant memory would take turns.
-struct SharedTables {
-  float middle[8];
-  float center[8];
-  float radius[8];
-  float level[16];
-};
-
-__device__ __forceinline__ void FillTables(SharedTables& shared) {
-  if (threadIdx.x < 8) {
-    shared.middle[threadIdx.x] = device_tables.middle[threadIdx.x];
-    shared.center[threadIdx.x] = device_tables.center[threadIdx.x];
-    shared.radius[threadIdx.x] = device_tables.radius[threadIdx.x];
-  }
-  if (threadIdx.x < 16) shared.level[threadIdx.x] = device_tables.level[threadIdx.x];
-  __syncthreads();
-}
 
 __device__ __forceinline__ float FromLane(float value, int distance) {
   return __shfl_xor_sync(0xffffffffu, value, distance);
 }
 
-// sqrt(size) H u, in the order of growing distances.
-template <int kValues>
-__device__ __forceinline__ void Rotate(int size, int lane, float (&u)[kValues]) {
+// (a, b) = (a + b, a - b)
+__device__ __forceinline__ void Butterfly(float& a, float& b) {
+  const float sum = a + b;
+  b = a - b;
+  a = sum;
+}
+
+// sqrt(size) H u, in the order of growing distances: 1 and 2 in a thread, 4 and 8 between threads,
+// the rest in a thread.
+template <int kSteps>
+__device__ __forceinline__ void Rotate(int lane, Values<kSteps>& u) {
+  const float signs[2] = {(lane & 1) != 0 ? -1.0f : 1.0f, (lane & 2) != 0 ? -1.0f : 1.0f};
 #pragma unroll
-  for (int h = 1; h < kLanes; h *= 2) {
-    if (h >= size) break;
+  for (int k = 0; k < kSteps; ++k) {
+    Butterfly(u.at[k][0], u.at[k][1]);
+    Butterfly(u.at[k][2], u.at[k][3]);
+    Butterfly(u.at[k][0], u.at[k][2]);
+    Butterfly(u.at[k][1], u.at[k][3]);
 #pragma unroll
-    for (int k = 0; k < kValues; ++k) {
-      const float partner = FromLane(u[k], h);
-      u[k] = (lane & h) != 0 ? __fsub_rn(partner, u[k]) : __fadd_rn(u[k], partner);
+    for (int stage = 0; stage < 2; ++stage) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        // A product with 1 or -1 is exact: one rounding, of the sum or difference.
+        u.at[k][r] = fmaf(u.at[k][r], signs[stage], FromLane(u.at[k][r], 1 << stage));
+      }
     }
   }
 #pragma unroll
-  for (int h = 1; h < kValues; h *= 2) {
+  for (int h = 1; h < kSteps; h *= 2) {
 #pragma unroll
-    for (int k = 0; k < kValues; ++k) {
+    for (int k = 0; k < kSteps; ++k) {
       if ((k & h) != 0) continue;
-      const float sum = __fadd_rn(u[k], u[k + h]);
-      u[k + h] = __fsub_rn(u[k], u[k + h]);
-      u[k] = sum;
+#pragma unroll
+      for (int r = 0; r < 4; ++r) Butterfly(u.at[k][r], u.at[k + h][r]);
     }
   }
 }
 
 // The bits of the largest |u| of the group, on all its threads: as integers, NaN is above infinity,
 // and both are above all else.
-template <int kValues>
-__device__ __forceinline__ uint32_t LargestMagnitude(const float (&u)[kValues]) {
+template <int kSteps>
+__device__ __forceinline__ uint32_t LargestMagnitude(const Values<kSteps>& u) {
   uint32_t largest = 0;
 #pragma unroll
-  for (int k = 0; k < kValues; ++k) {
-    largest = max(largest, __float_as_uint(u[k]) & 0x7fffffffu);
-  }
+  for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
-  for (int h = 1; h < kLanes; h *= 2) {
-    largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, h));
-  }
-  return largest;
-}
-
-// As SmallestScaleByte on the CPU.
-__device__ __forceinline__ int DeviceScaleByte(float largest) {
-  const uint32_t bits = __float_as_uint(largest);
-  const float mantissa = __uint_as_float((bits & 0x007fffffu) | 0x3f800000u);
-  int byte = 128 + 8 * (static_cast<int>(bits >> 23) - 127);
-#pragma unroll
-  for (int k = 0; k < 8; ++k) byte += device_tables.eighth[k] < mantissa ? 1 : 0;
-  return min(max(byte, kLeastScaleByte), kLargestScaleByte);
-}
-
-// Which level is nearest to a magnitude: factors are those of a scale.
-template <int kBits>
-struct Quantizer {
-  static constexpr int kLast = (1 << (kBits - 1)) - 1;
-  static constexpr int kCandidates = NumScaleCandidates(kBits);
-
-  static __device__ __forceinline__ float Factor(int byte) {
-    const float inverse = device_tables.inverse[byte];
-    return kBits == 4 ? inverse * 8.0f : inverse * (static_cast<float>(kLast) + 0.5f);
-  }
-
-  static __device__ __forceinline__ int Eighth(float scaled) {
-    const float raised = fminf(scaled, kLargestEighth) + kRaise;
-    return static_cast<int>(__float_as_uint(raised) >> kRaisedShift) & 7;
-  }
-
-  // The distance to it.
-  static __device__ __forceinline__ float Distance(const SharedTables& tables, float magnitude,
-                                                   float factor) {
-    if constexpr (kBits == 4) {
-      const float scaled = magnitude * factor;
-      const int b = Eighth(scaled);
-      return fabsf(scaled - tables.center[b]) - tables.radius[b];
-    } else {
-      const float steps = fmaf(magnitude, factor, -0.5f);
-      return steps - rintf(fminf(steps, static_cast<float>(kLast)));
+    for (int r = 0; r < 4; ++r) {
+      largest = max(largest, __float_as_uint(u.at[k][r]) & 0x7fffffffu);
     }
   }
+  largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+  return max(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+}
 
-  // Its number, from the smallest of those above 0 on.
-  static __device__ __forceinline__ int Number(const SharedTables& tables, float magnitude,
-                                               float factor) {
-    if constexpr (kBits == 4) {
-      const float scaled = magnitude * factor;
-      const int b = Eighth(scaled);
-      return min(b, 6) + (scaled >= tables.middle[b] ? 1 : 0);
+template <int kSteps, typename T>
+__device__ __forceinline__ Values<kSteps> Load(const T* from, bool aligned) {
+  Values<kSteps> values;
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    Pack<T, 4> pack;
+    if (aligned) {
+      pack = StreamPack<4>(from + 16 * k);
     } else {
-      const float steps = fmaf(magnitude, factor, -0.5f);
-      return static_cast<int>(rintf(fminf(steps, static_cast<float>(kLast))));
+#pragma unroll
+      for (int r = 0; r < 4; ++r) pack.values[r] = from[16 * k + r];
     }
+#pragma unroll
+    for (int r = 0; r < 4; ++r) values.at[k][r] = AsFloat(pack.values[r]);
   }
-};
+  return values;
+}
 
-template <int kBits, int kValues>
-__device__ __forceinline__ float SquaredError(const SharedTables& tables, bool used,
-                                              const float (&magnitude)[kValues], int byte) {
+template <int kBits, int kSteps>
+__device__ __forceinline__ float SquaredError(const SharedTables& tables, const Values<kSteps>& u,
+                                              float norm, int byte) {
   const float factor = Quantizer<kBits>::Factor(byte);
-  float sum = 0.0f;
+  float sums[4];
 #pragma unroll
-  for (int k = 0; k < kValues; ++k) {
-    const float distance = Quantizer<kBits>::Distance(tables, magnitude[k], factor);
-    sum = k == 0 ? distance * distance : fmaf(distance, distance, sum);
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const float distance = Quantizer<kBits>::Distance(tables, fabsf(u.at[k][r]) * norm, factor);
+      sums[r] = k == 0 ? distance * distance : fmaf(distance, distance, sums[r]);
+    }
   }
-  if (!used) sum = 0.0f;
 #pragma unroll
-  for (int half = 8; half > 0; half /= 2) sum += FromLane(sum, half);
+  for (int r = 0; r < 4; ++r) sums[r] += FromLane(sums[r], 2);
+#pragma unroll
+  for (int r = 0; r < 4; ++r) sums[r] += FromLane(sums[r], 1);
   const float scale = device_tables.scale[byte];
-  return sum * (scale * scale);
+  return ((sums[0] + sums[2]) + (sums[1] + sums[3])) * (scale * scale);
 }
 
-// Codes of a group to their places: kValues == 1 also stands for groups of fewer than 16 values.
-template <int kBits, int kValues>
-__device__ __forceinline__ void StoreCodes(int size, int lane, const int (&codes)[kValues],
-                                           bool write, uint8_t* to) {
+__device__ __forceinline__ void StoreWord(uint32_t word, uint8_t* to) {
+  if (reinterpret_cast<uintptr_t>(to) % 4 == 0) {
+    *reinterpret_cast<uint32_t*>(to) = word;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[i] = static_cast<uint8_t>(word >> (8 * i));
+}
+
+__device__ __forceinline__ uint32_t LoadWord(const uint8_t* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 4 == 0) {
+    return *reinterpret_cast<const uint32_t*>(from);
+  }
+  uint32_t word = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) word |= static_cast<uint32_t>(from[i]) << (8 * i);
+  return word;
+}
+
+// codes[k]: those of values 16 k + 4 lane + r, in byte r.
+template <int kBits, int kSteps>
+__device__ __forceinline__ void StoreCodes(int lane, const uint32_t (&codes)[kSteps], bool write,
+                                           uint8_t* to) {
   if constexpr (kBits == 8) {
 #pragma unroll
-    for (int k = 0; k < kValues; ++k) {
-      if (write && lane < size) to[k * kLanes + lane] = static_cast<uint8_t>(codes[k]);
+    for (int k = 0; k < kSteps; ++k) {
+      if (write) StoreWord(codes[k], to + 16 * k + 4 * lane);
     }
     return;
   }
-  const int half = (size + 1) / 2;
-  if constexpr (kValues == 1) {
-    // The upper half of the values lies `half` lanes further.
-    const int above = __shfl_down_sync(0xffffffffu, codes[0], half, kLanes);
-    const int high = lane + half < size ? (above & 15) << 4 : 0;
-    if (write && lane < half) to[lane] = static_cast<uint8_t>((codes[0] & 15) | high);
+  constexpr uint32_t kLow = 0x0f0f0f0fu;
+  if constexpr (kSteps == 1) {
+    // The upper half of the values lies two threads further.
+    const uint32_t above = __shfl_xor_sync(0xffffffffu, codes[0] & kLow, 2);
+    if (write && lane < 2) StoreWord((codes[0] & kLow) | above << 4, to + 4 * lane);
   } else {
 #pragma unroll
-    for (int k = 0; k < kValues / 2; ++k) {
+    for (int k = 0; k < kSteps / 2; ++k) {
       if (!write) continue;
-      to[k * kLanes + lane] =
-          static_cast<uint8_t>((codes[k] & 15) | (codes[k + kValues / 2] & 15) << 4);
+      StoreWord((codes[k] & kLow) | (codes[k + kSteps / 2] & kLow) << 4, to + 16 * k + 4 * lane);
     }
   }
-  if constexpr (kBits > 4) {
-    const int shift = threadIdx.x % 32 / kLanes * kLanes;  // of this group's part of a ballot
+  uint8_t* const high = to + 8 * kSteps;
+  if constexpr (kBits == 6) {
 #pragma unroll
-    for (int k = 0; k < kValues; ++k) {
-      const uint32_t mask = (1u << min(size, kLanes)) - 1;
-      const uint32_t first = __ballot_sync(0xffffffffu, codes[k] & 16) >> shift & mask;
-      if constexpr (kBits == 5) {
-        uint8_t* const bytes = to + half + k * (kLanes / 8);
-        if (write && lane < (min(size, kLanes) + 7) / 8) {
-          bytes[lane] = static_cast<uint8_t>(first >> (8 * lane));
-        }
-      } else {
-        const uint32_t second = __ballot_sync(0xffffffffu, codes[k] & 32) >> shift & mask;
-        uint8_t* const bytes = to + half + k * (kLanes / 4);
-        if (write && lane < (min(size, kLanes) + 3) / 4) {
-          uint32_t byte = 0;
+    for (int k = 0; k < kSteps; ++k) {
+      // The product moves the two bits of each byte into the topmost.
+      const uint32_t pairs = codes[k] >> 4 & 0x03030303u;
+      if (write) high[4 * k + lane] = static_cast<uint8_t>(pairs * 0x01041040u >> 24);
+    }
+  }
+  if constexpr (kBits == 5) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            byte |= (first >> (4 * lane + i) & 1) << (2 * i);
-            byte |= (second >> (4 * lane + i) & 1) << (2 * i + 1);
-          }
-          bytes[lane] = static_cast<uint8_t>(byte);
-        }
-      }
+    for (int k = 0; k < kSteps; ++k) {
+      const uint32_t bits = codes[k] >> 4 & 0x01010101u;
+      const uint32_t four = bits * 0x01020408u >> 24;  // their lowest bits, that of byte 0 lowest
+      const uint32_t next = __shfl_down_sync(0xffffffffu, four, 1);
+      if (write && lane % 2 == 0) high[2 * k + lane / 2] = static_cast<uint8_t>(four | next << 4);
     }
   }
 }
 
-struct GroupParams {
-  int64_t num_groups;  // of all rows
-  int64_t groups_per_row;
-  int64_t row_bytes;
-  int64_t stride;  // of x or y
-  int size;        // of a group
-  int group_bytes;
-  float norm;  // 1 / sqrt(size)
-};
+template <int kBits, int kSteps>
+__device__ __forceinline__ void LoadCodes(int lane, const uint8_t* from,
+                                          uint32_t (&codes)[kSteps]) {
+  constexpr uint32_t kLow = 0x0f0f0f0fu;
+  if constexpr (kBits == 8) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) codes[k] = LoadWord(from + 16 * k + 4 * lane);
+    return;
+  } else if constexpr (kSteps == 1) {
+    codes[0] = LoadWord(from + 4 * (lane & 1)) >> (lane < 2 ? 0 : 4) & kLow;
+  } else {
+#pragma unroll
+    for (int k = 0; k < kSteps / 2; ++k) {
+      const uint32_t word = LoadWord(from + 16 * k + 4 * lane);
+      codes[k] = word & kLow;
+      codes[k + kSteps / 2] = word >> 4 & kLow;
+    }
+  }
+  const uint8_t* const high = from + 8 * kSteps;
+  if constexpr (kBits == 6) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      const uint32_t byte = high[4 * k + lane];
+      codes[k] |=
+          (byte & 0x03u) << 4 | (byte & 0x0cu) << 10 | (byte & 0x30u) << 16 | (byte & 0xc0u) << 22;
+    }
+  }
+  if constexpr (kBits == 5) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      const uint32_t four = static_cast<uint32_t>(high[2 * k + lane / 2]) >> (4 * (lane % 2));
+      codes[k] |= (four & 1) << 4 | (four & 2) << 11 | (four & 4) << 18 | (four & 8) << 25;
+    }
+  }
+}
 
-template <int kBits, int kValues, typename T>
+template <int kBits, int kSteps, typename T>
 __global__ void __launch_bounds__(kThreads) Encode(GroupParams p, const T* x, uint8_t* codes) {
   __shared__ SharedTables tables;
   FillTables(tables);
@@ -254,82 +227,67 @@ __global__ void __launch_bounds__(kThreads) Encode(GroupParams p, const T* x, ui
   const int64_t at = inside ? found : p.num_groups - 1;
   const int64_t row = at / p.groups_per_row;
   const int64_t group = at % p.groups_per_row;
-  const T* const from = x + row * p.stride + group * p.size;
-  const bool used = lane < p.size;
-  float before[kValues], u[kValues];
-#pragma unroll
-  for (int k = 0; k < kValues; ++k) {
-    before[k] = used ? AsFloat(from[k * kLanes + lane]) : 0.0f;
-    u[k] = before[k];
-  }
+  const T* const from = x + row * p.stride + group * (16 * kSteps) + 4 * lane;
   constexpr uint32_t kInfinity = 0x7f800000u;
-  Rotate<kValues>(p.size, lane, u);
-  uint32_t largest = LargestMagnitude<kValues>(u);
-  const bool is_nan = LargestMagnitude<kValues>(before) >= kInfinity;
-  // Sums may have overflown. The group saturates at any scale: a smaller one has the same codes.
+  Values<kSteps> u = Load<kSteps>(from, p.aligned);
+  Rotate<kSteps>(lane, u);
+  uint32_t largest = LargestMagnitude<kSteps>(u);
+  bool is_nan = false;
   if (__any_sync(0xffffffffu, largest >= kInfinity)) {
-    float smaller[kValues];
+    Values<kSteps> smaller = Load<kSteps>(from, p.aligned);
+    const bool any_infinite = LargestMagnitude<kSteps>(smaller) >= kInfinity;
 #pragma unroll
-    for (int k = 0; k < kValues; ++k) smaller[k] = before[k] * 0x1p-8f;
-    Rotate<kValues>(p.size, lane, smaller);
-    const uint32_t largest_smaller = LargestMagnitude<kValues>(smaller);
+    for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) smaller.at[k][r] *= 0x1p-8f;
+    }
+    Rotate<kSteps>(lane, smaller);
+    const uint32_t largest_smaller = LargestMagnitude<kSteps>(smaller);
     if (largest >= kInfinity) {
+      // Sums have overflown. The group saturates at any scale: a smaller one has the same codes.
+      is_nan = any_infinite;
       largest = largest_smaller;
-#pragma unroll
-      for (int k = 0; k < kValues; ++k) u[k] = smaller[k];
+      u = smaller;
     }
   }
-  const bool special = is_nan || largest == 0;
-  float magnitude[kValues];
-#pragma unroll
-  for (int k = 0; k < kValues; ++k) magnitude[k] = fabsf(u[k]) * p.norm;
   const int first = DeviceScaleByte(fmaxf(__uint_as_float(largest) * p.norm, 1.17549435e-38f));
   int best = first;
-  float least = SquaredError<kBits, kValues>(tables, used, magnitude, first);
+  float least = SquaredError<kBits, kSteps>(tables, u, p.norm, first);
 #pragma unroll
   for (int c = 1; c < Quantizer<kBits>::kCandidates; ++c) {
     const int byte = max(first - c, kLeastScaleByte);
-    const float error = SquaredError<kBits, kValues>(tables, used, magnitude, byte);
+    const float error = SquaredError<kBits, kSteps>(tables, u, p.norm, byte);
     best = error < least ? byte : best;
     least = fminf(error, least);
   }
+  const bool special = is_nan || largest == 0;
   const float factor = Quantizer<kBits>::Factor(best);
-  int numbers[kValues];
+  uint32_t words[kSteps];
 #pragma unroll
-  for (int k = 0; k < kValues; ++k) {
-    const int number = Quantizer<kBits>::Number(tables, magnitude[k], factor);
-    // Below 0, ~number = -1 - number counts down from the middle.
-    const int code =
-        (1 << (kBits - 1)) + (number ^ (static_cast<int>(__float_as_uint(u[k])) >> 31));
-    numbers[k] = special || !used ? 0 : code;
+  for (int k = 0; k < kSteps; ++k) {
+    words[k] = 0;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const float value = u.at[k][r];
+      const int number = Quantizer<kBits>::Number(tables, fabsf(value) * p.norm, factor);
+      // Below 0, ~number = -1 - number counts down from the middle.
+      const int code =
+          (1 << (kBits - 1)) + (number ^ (static_cast<int>(__float_as_uint(value)) >> 31));
+      words[k] |= (static_cast<uint32_t>(code) & 0xffu) << (8 * r);
+    }
+    if (special) words[k] = 0;
   }
   uint8_t* const to = codes + row * p.row_bytes;
   if (inside && lane == 0) {
     to[group] = static_cast<uint8_t>(is_nan ? kNanGroup : largest == 0 ? kZeroGroup : best);
   }
-  StoreCodes<kBits, kValues>(p.size, lane, numbers, inside,
-                             to + p.groups_per_row + group * p.group_bytes);
+  StoreCodes<kBits, kSteps>(lane, words, inside,
+                            to + p.groups_per_row + group * (2 * kBits * kSteps));
 }
 
-struct Parts {
-  const uint8_t* rows[kMostParts];
-  int count;
-};
-
-// Code i of a group.
-template <int kBits>
-__device__ __forceinline__ int LoadCode(const uint8_t* from, int size, int i) {
-  if constexpr (kBits == 8) return from[i];
-  const int half = (size + 1) / 2;
-  int code = i < half ? from[i] & 15 : from[i - half] >> 4;
-  if constexpr (kBits == 5) code |= (from[half + i / 8] >> (i % 8) & 1) << 4;
-  if constexpr (kBits == 6) code |= (from[half + i / 4] >> (2 * (i % 4)) & 3) << 4;
-  return code;
-}
-
-template <int kBits, int kValues, typename T>
+template <int kBits, int kSteps, typename T>
 __global__ void __launch_bounds__(kThreads)
-    Decode(GroupParams p, Parts parts, T* y, bool accumulate) {
+    Decode(GroupParams p, GroupParts parts, T* y, bool accumulate) {
   __shared__ SharedTables tables;
   FillTables(tables);
   const int lane = threadIdx.x % kLanes;
@@ -338,30 +296,49 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t at = inside ? found : p.num_groups - 1;
   const int64_t row = at / p.groups_per_row;
   const int64_t group = at % p.groups_per_row;
-  const bool used = lane < p.size;
-  float u[kValues] = {};  // from 0 on, since a sum of -0 would be -0
+  Values<kSteps> u = {};  // from 0 on, since a sum of -0 would be -0
   for (int part = 0; part < parts.count; ++part) {
     const uint8_t* const from = parts.rows[part] + row * p.row_bytes;
-    constexpr float kMiddle = static_cast<float>((1 << kBits) - 1) / 2.0f;
-    const float scale = device_tables.scale[from[group]];
-    const float factor = kBits == 4 ? scale : scale * (1.0f / kMiddle);
-    const uint8_t* const codes = from + p.groups_per_row + group * p.group_bytes;
+    uint32_t codes[kSteps];
+    LoadCodes<kBits, kSteps>(lane, from + p.groups_per_row + group * (2 * kBits * kSteps), codes);
+    const float factor = Quantizer<kBits>::LevelFactor(from[group]);
 #pragma unroll
-    for (int k = 0; k < kValues; ++k) {
-      if (!used) continue;
-      const int code = LoadCode<kBits>(codes, p.size, k * kLanes + lane);
-      const float level = kBits == 4 ? tables.level[code] : static_cast<float>(code) - kMiddle;
-      u[k] = __fadd_rn(u[k], __fmul_rn(factor, level));
+    for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const uint32_t code = codes[k] >> (8 * r) & 0xffu;
+        float level;
+        if constexpr (kBits == 4) {
+          level = tables.level[code];
+        } else {
+          // 2^23 + code, less 2^23: cheaper than a conversion, and as exact.
+          level = __uint_as_float(0x4b000000u | code) - 8388608.0f - Quantizer<kBits>::kMiddle;
+        }
+        u.at[k][r] += factor * level;
+      }
     }
   }
-  Rotate<kValues>(p.size, lane, u);
-  T* const to = y + row * p.stride + group * p.size;
+  Rotate<kSteps>(lane, u);
+  if (!inside) return;
+  T* const to = y + row * p.stride + group * (16 * kSteps) + 4 * lane;
 #pragma unroll
-  for (int k = 0; k < kValues; ++k) {
-    if (!inside || !used) continue;
-    float value = __fmul_rn(u[k], p.norm);
-    if (accumulate) value = __fadd_rn(AsFloat(to[k * kLanes + lane]), value);
-    to[k * kLanes + lane] = FromFloat<T>(value);
+  for (int k = 0; k < kSteps; ++k) {
+    Pack<T, 4> pack = {};
+    if (accumulate && p.aligned) pack = LoadPack<4>(to + 16 * k);
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      float value = u.at[k][r] * p.norm;
+      if (accumulate) {
+        value = AsFloat(p.aligned ? pack.values[r] : to[16 * k + r]) + value;
+      }
+      pack.values[r] = FromFloat<T>(value);
+    }
+    if (p.aligned) {
+      StorePack(pack, to + 16 * k);
+    } else {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) to[16 * k + r] = pack.values[r];
+    }
   }
 }
 
@@ -374,30 +351,21 @@ GroupParams ParamsOf(const GroupCodesFormat& format, const ConstTensorView& valu
   p.size = static_cast<int>(format.group());
   p.group_bytes = static_cast<int>(format.group_bytes());
   p.norm = static_cast<float>(1.0 / std::sqrt(static_cast<double>(p.size)));
+  p.aligned = RowsAlign(values, 4 * DTypeBytes(values.dtype(), 1));
   return p;
 }
 
-// Calls body(bits, values of a thread) with both as constants.
+// Calls body(bits, sixteenths of a group) with both as constants.
 template <typename Body>
 void WithFormat(const GroupCodesFormat& format, const Body& body) {
-  const auto with_size = [&](auto bits) {
-    if (format.group() <= 16) return body(bits, std::integral_constant<int, 1>());
+  WithBits(format.bits, [&](auto bits) {
+    if (format.group() == 16) return body(bits, std::integral_constant<int, 1>());
     if (format.group() == 32) return body(bits, std::integral_constant<int, 2>());
     if constexpr (decltype(bits)::value == 8) {
       if (format.group() == 128) return body(bits, std::integral_constant<int, 8>());
     }
     return body(bits, std::integral_constant<int, 4>());
-  };
-  switch (format.bits) {
-    case 8:
-      return with_size(std::integral_constant<int, 8>());
-    case 6:
-      return with_size(std::integral_constant<int, 6>());
-    case 5:
-      return with_size(std::integral_constant<int, 5>());
-    default:
-      return with_size(std::integral_constant<int, 4>());
-  }
+  });
 }
 
 unsigned NumBlocks(const GroupParams& p) {
@@ -409,10 +377,14 @@ unsigned NumBlocks(const GroupParams& p) {
 absl::Status EncodeGroupsCuda(const EncodeGroupsArgs& args, Stream& stream) {
   const cudaStream_t native = CudaStream(stream);
   const GroupParams p = ParamsOf(args.format, args.x);
-  WithFormat(args.format, [&](auto bits, auto values) {
+  if (p.size < kSmallestVectorGroup) {
+    EncodeSmallGroups(args, p, stream);
+    return CudaLaunchStatus("encode groups", stream);
+  }
+  WithFormat(args.format, [&](auto bits, auto steps) {
     WithFloatType(args.x.dtype(), [&](auto zero) {
       using T = decltype(zero);
-      Encode<decltype(bits)::value, decltype(values)::value, T>
+      Encode<decltype(bits)::value, decltype(steps)::value, T>
           <<<NumBlocks(p), kThreads, 0, native>>>(p, args.x.data<T>(),
                                                   args.codes.mutable_data<uint8_t>());
     });
@@ -427,14 +399,18 @@ absl::Status DecodeGroupsCuda(const DecodeGroupsArgs& args, Stream& stream) {
   }
   const cudaStream_t native = CudaStream(stream);
   const GroupParams p = ParamsOf(args.format, args.y);
-  Parts parts = {};
+  GroupParts parts = {};
   for (const ConstTensorView& part : args.parts) {
     parts.rows[parts.count++] = part.data<uint8_t>();
   }
-  WithFormat(args.format, [&](auto bits, auto values) {
+  if (p.size < kSmallestVectorGroup) {
+    DecodeSmallGroups(args, p, parts, stream);
+    return CudaLaunchStatus("decode groups", stream);
+  }
+  WithFormat(args.format, [&](auto bits, auto steps) {
     WithFloatType(args.y.dtype(), [&](auto zero) {
       using T = decltype(zero);
-      Decode<decltype(bits)::value, decltype(values)::value, T>
+      Decode<decltype(bits)::value, decltype(steps)::value, T>
           <<<NumBlocks(p), kThreads, 0, native>>>(p, parts, args.y.mutable_data<T>(),
                                                   args.accumulate);
     });

@@ -27,7 +27,9 @@ struct NormParams {
   bool rms;
 };
 
-constexpr int kMostThreads = 512;     // of a block: leaves 128 registers to each
+// Of a block: two fit a multiprocessor, with 64 or 80 registers for each thread.
+constexpr int MostThreads(int vectors) { return vectors <= 2 ? 512 : 384; }
+constexpr int kMostVectors = 6;       // of a thread
 constexpr float kTwo23 = 8388608.0f;  // fp32 has no fractions from here on
 
 // clamp(round(value), 0, max_code): adding 2^23 rounds halves to even.
@@ -47,12 +49,52 @@ __device__ __forceinline__ Out Finish(float normalised, float weight, float bias
   }
 }
 
+// Element i of 16 bytes of T. The bytes stay packed: registers are scarcer than conversions.
+template <typename T>
+__device__ __forceinline__ float Element(const uint4& vector, int i) {
+  constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
+  const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+  const uint32_t word = words[i / kPerWord];
+  if constexpr (std::is_same_v<T, float>) {
+    return __uint_as_float(word);
+  } else if constexpr (std::is_same_v<T, Half>) {
+    return AsFloat(Half{static_cast<uint16_t>(i % 2 == 0 ? word : word >> 16)});
+  } else {
+    return __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xffff0000u);
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ uint4 Sum(const uint4& a, const uint4& b) {
+  constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
+  uint32_t words[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    const int i = w * kPerWord;
+    const float first = Element<T>(a, i) + Element<T>(b, i);
+    if constexpr (std::is_same_v<T, float>) {
+      words[w] = __float_as_uint(first);
+    } else {
+      const float second = Element<T>(a, i + 1) + Element<T>(b, i + 1);
+      words[w] = FromFloat<T>(first).bits | static_cast<uint32_t>(FromFloat<T>(second).bits) << 16;
+    }
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+
+// Keeps the compiler from holding on to values converted earlier.
+__device__ __forceinline__ void Forget(uint4& vector) {
+  asm volatile("" : "+r"(vector.x), "+r"(vector.y), "+r"(vector.z), "+r"(vector.w));
+}
+
 // A block takes whole rows, one after another, in registers: thread i has the vectors i, i +
 // blockDim.x and so on. The next row is on its way while the sums of this one are taken. With an
 // order, the row lies in shared memory as well (two rows, taken in turns), for the gather.
 template <typename T, typename Out, int kVectors, bool kOrder>
-__global__ void __launch_bounds__(kMostThreads) NormRows(NormParams<T, Out> p) {
+__global__ void __launch_bounds__(kVectors <= 2 ? 512 : 384, kVectors <= 4 ? 2 : 1)
+    NormRows(NormParams<T, Out> p) {
   constexpr int kCount = kElementsPerVector<T>;
+  constexpr bool kPrefetch = kVectors == 1;  // more would not fit the registers
   extern __shared__ __align__(16) unsigned char staged[];
   __shared__ float partial[2][32];
   int turn = 0;
@@ -62,51 +104,49 @@ __global__ void __launch_bounds__(kMostThreads) NormRows(NormParams<T, Out> p) {
   };
   const int num_vectors = p.hidden / kCount;
   const auto vector_at = [&](int i) { return static_cast<int>(threadIdx.x + i * blockDim.x); };
-  Pack<T, kCount> x[kVectors];
-  Pack<T, kCount> delta[kVectors];
+  uint4 x[kVectors];
+  uint4 delta[kVectors];
   const auto fetch = [&](int64_t row) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       if (row >= p.num_tokens || vector_at(i) >= num_vectors) continue;
       const int64_t at = static_cast<int64_t>(vector_at(i)) * kCount;
-      x[i] = StreamPack<kCount>(p.x + row * p.x_stride + at);
+      x[i] = __ldcs(reinterpret_cast<const uint4*>(p.x + row * p.x_stride + at));
       if (p.delta != nullptr) {
-        delta[i] = StreamPack<kCount>(p.delta + row * p.delta_stride + at);
+        delta[i] = __ldcs(reinterpret_cast<const uint4*>(p.delta + row * p.delta_stride + at));
       }
     }
   };
-  fetch(blockIdx.x);
+  if (kPrefetch) fetch(blockIdx.x);
   for (int64_t row = blockIdx.x; row < p.num_tokens; row += gridDim.x) {
     T* const stage = reinterpret_cast<T*>(staged) + (row / gridDim.x % 2) * p.hidden;
-    float v[kVectors][kCount];
+    if (!kPrefetch) fetch(row);
+    uint4 row_x[kVectors];
     float total = 0.0f;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const bool inside = vector_at(i) < num_vectors;
-      if (inside && p.delta != nullptr) {
-#pragma unroll
-        for (int e = 0; e < kCount; ++e) {
-          x[i].values[e] = FromFloat<T>(AsFloat(x[i].values[e]) + AsFloat(delta[i].values[e]));
-        }
-        StorePack(x[i], p.x + row * p.x_stride + static_cast<int64_t>(vector_at(i)) * kCount);
+      if (vector_at(i) >= num_vectors) continue;
+      row_x[i] = x[i];
+      const int64_t at = static_cast<int64_t>(vector_at(i)) * kCount;
+      if (p.delta != nullptr) {
+        row_x[i] = Sum<T>(x[i], delta[i]);
+        *reinterpret_cast<uint4*>(p.x + row * p.x_stride + at) = row_x[i];
       }
-      if (kOrder && inside) StorePack(x[i], stage + vector_at(i) * kCount);
+      if (kOrder) *reinterpret_cast<uint4*>(stage + at) = row_x[i];
 #pragma unroll
-      for (int e = 0; e < kCount; ++e) {
-        v[i][e] = inside ? AsFloat(x[i].values[e]) : 0.0f;
-        total += v[i][e];
-      }
+      for (int e = 0; e < kCount; ++e) total += Element<T>(row_x[i], e);
     }
-    fetch(row + gridDim.x);
+    if (kPrefetch) fetch(row + gridDim.x);
     const float n = static_cast<float>(p.hidden);
     const float mean = p.rms ? 0.0f : sum(total) / n;
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       if (vector_at(i) >= num_vectors) continue;
+      Forget(row_x[i]);
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        const float centered = v[i][e] - mean;
+        const float centered = Element<T>(row_x[i], e) - mean;
         squares = fmaf(centered, centered, squares);
       }
     }
@@ -117,6 +157,8 @@ __global__ void __launch_bounds__(kMostThreads) NormRows(NormParams<T, Out> p) {
     for (int i = 0; i < kVectors; ++i) {
       if (vector_at(i) >= num_vectors) continue;
       const int at = vector_at(i) * kCount;
+      asm volatile("" ::: "memory");  // one vector's weights at a time
+      Forget(row_x[i]);
       Pack<float, kCount> weight, bias;
       if (p.weight != nullptr) weight = LoadPack<kCount>(p.weight + at);
       if (p.bias != nullptr) bias = LoadPack<kCount>(p.bias + at);
@@ -127,8 +169,7 @@ __global__ void __launch_bounds__(kMostThreads) NormRows(NormParams<T, Out> p) {
       Pack<Out, kCount> out;
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        float value = v[i][e];
-        if constexpr (kOrder) value = AsFloat(stage[order.values[e]]);
+        const float value = kOrder ? AsFloat(stage[order.values[e]]) : Element<T>(row_x[i], e);
         out.values[e] =
             Finish<T, Out>((value - mean) * scale, p.weight != nullptr ? weight.values[e] : 1.0f,
                            p.bias != nullptr ? bias.values[e] : 0.0f, max_code.values[e]);
@@ -175,7 +216,8 @@ absl::Status LaunchRows(const NormParams<T, Out>& p, int threads, Stream& stream
   const auto kernel = NormRows<T, Out, kVectors, kOrder>;
   const cudaStream_t native = CudaStream(stream);
   const size_t shared = kOrder ? 2 * sizeof(T) * static_cast<size_t>(p.hidden) : 0;
-  if (shared > (48 << 10)) {
+  if (shared > (47 << 10)) {  // above 48 KiB, with what is static
+
     TW_RETURN_IF_CUDA_ERROR(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared)),
@@ -200,7 +242,7 @@ absl::Status Launch(const NormParams<T, Out>& p, bool aligned, Stream& stream) {
   constexpr int64_t kSharedBytes = 96 << 10;  // of two rows; two such blocks fit an A100 or H100
   const int num_vectors = p.hidden / kCount;
   const bool staged = p.order != nullptr;
-  if (!aligned || num_vectors > 4 * kMostThreads ||
+  if (!aligned || num_vectors > kMostVectors * MostThreads(kMostVectors) ||
       (staged && 2 * static_cast<int64_t>(sizeof(T)) * p.hidden > kSharedBytes)) {
     const int threads = std::min(1024, (p.hidden + 31) / 32 * 32);
     NormAnyRow<<<static_cast<unsigned>(p.num_tokens), threads, 0, CudaStream(stream)>>>(p);
@@ -212,9 +254,11 @@ absl::Status Launch(const NormParams<T, Out>& p, bool aligned, Stream& stream) {
     return staged ? LaunchRows<T, Out, kVectors, true>(p, threads, stream)
                   : LaunchRows<T, Out, kVectors, false>(p, threads, stream);
   };
-  if (num_vectors <= kMostThreads) return launch(std::integral_constant<int, 1>());
-  if (num_vectors <= 2 * kMostThreads) return launch(std::integral_constant<int, 2>());
-  return launch(std::integral_constant<int, 4>());
+  if (num_vectors <= MostThreads(1)) return launch(std::integral_constant<int, 1>());
+  if (num_vectors <= 2 * MostThreads(2)) return launch(std::integral_constant<int, 2>());
+  if (num_vectors <= 3 * MostThreads(3)) return launch(std::integral_constant<int, 3>());
+  if (num_vectors <= 4 * MostThreads(4)) return launch(std::integral_constant<int, 4>());
+  return launch(std::integral_constant<int, kMostVectors>());
 }
 
 template <typename T>
@@ -264,7 +308,8 @@ absl::Status NormCodesCuda(const NormCodesArgs& args, Stream& stream) {
     using T = decltype(zero);
     NormParams<T, uint8_t> p = ParamsOf<T, uint8_t>(args, args.codes);
     p.max_code = args.max_code.data<uint8_t>();
-    const bool aligned = Aligned(args, args.codes) && RowsAlign(args.max_code, 16 / DTypeBytes(args.x.dtype(), 1));
+    const bool aligned =
+        Aligned(args, args.codes) && RowsAlign(args.max_code, 16 / DTypeBytes(args.x.dtype(), 1));
     return Launch(p, aligned, stream);
   });
 }

@@ -26,6 +26,10 @@ enum class ReduceOp { kSum, kMax };
 // size than expected ends the communicator in the same way, as Internal on the rank that noticed.
 // What one rank notices, the others learn: they return Unavailable with its text. A communicator
 // never recovers. Arguments that are wrong on their face are InvalidArgument and change nothing.
+// On a GPU a call that only enqueues cannot know: Wait and Barrier return what became of it, and a
+// stream is waited for by them, because Stream::Synchronize has no bound. After a failure what was
+// enqueued has ended, with any results. There, sizes that disagree are noticed by Recv alone;
+// in collectives they end in a timeout or in any results.
 //
 // Results do not depend on timing: reductions add in rank order in fp32 and round once to the
 // tensor's dtype, and all ranks obtain the same bits.
@@ -68,9 +72,20 @@ class Communicator {
 
   // Point to point, delivered in order per (sender, receiver) pair. Send keeps a copy where it has
   // to and returns without waiting for the receiver; Recv waits. Shapes of the two sides agree in
-  // bytes: a message of another size is an Internal error on the receiver. `peer` != rank().
+  // bytes: a message of another size is an Internal error on the receiver. `peer` != rank(). On a
+  // GPU, Send keeps no copy, and what follows on its stream may wait until the receiver has got to
+  // its Recv: ranks that would all send before they receive call Exchange. Recv returns once the
+  // sender has called Send.
   virtual absl::Status Send(ConstTensorView in, int peer, Stream& stream) = 0;
   virtual absl::Status Recv(TensorView out, int peer, Stream& stream) = 0;
+
+  // Returns when all work on `stream` is done, or with the failure that kept it from that: the
+  // bounded Stream::Synchronize, for streams that this communicator's calls are enqueued on. Waits
+  // timeout() at most, which counts this rank's own work, too. On the CPU it is immediate.
+  virtual absl::Status Wait(Stream& stream) = 0;
+
+  // The failure that later calls will return, or OK. Does not wait.
+  virtual absl::Status status() = 0;
 
   // Returns when all ranks have called it and this rank's earlier work on `stream` is done.
   virtual absl::Status Barrier(Stream& stream) = 0;

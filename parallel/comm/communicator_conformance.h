@@ -154,6 +154,14 @@ inline void ExpectFailedForGood(Communicator& comm, Stream& stream) {
   }
 }
 
+// What became of a call: on a GPU it has only been enqueued when it returns.
+inline absl::Status Outcome(const absl::Status& enqueued, Communicator& comm, Stream& stream) {
+  return enqueued.ok() ? comm.Wait(stream) : enqueued;
+}
+
+// Whether Send keeps a copy and lets what follows go on: as communicator.h says, not on GPUs.
+inline bool SendsAreBuffered(const Communicator& comm) { return comm.Supports(Device::Cpu()); }
+
 inline bool IsTimeoutOrUnavailable(const absl::Status& status) {
   return status.code() == absl::StatusCode::kDeadlineExceeded ||
          status.code() == absl::StatusCode::kUnavailable;
@@ -271,20 +279,39 @@ TEST_P(CommunicatorConformanceTest, BroadcastReachesEveryRankFromEveryRoot) {
 TEST_P(CommunicatorConformanceTest, MessagesArriveInOrderForEachPair) {
   Run([](Communicator& comm, Stream& stream) {
     constexpr int kMessages = 50;
-    for (int i = 0; i < kMessages; ++i) {
-      for (int peer = 0; peer < comm.size(); ++peer) {
-        if (peer == comm.rank()) continue;
+    const auto send_all = [&](int peer) {
+      for (int i = 0; i < kMessages; ++i) {
         const Tensor tensor = Upload(Values<float>(comm.rank(), 1000 * peer + i, i * 40), stream);
-        ASSERT_TRUE(IsOk(comm.Send(tensor.view(), peer, stream)));
+        ASSERT_TRUE(IsOk(Outcome(comm.Send(tensor.view(), peer, stream), comm, stream)));
       }
-    }
-    for (int peer = comm.size() - 1; peer >= 0; --peer) {
-      if (peer == comm.rank()) continue;
+    };
+    const auto receive_all = [&](int peer) {
       for (int i = 0; i < kMessages; ++i) {
         Tensor tensor = Upload(std::vector<float>(i * 40), stream);
         ASSERT_TRUE(IsOk(comm.Recv(tensor.mutable_view(), peer, stream)));
         ASSERT_TRUE(SameBits(Download<float>(tensor, stream),
                              Values<float>(peer, 1000 * comm.rank() + i, i * 40)));
+      }
+    };
+    if (SendsAreBuffered(comm)) {
+      for (int peer = 0; peer < comm.size(); ++peer) {
+        if (peer != comm.rank()) send_all(peer);
+      }
+      for (int peer = comm.size() - 1; peer >= 0; --peer) {
+        if (peer != comm.rank()) receive_all(peer);
+      }
+      return;
+    }
+    // One pair after another, in the order that all ranks know.
+    for (int low = 0; low < comm.size(); ++low) {
+      for (int high = low + 1; high < comm.size(); ++high) {
+        if (comm.rank() == low) {
+          send_all(high);
+          receive_all(high);
+        } else if (comm.rank() == high) {
+          receive_all(low);
+          send_all(low);
+        }
       }
     }
   });
@@ -292,7 +319,7 @@ TEST_P(CommunicatorConformanceTest, MessagesArriveInOrderForEachPair) {
 
 TEST_P(CommunicatorConformanceTest, SendsDoNotWaitForTheReceiver) {
   Run([](Communicator& comm, Stream& stream) {
-    if (comm.size() == 1) return;
+    if (comm.size() == 1 || !SendsAreBuffered(comm)) return;
     constexpr int kMessages = 10;
     constexpr int64_t kElements = 1 << 18;  // 1 MiB
     const int next = (comm.rank() + 1) % comm.size();
@@ -316,6 +343,7 @@ TEST_P(CommunicatorConformanceTest, SendsDoNotWaitForTheReceiver) {
 
 TEST_P(CommunicatorConformanceTest, MessagesOutliveTheSendersCommunicator) {
   Run([](Communicator& comm, Stream& stream) {
+    if (!SendsAreBuffered(comm)) return;
     for (int peer = 1; comm.rank() == 0 && peer < comm.size(); ++peer) {
       const Tensor tensor = Upload(Values<float>(peer, 0, 300000), stream);
       ASSERT_TRUE(IsOk(comm.Send(tensor.view(), peer, stream)));
@@ -351,7 +379,7 @@ TEST_P(CommunicatorConformanceTest, AMessageOfAnotherSizeIsAnInternalError) {
 
 TEST_P(CommunicatorConformanceTest, ReceivesDoNotTakeWhatCollectivesSent) {
   Run([](Communicator& comm, Stream& stream) {
-    if (comm.size() == 1 || !comm.Supports(Device::Cpu())) return;
+    if (comm.size() == 1 || !SendsAreBuffered(comm)) return;
     Tensor message = Upload(Values<float>(comm.rank(), 0, 10), stream);
     if (comm.rank() == 0) {
       ASSERT_TRUE(IsOk(comm.Send(message.view(), 1, stream)));
@@ -451,14 +479,15 @@ TEST_P(CommunicatorConformanceTest, SplitsOfSplitsDoNotMixMessages) {
     std::unique_ptr<Communicator> b = a->Split(comm.rank() < 2 ? 0 : 1, 0).value();
     std::unique_ptr<Communicator> c = a->Split(0, 0).value();
     Communicator* const all[] = {&comm, a.get(), c.get()};
-    // Sent first through `comm`, received last.
+    // Sent first through `comm`, received last where messages are kept.
     for (int i = 0; i < 3; ++i) {
       const Tensor tensor = Upload(std::vector<int32_t>{i}, stream);
       if (comm.rank() == 0 && comm.size() > 1) {
-        ASSERT_TRUE(IsOk(all[i]->Send(tensor.view(), 1, stream)));
+        ASSERT_TRUE(IsOk(Outcome(all[i]->Send(tensor.view(), 1, stream), *all[i], stream)));
       }
     }
-    for (int i = 2; i >= 0; --i) {
+    for (int turn = 0; turn < 3; ++turn) {
+      const int i = SendsAreBuffered(comm) ? 2 - turn : turn;
       Tensor tensor = Upload(std::vector<int32_t>{-1}, stream);
       if (comm.rank() != 1) continue;
       ASSERT_TRUE(IsOk(all[i]->Recv(tensor.mutable_view(), 0, stream)));
@@ -495,7 +524,8 @@ TEST_P(CommunicatorConformanceTest, AnAbsentPeerEndsTheWaitForGood) {
                   absl::StatusCode::kUnavailable);
       } else {
         comm.set_timeout(absl::Milliseconds(100));
-        const absl::Status status = comm.AllReduce(tensor.mutable_view(), ReduceOp::kSum, stream);
+        const absl::Status status =
+            Outcome(comm.AllReduce(tensor.mutable_view(), ReduceOp::kSum, stream), comm, stream);
         EXPECT_TRUE(IsTimeoutOrUnavailable(status)) << status;
       }
       ExpectFailedForGood(comm, stream);
@@ -631,7 +661,7 @@ TEST_P(CommunicatorConformanceTest, MixedTrafficKeepsItsBits) {
       const auto n = static_cast<int64_t>(Hash(round) % 9000);
       Tensor sum = Upload(Values<Half>(comm.rank(), round, n), stream);
       Tensor message = Upload(Values<float>(comm.rank(), round, n), stream);
-      if (comm.size() > 1) {
+      if (comm.size() > 1 && SendsAreBuffered(comm)) {
         ASSERT_TRUE(IsOk(comm.Send(message.view(), next, stream)));
       }
       ASSERT_TRUE(IsOk(comm.AllReduce(sum.mutable_view(), ReduceOp::kSum, stream)));
@@ -640,7 +670,7 @@ TEST_P(CommunicatorConformanceTest, MixedTrafficKeepsItsBits) {
       Tensor token = Upload(std::vector<int32_t>{comm.rank() + round}, stream);
       ASSERT_TRUE(IsOk(child->Broadcast(token.mutable_view(), round % comm.size(), stream)));
       ASSERT_EQ(Download<int32_t>(token, stream)[0], comm.size() - 1 - round % comm.size() + round);
-      if (comm.size() == 1) continue;
+      if (comm.size() == 1 || !SendsAreBuffered(comm)) continue;
       ASSERT_TRUE(IsOk(comm.Recv(message.mutable_view(), previous, stream)));
       ASSERT_TRUE(SameBits(Download<float>(message, stream), Values<float>(previous, round, n)));
     }

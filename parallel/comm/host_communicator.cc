@@ -25,21 +25,15 @@ int64_t Padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 int64_t ChunkBegin(int64_t n, int chunk, int num_chunks) { return n * chunk / num_chunks; }
 
-bool IsOneStep(DType dtype, int64_t n, int size) {
+}  // namespace
+
+bool IsOneStepAllReduce(DType dtype, int64_t n, int size) {
   return size == 2 || DTypeBytes(dtype, n) <= kOneStepAllReduceBytes;
 }
 
-absl::Status CheckReducible(DType dtype) {
-  if (CanReduce(dtype)) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("reductions take fp32, fp16, bf16, int32 or int64, not ", DTypeName(dtype)));
-}
-
-}  // namespace
-
 int64_t HostAllReduceBytesSent(DType dtype, int64_t n, int rank, int size) {
   if (size == 1) return 0;
-  if (IsOneStep(dtype, n, size)) return (size - 1) * DTypeBytes(dtype, n);
+  if (IsOneStepAllReduce(dtype, n, size)) return (size - 1) * DTypeBytes(dtype, n);
   const int64_t chunk = ChunkBegin(n, rank + 1, size) - ChunkBegin(n, rank, size);
   return DTypeBytes(dtype, n + (size - 2) * chunk);
 }
@@ -87,8 +81,8 @@ absl::Status HostCommunicator::AllReduce(TensorView inout, ReduceOp op, Stream& 
   TW_RETURN_IF_ERROR(CheckReducible(inout.dtype()));
   const int64_t n = inout.num_elements();
   if (size() == 1 || n == 0) return absl::OkStatus();
-  return IsOneStep(inout.dtype(), n, size()) ? AllReduceInOneStep(inout, op, stream)
-                                             : AllReduceInTwoSteps(inout, op, stream);
+  return IsOneStepAllReduce(inout.dtype(), n, size()) ? AllReduceInOneStep(inout, op, stream)
+                                                      : AllReduceInTwoSteps(inout, op, stream);
 }
 
 absl::Status HostCommunicator::AllReduceInOneStep(TensorView inout, ReduceOp op, Stream& stream) {
@@ -254,6 +248,11 @@ absl::Status HostCommunicator::Recv(TensorView out, int peer, Stream&) {
   TW_RETURN_IF_ERROR(CheckPeer(peer));
   const IncomingMessage incoming = {peer, out.mutable_raw(), out.size_bytes()};
   return transport_->Exchange(Channel::kPointToPoint, {}, {&incoming, 1});
+}
+
+absl::Status HostCommunicator::Wait(Stream& stream) {
+  TW_RETURN_IF_ERROR(transport_->failure());
+  return stream.Synchronize();
 }
 
 absl::Status HostCommunicator::Barrier(Stream& stream) {

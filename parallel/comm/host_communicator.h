@@ -14,6 +14,8 @@ namespace thinwire {
 // equal.
 inline constexpr int64_t kOneStepAllReduceBytes = int64_t{16} << 10;
 
+bool IsOneStepAllReduce(DType dtype, int64_t n, int size);
+
 // Bytes that HostCommunicator sends on rank `rank` of `size` to all-reduce n elements: (p-1) n
 // elements in one step; n + (p-2) |chunk| in two, where chunk r of n is [n r / p, n (r+1) / p).
 int64_t HostAllReduceBytesSent(DType dtype, int64_t n, int rank, int size);
@@ -42,6 +44,8 @@ class HostCommunicator final : public Communicator {
                         Stream& stream) override;
   absl::Status Send(ConstTensorView in, int peer, Stream& stream) override;
   absl::Status Recv(TensorView out, int peer, Stream& stream) override;
+  absl::Status Wait(Stream& stream) override;
+  absl::Status status() override { return transport_->PollFailure(); }
   absl::Status Barrier(Stream& stream) override;
   absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) override;
   void Abort(const absl::Status& why) override { transport_->Abort(why); }

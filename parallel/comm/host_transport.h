@@ -67,6 +67,9 @@ class HostTransport {
 
   // The first cause of failure on this rank, or OK. Callable from any thread.
   virtual absl::Status failure() const = 0;
+
+  // The same, after a look at what other ranks have told. Does not wait.
+  virtual absl::Status PollFailure() { return failure(); }
 };
 
 }  // namespace thinwire

@@ -114,6 +114,11 @@ class MpiTransport final : public HostTransport {
     job_.Fail(&failure_, absl::UnavailableError(text), text, members_);
   }
 
+  absl::Status PollFailure() override {
+    job_.Poll();
+    return failure();
+  }
+
   absl::Status failure() const override {
     if (!failure_.failed.load(std::memory_order_acquire)) return absl::OkStatus();
     return job_.Cause(failure_);

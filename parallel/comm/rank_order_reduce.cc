@@ -108,6 +108,12 @@ bool CanReduce(DType dtype) {
   return IsFloat(dtype) || dtype == DType::kI32 || dtype == DType::kI64;
 }
 
+absl::Status CheckReducible(DType dtype) {
+  if (CanReduce(dtype)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("reductions take fp32, fp16, bf16, int32 or int64, not ", DTypeName(dtype)));
+}
+
 void ReduceInRankOrder(DType dtype, ReduceOp op, absl::Span<const void* const> parts, int64_t n,
                        void* out, ThreadPool& pool) {
   TW_CHECK(!parts.empty());

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kernels/core/dtype.h"
 #include "kernels/core/thread_pool.h"
@@ -13,6 +14,9 @@ namespace thinwire {
 
 // True for the dtypes that can be reduced: fp32, fp16, bf16, int32, int64.
 bool CanReduce(DType dtype);
+
+// InvalidArgument, with those dtypes, for others.
+absl::Status CheckReducible(DType dtype);
 
 // out[i] = parts[0][i] op parts[1][i] op ..., evaluated from the left; i in [0, n). Floats are
 // added in fp32 and rounded once to `dtype`; integers wrap; a maximum with a NaN is NaN. There is

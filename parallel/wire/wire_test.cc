@@ -405,6 +405,8 @@ class DamagingCommunicator final : public Communicator {
     Damage(out);
     return status;
   }
+  absl::Status Wait(Stream& stream) override { return inner_->Wait(stream); }
+  absl::Status status() override { return inner_->status(); }
   absl::Status Barrier(Stream& stream) override { return inner_->Barrier(stream); }
   absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) override {
     return inner_->Split(color, key);

@@ -1,0 +1,492 @@
+#include "parallel/comm/nccl_communicator.h"
+
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/check.h"
+#include "kernels/core/copy.h"
+#include "kernels/core/cuda_status.h"
+#include "parallel/comm/backoff.h"
+#include "parallel/comm/host_communicator.h"
+#include "parallel/comm/rank_order_reduce.h"
+#include "parallel/comm/rank_order_reduce_cuda.h"
+
+namespace thinwire {
+namespace {
+
+const std::byte* At(const void* data, int64_t offset) {
+  return static_cast<const std::byte*>(data) + offset;
+}
+
+std::byte* At(void* data, int64_t offset) { return static_cast<std::byte*>(data) + offset; }
+
+// Parts in scratch begin at whole 256 bytes.
+int64_t Padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+ncclDataType_t NcclType(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return ncclFloat32;
+    case DType::kF16:
+      return ncclFloat16;
+    case DType::kBF16:
+      return ncclBfloat16;
+    case DType::kI32:
+      return ncclInt32;
+    default:
+      TW_CHECK(dtype == DType::kI64);
+      return ncclInt64;
+  }
+}
+
+class NcclCommunicator final : public Communicator {
+ public:
+  NcclCommunicator(std::unique_ptr<Communicator> control, Device device)
+      : control_(std::move(control)), device_(device), host_(Stream::Cpu(&pool_)) {}
+  ~NcclCommunicator() override;
+
+  // Joins the others. The communicator is of no use otherwise.
+  absl::Status Connect();
+
+  int rank() const override { return control_->rank(); }
+  int size() const override { return control_->size(); }
+  bool Supports(Device device) const override { return device == device_; }
+  absl::Duration timeout() const override { return control_->timeout(); }
+  void set_timeout(absl::Duration timeout) override { control_->set_timeout(timeout); }
+
+  absl::Status AllReduce(TensorView inout, ReduceOp op, Stream& stream) override;
+  absl::Status AllGather(ConstTensorView in, TensorView out, Stream& stream) override;
+  absl::Status ReduceScatter(ConstTensorView in, TensorView out, ReduceOp op,
+                             Stream& stream) override;
+  absl::Status Broadcast(TensorView inout, int root, Stream& stream) override;
+  absl::Status Exchange(absl::Span<const ConstTensorView> out, absl::Span<const TensorView> in,
+                        Stream& stream) override;
+  absl::Status Send(ConstTensorView in, int peer, Stream& stream) override;
+  absl::Status Recv(TensorView out, int peer, Stream& stream) override;
+  absl::Status Wait(Stream& stream) override;
+  absl::Status Barrier(Stream& stream) override;
+  absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) override;
+  void Abort(const absl::Status& why) override { control_->Abort(why); }
+  absl::Status status() override;
+  int64_t bytes_sent() const override { return bytes_sent_; }
+
+ private:
+  struct Message {
+    int peer;
+    const void* out;  // null: receive
+    void* in;
+    int64_t bytes;
+  };
+
+  // InvalidArgument unless `view` is contiguous memory of this GPU, and the stream is of this GPU.
+  absl::Status Check(const ConstTensorView& view, const Stream& stream) const;
+  absl::Status CheckPeer(int peer) const;
+
+  // The status of an NCCL call, once it has been taken in hand: without blocking, calls go on in
+  // the background. A failure ends the communicator on all ranks.
+  absl::Status Finish(ncclResult_t result, absl::string_view call);
+
+  // Polls until `done` returns true. DeadlineExceeded after the timeout, and the failure of another
+  // rank, end the communicator.
+  template <typename Done>
+  absl::Status PollUntil(absl::string_view what, const Done& done);
+
+  // Keeps the first cause, tells the others, and ends what is enqueued. Returns the first cause.
+  absl::Status Fail(const absl::Status& why);
+
+  // Sends and receives all messages together, counting bytes.
+  absl::Status Transfer(absl::Span<const Message> messages, Stream& stream);
+
+  // Sends rank r's chunk of `in` to r, and reduces everybody's chunk of this rank into `out`.
+  // offsets[r] is the first element of chunk r; offsets[p] the end.
+  absl::Status ScatterAndReduce(ConstTensorView in, absl::Span<const int64_t> offsets, ReduceOp op,
+                                void* out, Stream& stream);
+  absl::Status AllReduceInOneStep(TensorView inout, ReduceOp op, Stream& stream);
+
+  const std::unique_ptr<Communicator> control_;
+  const Device device_;
+  ThreadPool pool_{1};
+  Stream host_;
+  ncclComm_t comm_ = nullptr;
+  absl::Status failure_;
+  int64_t bytes_sent_ = 0;
+};
+
+absl::Status NcclCommunicator::Fail(const absl::Status& why) {
+  if (failure_.ok()) {
+    // Another rank may have been first.
+    const absl::Status told = control_->status();
+    failure_ = told.ok() ? why : told;
+    if (told.ok()) control_->Abort(why);
+  }
+  if (comm_ != nullptr) ncclCommAbort(std::exchange(comm_, nullptr));
+  return failure_;
+}
+
+absl::Status NcclCommunicator::status() {
+  if (!failure_.ok()) return failure_;
+  const absl::Status told = control_->status();
+  return told.ok() ? told : Fail(told);
+}
+
+template <typename Done>
+absl::Status NcclCommunicator::PollUntil(absl::string_view what, const Done& done) {
+  Backoff backoff(timeout());
+  for (;;) {
+    absl::StatusOr<bool> is_done = done();
+    if (!is_done.ok()) return Fail(is_done.status());
+    if (*is_done) return absl::OkStatus();
+    if (backoff.IsCheckDue()) TW_RETURN_IF_ERROR(status());
+    if (!backoff.Wait()) {
+      return Fail(absl::DeadlineExceededError(absl::StrCat(
+          "rank ", rank(), ": ", what, " made no progress for ", absl::FormatDuration(timeout()))));
+    }
+  }
+}
+
+absl::Status NcclCommunicator::Finish(ncclResult_t result, absl::string_view call) {
+  const auto error = [&](ncclResult_t code) {
+    const std::string text =
+        absl::StrCat(call, " on rank ", rank(), ", ", DeviceName(device_), ": ",
+                     ncclGetErrorString(code), ": ", ncclGetLastError(comm_));
+    if (code == ncclInvalidArgument || code == ncclInvalidUsage || code == ncclInternalError) {
+      return absl::InternalError(text);
+    }
+    return absl::UnavailableError(text);
+  };
+  if (result == ncclSuccess) return absl::OkStatus();
+  if (result != ncclInProgress) return Fail(error(result));
+  return PollUntil(call, [&]() -> absl::StatusOr<bool> {
+    ncclResult_t state = ncclSuccess;
+    const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
+    if (asked != ncclSuccess) return error(asked);
+    if (state == ncclInProgress) return false;
+    if (state != ncclSuccess) return error(state);
+    return true;
+  });
+}
+
+absl::Status NcclCommunicator::Connect() {
+  TW_RETURN_IF_ERROR(CheckDeviceUsable(device_));
+  TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device_.index), device_);
+  struct Invitation {
+    ncclUniqueId id;
+    int64_t good;
+  };
+  Invitation invitation = {};
+  ncclResult_t made = ncclSuccess;
+  if (rank() == 0) {
+    made = ncclGetUniqueId(&invitation.id);
+    invitation.good = made == ncclSuccess ? 1 : 0;
+  }
+  TW_RETURN_IF_ERROR(control_->Broadcast(
+      TensorView(&invitation, DType::kU8, {static_cast<int64_t>(sizeof(invitation))}), 0, host_));
+  if (invitation.good == 0) {
+    return Fail(absl::UnavailableError(
+        absl::StrCat("rank 0 could not make an NCCL id: ", ncclGetErrorString(made))));
+  }
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
+  TW_RETURN_IF_ERROR(Finish(ncclCommInitRankConfig(&comm_, size(), invitation.id, rank(), &config),
+                            "ncclCommInitRankConfig"));
+  if (size() == 1) return absl::OkStatus();
+  // Ways between pairs are made by the first message, which waits for the other side: now, so that
+  // later calls only enqueue.
+  TW_ASSIGN_OR_RETURN(Stream stream, Stream::Cuda(device_, &pool_));
+  TW_ASSIGN_OR_RETURN(const Buffer bytes, Buffer::Allocate(2 * Padded(size()), device_));
+  std::vector<Message> messages;
+  for (int r = 0; r < size(); ++r) {
+    if (r == rank()) continue;
+    messages.push_back({r, At(bytes.data(), r), nullptr, 1});
+    messages.push_back({r, nullptr, At(bytes.data(), Padded(size()) + r), 1});
+  }
+  TW_RETURN_IF_ERROR(Transfer(messages, stream));
+  bytes_sent_ = 0;
+  return Wait(stream);
+}
+
+NcclCommunicator::~NcclCommunicator() {
+  if (comm_ == nullptr) return;
+  (void)cudaSetDevice(device_.index);
+  // Waits for what is enqueued, and for the others to come here too.
+  if (Finish(ncclCommFinalize(comm_), "ncclCommFinalize").ok()) {
+    ncclCommDestroy(std::exchange(comm_, nullptr));
+  }
+}
+
+absl::Status NcclCommunicator::Check(const ConstTensorView& view, const Stream& stream) const {
+  if (!Supports(view.device()) && view.num_elements() > 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("this communicator takes memory of ", DeviceName(device_), ", not ",
+                     view.DebugString(), " on ", DeviceName(view.device())));
+  }
+  if (!Supports(stream.device())) {
+    return absl::InvalidArgumentError(absl::StrCat("this communicator takes streams of ",
+                                                   DeviceName(device_), ", not of ",
+                                                   DeviceName(stream.device())));
+  }
+  if (!view.contiguous()) {
+    return absl::InvalidArgumentError(absl::StrCat("collectives take contiguous tensors; ",
+                                                   view.DebugString(), " has rows ",
+                                                   view.row_stride(), " elements apart"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclCommunicator::CheckPeer(int peer) const {
+  if (peer >= 0 && peer < size() && peer != rank()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("peer ", peer, " is not another rank of [0, ", size(), ")"));
+}
+
+absl::Status NcclCommunicator::Transfer(absl::Span<const Message> messages, Stream& stream) {
+  const cudaStream_t native = CudaStream(stream);
+  TW_RETURN_IF_ERROR(Finish(ncclGroupStart(), "ncclGroupStart"));
+  ncclResult_t first = ncclSuccess;
+  for (const Message& message : messages) {
+    if (message.bytes == 0) continue;
+    const auto bytes = static_cast<size_t>(message.bytes);
+    const ncclResult_t result =
+        message.out != nullptr
+            ? ncclSend(message.out, bytes, ncclUint8, message.peer, comm_, native)
+            : ncclRecv(message.in, bytes, ncclUint8, message.peer, comm_, native);
+    if (message.out != nullptr) bytes_sent_ += message.bytes;
+    if (first == ncclSuccess && result != ncclInProgress) first = result;
+  }
+  const ncclResult_t ended = ncclGroupEnd();
+  return Finish(first != ncclSuccess ? first : ended, "ncclSend and ncclRecv");
+}
+
+absl::Status NcclCommunicator::AllReduce(TensorView inout, ReduceOp op, Stream& stream) {
+  TW_RETURN_IF_ERROR(Check(inout, stream));
+  TW_RETURN_IF_ERROR(CheckReducible(inout.dtype()));
+  TW_RETURN_IF_ERROR(status());
+  const int p = size();
+  const int64_t n = inout.num_elements();
+  if (p == 1 || n == 0) return absl::OkStatus();
+  if (p == 2 && op == ReduceOp::kSum) {
+    bytes_sent_ += inout.size_bytes();
+    return Finish(ncclAllReduce(inout.raw(), inout.mutable_raw(), static_cast<size_t>(n),
+                                NcclType(inout.dtype()), ncclSum, comm_, CudaStream(stream)),
+                  "ncclAllReduce");
+  }
+  if (IsOneStepAllReduce(inout.dtype(), n, p)) return AllReduceInOneStep(inout, op, stream);
+  const int64_t element = DTypeBytes(inout.dtype(), 1);
+  std::vector<int64_t> offsets;
+  for (int r = 0; r <= p; ++r) offsets.push_back(n * r / p);
+  std::byte* const own = At(inout.mutable_raw(), offsets[rank()] * element);
+  TW_RETURN_IF_ERROR(ScatterAndReduce(inout, offsets, op, own, stream));
+  std::vector<Message> messages;
+  for (int r = 0; r < p; ++r) {
+    if (r == rank()) continue;
+    messages.push_back({r, own, nullptr, (offsets[rank() + 1] - offsets[rank()]) * element});
+    messages.push_back({r, nullptr, At(inout.mutable_raw(), offsets[r] * element),
+                        (offsets[r + 1] - offsets[r]) * element});
+  }
+  return Transfer(messages, stream);
+}
+
+absl::Status NcclCommunicator::AllReduceInOneStep(TensorView inout, ReduceOp op, Stream& stream) {
+  const int64_t bytes = inout.size_bytes();
+  TW_ASSIGN_OR_RETURN(std::byte * scratch, stream.Scratch((size() - 1) * Padded(bytes)));
+  std::vector<Message> messages;
+  std::vector<const void*> parts;
+  for (int r = 0; r < size(); ++r) {
+    if (r == rank()) {
+      parts.push_back(inout.raw());
+      continue;
+    }
+    messages.push_back({r, inout.raw(), nullptr, bytes});
+    messages.push_back({r, nullptr, scratch, bytes});
+    parts.push_back(scratch);
+    scratch += Padded(bytes);
+  }
+  TW_RETURN_IF_ERROR(Transfer(messages, stream));
+  return ReduceInRankOrderCuda(inout.dtype(), op, parts, inout.num_elements(), inout.mutable_raw(),
+                               stream);
+}
+
+absl::Status NcclCommunicator::ScatterAndReduce(ConstTensorView in,
+                                                absl::Span<const int64_t> offsets, ReduceOp op,
+                                                void* out, Stream& stream) {
+  const int64_t element = DTypeBytes(in.dtype(), 1);
+  const int64_t count = offsets[rank() + 1] - offsets[rank()];
+  TW_ASSIGN_OR_RETURN(std::byte * scratch, stream.Scratch((size() - 1) * Padded(count * element)));
+  std::vector<Message> messages;
+  std::vector<const void*> parts;
+  for (int r = 0; r < size(); ++r) {
+    const std::byte* const chunk = At(in.raw(), offsets[r] * element);
+    if (r == rank()) {
+      parts.push_back(chunk);
+      continue;
+    }
+    messages.push_back({r, chunk, nullptr, (offsets[r + 1] - offsets[r]) * element});
+    messages.push_back({r, nullptr, scratch, count * element});
+    parts.push_back(scratch);
+    scratch += Padded(count * element);
+  }
+  TW_RETURN_IF_ERROR(Transfer(messages, stream));
+  return ReduceInRankOrderCuda(in.dtype(), op, parts, count, out, stream);
+}
+
+absl::Status NcclCommunicator::AllGather(ConstTensorView in, TensorView out, Stream& stream) {
+  TW_RETURN_IF_ERROR(Check(in, stream));
+  TW_RETURN_IF_ERROR(Check(out, stream));
+  const int64_t bytes = in.size_bytes();
+  if (in.dtype() != out.dtype() || out.size_bytes() != size() * bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("all-gather of ", in.DebugString(), " among ",
+                                                   size(), " ranks does not fill ",
+                                                   out.DebugString()));
+  }
+  TW_RETURN_IF_ERROR(status());
+  if (bytes == 0) return absl::OkStatus();
+  bytes_sent_ += (size() - 1) * bytes;
+  return Finish(ncclAllGather(in.raw(), out.mutable_raw(), static_cast<size_t>(bytes), ncclUint8,
+                              comm_, CudaStream(stream)),
+                "ncclAllGather");
+}
+
+absl::Status NcclCommunicator::ReduceScatter(ConstTensorView in, TensorView out, ReduceOp op,
+                                             Stream& stream) {
+  TW_RETURN_IF_ERROR(Check(in, stream));
+  TW_RETURN_IF_ERROR(Check(out, stream));
+  TW_RETURN_IF_ERROR(CheckReducible(in.dtype()));
+  const int64_t n = out.num_elements();
+  if (in.dtype() != out.dtype() || in.num_elements() != size() * n) {
+    return absl::InvalidArgumentError(absl::StrCat("reduce-scatter of ", in.DebugString(),
+                                                   " among ", size(), " ranks does not fill ",
+                                                   out.DebugString()));
+  }
+  TW_RETURN_IF_ERROR(status());
+  if (n == 0) return absl::OkStatus();
+  if (size() == 2 && op == ReduceOp::kSum) {
+    bytes_sent_ += out.size_bytes();
+    return Finish(ncclReduceScatter(in.raw(), out.mutable_raw(), static_cast<size_t>(n),
+                                    NcclType(in.dtype()), ncclSum, comm_, CudaStream(stream)),
+                  "ncclReduceScatter");
+  }
+  std::vector<int64_t> offsets;
+  for (int r = 0; r <= size(); ++r) offsets.push_back(r * n);
+  return ScatterAndReduce(in, offsets, op, out.mutable_raw(), stream);
+}
+
+absl::Status NcclCommunicator::Broadcast(TensorView inout, int root, Stream& stream) {
+  TW_RETURN_IF_ERROR(Check(inout, stream));
+  if (root < 0 || root >= size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("broadcast root ", root, " is not a rank of [0, ", size(), ")"));
+  }
+  TW_RETURN_IF_ERROR(status());
+  const int64_t bytes = inout.size_bytes();
+  if (bytes == 0) return absl::OkStatus();
+  if (rank() == root) bytes_sent_ += (size() - 1) * bytes;
+  return Finish(ncclBroadcast(inout.raw(), inout.mutable_raw(), static_cast<size_t>(bytes),
+                              ncclUint8, root, comm_, CudaStream(stream)),
+                "ncclBroadcast");
+}
+
+absl::Status NcclCommunicator::Exchange(absl::Span<const ConstTensorView> out,
+                                        absl::Span<const TensorView> in, Stream& stream) {
+  if (static_cast<int>(out.size()) != size() || static_cast<int>(in.size()) != size()) {
+    return absl::InvalidArgumentError(absl::StrCat("an exchange among ", size(), " ranks with ",
+                                                   out.size(), " views to send and ", in.size(),
+                                                   " to receive"));
+  }
+  std::vector<Message> messages;
+  for (int r = 0; r < size(); ++r) {
+    if (r == rank()) continue;
+    if (out[r].num_elements() > 0) {
+      TW_RETURN_IF_ERROR(Check(out[r], stream));
+      messages.push_back({r, out[r].raw(), nullptr, out[r].size_bytes()});
+    }
+    if (in[r].num_elements() > 0) {
+      TW_RETURN_IF_ERROR(Check(in[r], stream));
+      messages.push_back({r, nullptr, in[r].mutable_raw(), in[r].size_bytes()});
+    }
+  }
+  TW_RETURN_IF_ERROR(status());
+  return messages.empty() ? absl::OkStatus() : Transfer(messages, stream);
+}
+
+absl::Status NcclCommunicator::Send(ConstTensorView in, int peer, Stream& stream) {
+  TW_RETURN_IF_ERROR(Check(in, stream));
+  TW_RETURN_IF_ERROR(CheckPeer(peer));
+  TW_RETURN_IF_ERROR(status());
+  int64_t bytes = in.size_bytes();
+  TW_RETURN_IF_ERROR(control_->Send(ConstTensorView(&bytes, DType::kI64, {1}), peer, host_));
+  const Message message = {peer, in.raw(), nullptr, bytes};
+  return bytes == 0 ? absl::OkStatus() : Transfer({&message, 1}, stream);
+}
+
+absl::Status NcclCommunicator::Recv(TensorView out, int peer, Stream& stream) {
+  TW_RETURN_IF_ERROR(Check(out, stream));
+  TW_RETURN_IF_ERROR(CheckPeer(peer));
+  TW_RETURN_IF_ERROR(status());
+  int64_t bytes = 0;
+  const absl::Status told = control_->Recv(TensorView(&bytes, DType::kI64, {1}), peer, host_);
+  if (!told.ok()) return Fail(told);
+  if (bytes != out.size_bytes()) {
+    return Fail(
+        absl::InternalError(absl::StrCat("rank ", rank(), " expected ", out.size_bytes(),
+                                         " bytes from rank ", peer, ", which sends ", bytes)));
+  }
+  const Message message = {peer, nullptr, out.mutable_raw(), bytes};
+  return bytes == 0 ? absl::OkStatus() : Transfer({&message, 1}, stream);
+}
+
+absl::Status NcclCommunicator::Wait(Stream& stream) {
+  TW_RETURN_IF_ERROR(status());
+  if (stream.device().kind == DeviceKind::kCpu) return absl::OkStatus();
+  const cudaStream_t native = CudaStream(stream);
+  const absl::Status waited = PollUntil("a stream", [&]() -> absl::StatusOr<bool> {
+    const cudaError_t error = cudaStreamQuery(native);
+    if (error == cudaErrorNotReady) {
+      ncclResult_t state = ncclSuccess;
+      if (ncclCommGetAsyncError(comm_, &state) == ncclSuccess && state != ncclSuccess &&
+          state != ncclInProgress) {
+        return absl::UnavailableError(absl::StrCat("NCCL on rank ", rank(), ": ",
+                                                   ncclGetErrorString(state), ": ",
+                                                   ncclGetLastError(comm_)));
+      }
+      return false;
+    }
+    TW_RETURN_IF_ERROR(CudaStatus(error, "cudaStreamQuery", device_));
+    return true;
+  });
+  // What waited for other ranks has ended with the communicator: the stream can be used again.
+  if (!waited.ok()) (void)stream.Synchronize();
+  return waited;
+}
+
+absl::Status NcclCommunicator::Barrier(Stream& stream) {
+  TW_RETURN_IF_ERROR(Wait(stream));
+  const absl::Status met = control_->Barrier(host_);
+  return met.ok() ? met : Fail(met);
+}
+
+absl::StatusOr<std::unique_ptr<Communicator>> NcclCommunicator::Split(int color, int key) {
+  TW_RETURN_IF_ERROR(status());
+  const int64_t before = control_->bytes_sent();
+  absl::StatusOr<std::unique_ptr<Communicator>> control = control_->Split(color, key);
+  bytes_sent_ += control_->bytes_sent() - before;
+  if (!control.ok()) return Fail(control.status());
+  if (*control == nullptr) return std::unique_ptr<Communicator>();
+  return CreateNcclCommunicator(*std::move(control), device_);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(
+    std::unique_ptr<Communicator> control, Device device) {
+  auto made = std::make_unique<NcclCommunicator>(std::move(control), device);
+  TW_RETURN_IF_ERROR(Annotate(made->Connect(), "making an NCCL communicator"));
+  return std::unique_ptr<Communicator>(std::move(made));
+}
+
+}  // namespace thinwire
