@@ -459,40 +459,6 @@ TEST(WireTest, WhatWasDamagedOnTheWayIsAnErrorAndNoSum) {
   }
 }
 
-TEST(WireTest, BlocksArriveAsTheyAreAndAreToldApart) {
-  const auto block = [](absl::string_view head) {
-    return Wire::Block{Site::kKvHandOff, std::string(head), /*payload_bytes=*/5,
-                       /*logical_bytes=*/20};
-  };
-  std::vector<Ledger> ledgers(2);
-  OnRanks(2, Options("native"), [&](int rank, Wire& wire, Ledger& ledger, Stream& stream) {
-    if (rank == 0) {
-      for (int i = 0; i < 2; ++i) {
-        const auto write = [&](TensorView payload) {
-          for (int j = 0; j < 5; ++j) payload.mutable_data<uint8_t>()[j] = static_cast<uint8_t>(j);
-        };
-        ASSERT_TRUE(wire.SendBlock(block("one"), write, 1, stream).ok());
-      }
-    } else {
-      const auto read = [](ConstTensorView payload) {
-        for (int j = 0; j < 5; ++j) EXPECT_EQ(payload.data<uint8_t>()[j], j);
-      };
-      ASSERT_TRUE(wire.RecvBlock(block("one"), read, 0, stream).ok());
-      const absl::Status status = wire.RecvBlock(block("two"), read, 0, stream);
-      EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
-      EXPECT_THAT(std::string(status.message()),
-                  HasSubstr("kv_handoff: message of 10 bytes from rank 0"));
-    }
-    ledgers[rank] = ledger;
-  });
-  const LedgerEntry& sent = ledgers[0].at(Site::kKvHandOff);
-  EXPECT_EQ(sent.logical_bytes, 40);
-  EXPECT_EQ(sent.payload_bytes, 10);
-  EXPECT_EQ(sent.metadata_bytes, 2 * (3 + MessageKey::kCheckBytes));
-  EXPECT_EQ(sent.calls, 2);
-  EXPECT_EQ(ledgers[1].at(Site::kKvHandOff).payload_bytes, 0);
-}
-
 TEST(MessageTest, DamageAnotherSenderAndAnotherMeaningAreSeen) {
   std::vector<uint8_t> bytes(3 * 5 + MessageKey::kCheckBytes);
   for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i * 37);

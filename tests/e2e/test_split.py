@@ -87,6 +87,14 @@ class AnswersTest(SplitTestCase):
                 same = sum(line == own for line, own in zip(lines, expected))
                 self.assertGreaterEqual(same, len(lines) * 3 // 4, (model.name, split))
 
+    def test_with_the_exact_wire_codes_of_all_splits_are_the_same(self):
+        for model in (OPT, LLAMA):
+            quantized = self.quantize(model, "--scheme", "w4a4kv", name=model.name)
+            expected, _, _ = self.answers(quantized, "--wire", "exact")
+            for split in SPLITS:
+                lines, _, _ = self.split(quantized, split, "--wire", "exact")
+                self.assertEqual(lines, expected, (model.name, split))
+
     def test_little_memory_few_slots_and_small_steps_change_no_answer(self):
         lines = [{**line, "id": f"{line['id']}.{i}"} for i in range(4) for line in prompts()]
         # Two of these, computed in no time and decoded for long, need more than there is.
