@@ -24,9 +24,9 @@ struct LinearArgs {
 // On the CPU, up to 32 tokens (64 with a 16-bit weight) an output is summed in an order that
 // depends on in_features only: a token's row of y is bit for bit the same beside other tokens and
 // with any number of threads. Beyond that the order is BLAS's and may differ with num_tokens and
-// threads, and batch_invariant, which keeps to the first order, costs a multiple of the time. On a GPU
-// it is cuBLASLt's for the shape: the same bits again for the same shape, and batch_invariant is
-// Unimplemented.
+// threads, and batch_invariant, which keeps to the first order, costs a multiple of the time. On a
+// GPU it is cuBLASLt's for the shape: the same bits again for the same shape, and batch_invariant
+// is Unimplemented.
 absl::Status Linear(const LinearArgs& args, Stream& stream);
 
 // The definition, in double, for tests.
