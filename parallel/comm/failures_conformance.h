@@ -21,7 +21,11 @@ TEST_P(CommunicatorConformanceTest, AMessageOfAnotherSizeIsAnInternalError) {
         if (comm.size() == 1) return;
         Tensor tensor = Upload(std::vector<float>(comm.rank() == 0 ? sent : expected), stream);
         if (comm.rank() == 0) {
-          ASSERT_TRUE(IsOk(comm.Send(tensor.view(), 1, stream)));
+          const absl::Status sent_status = comm.Send(tensor.view(), 1, stream);
+          // Where messages are not kept, the receiver may have failed before Send returns.
+          if (SendsAreBuffered(comm)) {
+            EXPECT_TRUE(IsOk(sent_status));
+          }
         } else if (comm.rank() == 1) {
           EXPECT_EQ(comm.Recv(tensor.mutable_view(), 0, stream).code(),
                     absl::StatusCode::kInternal);
