@@ -99,14 +99,14 @@ __device__ __forceinline__ Values<kSteps> Load(const T* from, bool aligned) {
 
 template <int kBits, int kSteps>
 __device__ __forceinline__ float SquaredError(const SharedTables& tables, const Values<kSteps>& u,
-                                              float norm, int byte) {
+                                              int byte) {
   const float factor = Quantizer<kBits>::Factor(byte);
   float sums[4];
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      const float distance = Quantizer<kBits>::Distance(tables, fabsf(u.at[k][r]) * norm, factor);
+      const float distance = Quantizer<kBits>::Distance(tables, fabsf(u.at[k][r]), factor);
       sums[r] = k == 0 ? distance * distance : fmaf(distance, distance, sums[r]);
     }
   }
@@ -217,7 +217,8 @@ __device__ __forceinline__ void LoadCodes(int lane, const uint8_t* from,
 }
 
 template <int kBits, int kSteps, typename T>
-__global__ void __launch_bounds__(kThreads) Encode(GroupParams p, const T* x, uint8_t* codes) {
+__global__ void __launch_bounds__(kThreads, kSteps == 8 ? 3 : 4)
+    Encode(GroupParams p, const T* x, uint8_t* codes) {
   __shared__ SharedTables tables;
   FillTables(tables);
   const int lane = threadIdx.x % kLanes;
@@ -251,12 +252,17 @@ __global__ void __launch_bounds__(kThreads) Encode(GroupParams p, const T* x, ui
     }
   }
   const int first = DeviceScaleByte(fmaxf(__uint_as_float(largest) * p.norm, 1.17549435e-38f));
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) u.at[k][r] *= p.norm;
+  }
   int best = first;
-  float least = SquaredError<kBits, kSteps>(tables, u, p.norm, first);
+  float least = SquaredError<kBits, kSteps>(tables, u, first);
 #pragma unroll
   for (int c = 1; c < Quantizer<kBits>::kCandidates; ++c) {
     const int byte = max(first - c, kLeastScaleByte);
-    const float error = SquaredError<kBits, kSteps>(tables, u, p.norm, byte);
+    const float error = SquaredError<kBits, kSteps>(tables, u, byte);
     best = error < least ? byte : best;
     least = fminf(error, least);
   }
@@ -269,7 +275,7 @@ __global__ void __launch_bounds__(kThreads) Encode(GroupParams p, const T* x, ui
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       const float value = u.at[k][r];
-      const int number = Quantizer<kBits>::Number(tables, fabsf(value) * p.norm, factor);
+      const int number = Quantizer<kBits>::Number(tables, fabsf(value), factor);
       // Below 0, ~number = -1 - number counts down from the middle.
       const int code =
           (1 << (kBits - 1)) + (number ^ (static_cast<int>(__float_as_uint(value)) >> 31));

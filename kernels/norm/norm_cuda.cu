@@ -153,12 +153,7 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 512 : 384, kVectors <= 4 ? 2 :
     // Its barrier is also the one between staging and gathering.
     const float scale = 1.0f / sqrtf(sum(squares) / n + p.epsilon);
     if (kOrder && blockDim.x == 32) __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      if (vector_at(i) >= num_vectors) continue;
-      const int at = vector_at(i) * kCount;
-      asm volatile("" ::: "memory");  // one vector's weights at a time
-      Forget(row_x[i]);
+    const auto finish = [&](int at, const uint4& vector) {
       Pack<float, kCount> weight, bias;
       if (p.weight != nullptr) weight = LoadPack<kCount>(p.weight + at);
       if (p.bias != nullptr) bias = LoadPack<kCount>(p.bias + at);
@@ -169,12 +164,26 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 512 : 384, kVectors <= 4 ? 2 :
       Pack<Out, kCount> out;
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        const float value = kOrder ? AsFloat(stage[order.values[e]]) : Element<T>(row_x[i], e);
+        const float value = kOrder ? AsFloat(stage[order.values[e]]) : Element<T>(vector, e);
         out.values[e] =
             Finish<T, Out>((value - mean) * scale, p.weight != nullptr ? weight.values[e] : 1.0f,
                            p.bias != nullptr ? bias.values[e] : 0.0f, max_code.values[e]);
       }
       StorePack(out, p.out + row * p.out_stride + at);
+    };
+    if constexpr (kOrder) {
+#pragma unroll 1
+      for (int i = 0; i < kVectors; ++i) {
+        if (vector_at(i) < num_vectors) finish(vector_at(i) * kCount, uint4());
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        if (vector_at(i) >= num_vectors) continue;
+        asm volatile("" ::: "memory");  // one vector's weights at a time
+        Forget(row_x[i]);
+        finish(vector_at(i) * kCount, row_x[i]);
+      }
     }
   }
 }

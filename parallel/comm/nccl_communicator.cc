@@ -1,122 +1,17 @@
 #include "parallel/comm/nccl_communicator.h"
 
 #include <cuda_runtime_api.h>
-#include <nccl.h>
 
-#include <algorithm>
-#include <cstring>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/core/check.h"
-#include "kernels/core/copy.h"
+#include "kernels/core/buffer.h"
 #include "kernels/core/cuda_status.h"
 #include "parallel/comm/backoff.h"
-#include "parallel/comm/host_communicator.h"
-#include "parallel/comm/rank_order_reduce.h"
-#include "parallel/comm/rank_order_reduce_cuda.h"
+#include "parallel/comm/nccl_internal.h"
 
 namespace thinwire {
-namespace {
-
-const std::byte* At(const void* data, int64_t offset) {
-  return static_cast<const std::byte*>(data) + offset;
-}
-
-std::byte* At(void* data, int64_t offset) { return static_cast<std::byte*>(data) + offset; }
-
-// Parts in scratch begin at whole 256 bytes.
-int64_t Padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
-
-ncclDataType_t NcclType(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return ncclFloat32;
-    case DType::kF16:
-      return ncclFloat16;
-    case DType::kBF16:
-      return ncclBfloat16;
-    case DType::kI32:
-      return ncclInt32;
-    default:
-      TW_CHECK(dtype == DType::kI64);
-      return ncclInt64;
-  }
-}
-
-class NcclCommunicator final : public Communicator {
- public:
-  NcclCommunicator(std::unique_ptr<Communicator> control, Device device)
-      : control_(std::move(control)), device_(device), host_(Stream::Cpu(&pool_)) {}
-  ~NcclCommunicator() override;
-
-  // Joins the others. The communicator is of no use otherwise.
-  absl::Status Connect();
-
-  int rank() const override { return control_->rank(); }
-  int size() const override { return control_->size(); }
-  bool Supports(Device device) const override { return device == device_; }
-  absl::Duration timeout() const override { return control_->timeout(); }
-  void set_timeout(absl::Duration timeout) override { control_->set_timeout(timeout); }
-
-  absl::Status AllReduce(TensorView inout, ReduceOp op, Stream& stream) override;
-  absl::Status AllGather(ConstTensorView in, TensorView out, Stream& stream) override;
-  absl::Status ReduceScatter(ConstTensorView in, TensorView out, ReduceOp op,
-                             Stream& stream) override;
-  absl::Status Broadcast(TensorView inout, int root, Stream& stream) override;
-  absl::Status Exchange(absl::Span<const ConstTensorView> out, absl::Span<const TensorView> in,
-                        Stream& stream) override;
-  absl::Status Send(ConstTensorView in, int peer, Stream& stream) override;
-  absl::Status Recv(TensorView out, int peer, Stream& stream) override;
-  absl::Status Wait(Stream& stream) override;
-  absl::Status Barrier(Stream& stream) override;
-  absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) override;
-  void Abort(const absl::Status& why) override { control_->Abort(why); }
-  absl::Status status() override;
-  int64_t bytes_sent() const override { return bytes_sent_; }
-
- private:
-  struct Message {
-    int peer;
-    const void* out;  // null: receive
-    void* in;
-    int64_t bytes;
-  };
-
-  // InvalidArgument unless `view` is contiguous memory of this GPU, and the stream is of this GPU.
-  absl::Status Check(const ConstTensorView& view, const Stream& stream) const;
-  absl::Status CheckPeer(int peer) const;
-
-  // The status of an NCCL call, once it has been taken in hand: without blocking, calls go on in
-  // the background. A failure ends the communicator on all ranks.
-  absl::Status Finish(ncclResult_t result, absl::string_view call);
-
-  // Polls until `done` returns true. DeadlineExceeded after the timeout, and the failure of another
-  // rank, end the communicator.
-  template <typename Done>
-  absl::Status PollUntil(absl::string_view what, const Done& done);
-
-  // Keeps the first cause, tells the others, and ends what is enqueued. Returns the first cause.
-  absl::Status Fail(const absl::Status& why);
-
-  // Sends and receives all messages together, counting bytes.
-  absl::Status Transfer(absl::Span<const Message> messages, Stream& stream);
-
-  // Sends rank r's chunk of `in` to r, and reduces everybody's chunk of this rank into `out`.
-  // offsets[r] is the first element of chunk r; offsets[p] the end.
-  absl::Status ScatterAndReduce(ConstTensorView in, absl::Span<const int64_t> offsets, ReduceOp op,
-                                void* out, Stream& stream);
-  absl::Status AllReduceInOneStep(TensorView inout, ReduceOp op, Stream& stream);
-
-  const std::unique_ptr<Communicator> control_;
-  const Device device_;
-  ThreadPool pool_{1};
-  Stream host_;
-  ncclComm_t comm_ = nullptr;
-  absl::Status failure_;
-  int64_t bytes_sent_ = 0;
-};
 
 absl::Status NcclCommunicator::Fail(const absl::Status& why) {
   if (failure_.ok()) {
@@ -199,12 +94,12 @@ absl::Status NcclCommunicator::Connect() {
   // Ways between pairs are made by the first message, which waits for the other side: now, so that
   // later calls only enqueue.
   TW_ASSIGN_OR_RETURN(Stream stream, Stream::Cuda(device_, &pool_));
-  TW_ASSIGN_OR_RETURN(const Buffer bytes, Buffer::Allocate(2 * Padded(size()), device_));
+  TW_ASSIGN_OR_RETURN(const Buffer bytes, Buffer::Allocate(2 * size(), device_));
   std::vector<Message> messages;
   for (int r = 0; r < size(); ++r) {
     if (r == rank()) continue;
-    messages.push_back({r, At(bytes.data(), r), nullptr, 1});
-    messages.push_back({r, nullptr, At(bytes.data(), Padded(size()) + r), 1});
+    messages.push_back({r, bytes.data() + r, nullptr, 1});
+    messages.push_back({r, nullptr, bytes.data() + size() + r, 1});
   }
   TW_RETURN_IF_ERROR(Transfer(messages, stream));
   bytes_sent_ = 0;
@@ -263,78 +158,6 @@ absl::Status NcclCommunicator::Transfer(absl::Span<const Message> messages, Stre
   return Finish(first != ncclSuccess ? first : ended, "ncclSend and ncclRecv");
 }
 
-absl::Status NcclCommunicator::AllReduce(TensorView inout, ReduceOp op, Stream& stream) {
-  TW_RETURN_IF_ERROR(Check(inout, stream));
-  TW_RETURN_IF_ERROR(CheckReducible(inout.dtype()));
-  TW_RETURN_IF_ERROR(status());
-  const int p = size();
-  const int64_t n = inout.num_elements();
-  if (p == 1 || n == 0) return absl::OkStatus();
-  if (p == 2 && op == ReduceOp::kSum) {
-    bytes_sent_ += inout.size_bytes();
-    return Finish(ncclAllReduce(inout.raw(), inout.mutable_raw(), static_cast<size_t>(n),
-                                NcclType(inout.dtype()), ncclSum, comm_, CudaStream(stream)),
-                  "ncclAllReduce");
-  }
-  if (IsOneStepAllReduce(inout.dtype(), n, p)) return AllReduceInOneStep(inout, op, stream);
-  const int64_t element = DTypeBytes(inout.dtype(), 1);
-  std::vector<int64_t> offsets;
-  for (int r = 0; r <= p; ++r) offsets.push_back(n * r / p);
-  std::byte* const own = At(inout.mutable_raw(), offsets[rank()] * element);
-  TW_RETURN_IF_ERROR(ScatterAndReduce(inout, offsets, op, own, stream));
-  std::vector<Message> messages;
-  for (int r = 0; r < p; ++r) {
-    if (r == rank()) continue;
-    messages.push_back({r, own, nullptr, (offsets[rank() + 1] - offsets[rank()]) * element});
-    messages.push_back({r, nullptr, At(inout.mutable_raw(), offsets[r] * element),
-                        (offsets[r + 1] - offsets[r]) * element});
-  }
-  return Transfer(messages, stream);
-}
-
-absl::Status NcclCommunicator::AllReduceInOneStep(TensorView inout, ReduceOp op, Stream& stream) {
-  const int64_t bytes = inout.size_bytes();
-  TW_ASSIGN_OR_RETURN(std::byte * scratch, stream.Scratch((size() - 1) * Padded(bytes)));
-  std::vector<Message> messages;
-  std::vector<const void*> parts;
-  for (int r = 0; r < size(); ++r) {
-    if (r == rank()) {
-      parts.push_back(inout.raw());
-      continue;
-    }
-    messages.push_back({r, inout.raw(), nullptr, bytes});
-    messages.push_back({r, nullptr, scratch, bytes});
-    parts.push_back(scratch);
-    scratch += Padded(bytes);
-  }
-  TW_RETURN_IF_ERROR(Transfer(messages, stream));
-  return ReduceInRankOrderCuda(inout.dtype(), op, parts, inout.num_elements(), inout.mutable_raw(),
-                               stream);
-}
-
-absl::Status NcclCommunicator::ScatterAndReduce(ConstTensorView in,
-                                                absl::Span<const int64_t> offsets, ReduceOp op,
-                                                void* out, Stream& stream) {
-  const int64_t element = DTypeBytes(in.dtype(), 1);
-  const int64_t count = offsets[rank() + 1] - offsets[rank()];
-  TW_ASSIGN_OR_RETURN(std::byte * scratch, stream.Scratch((size() - 1) * Padded(count * element)));
-  std::vector<Message> messages;
-  std::vector<const void*> parts;
-  for (int r = 0; r < size(); ++r) {
-    const std::byte* const chunk = At(in.raw(), offsets[r] * element);
-    if (r == rank()) {
-      parts.push_back(chunk);
-      continue;
-    }
-    messages.push_back({r, chunk, nullptr, (offsets[r + 1] - offsets[r]) * element});
-    messages.push_back({r, nullptr, scratch, count * element});
-    parts.push_back(scratch);
-    scratch += Padded(count * element);
-  }
-  TW_RETURN_IF_ERROR(Transfer(messages, stream));
-  return ReduceInRankOrderCuda(in.dtype(), op, parts, count, out, stream);
-}
-
 absl::Status NcclCommunicator::AllGather(ConstTensorView in, TensorView out, Stream& stream) {
   TW_RETURN_IF_ERROR(Check(in, stream));
   TW_RETURN_IF_ERROR(Check(out, stream));
@@ -350,30 +173,6 @@ absl::Status NcclCommunicator::AllGather(ConstTensorView in, TensorView out, Str
   return Finish(ncclAllGather(in.raw(), out.mutable_raw(), static_cast<size_t>(bytes), ncclUint8,
                               comm_, CudaStream(stream)),
                 "ncclAllGather");
-}
-
-absl::Status NcclCommunicator::ReduceScatter(ConstTensorView in, TensorView out, ReduceOp op,
-                                             Stream& stream) {
-  TW_RETURN_IF_ERROR(Check(in, stream));
-  TW_RETURN_IF_ERROR(Check(out, stream));
-  TW_RETURN_IF_ERROR(CheckReducible(in.dtype()));
-  const int64_t n = out.num_elements();
-  if (in.dtype() != out.dtype() || in.num_elements() != size() * n) {
-    return absl::InvalidArgumentError(absl::StrCat("reduce-scatter of ", in.DebugString(),
-                                                   " among ", size(), " ranks does not fill ",
-                                                   out.DebugString()));
-  }
-  TW_RETURN_IF_ERROR(status());
-  if (n == 0) return absl::OkStatus();
-  if (size() == 2 && op == ReduceOp::kSum) {
-    bytes_sent_ += out.size_bytes();
-    return Finish(ncclReduceScatter(in.raw(), out.mutable_raw(), static_cast<size_t>(n),
-                                    NcclType(in.dtype()), ncclSum, comm_, CudaStream(stream)),
-                  "ncclReduceScatter");
-  }
-  std::vector<int64_t> offsets;
-  for (int r = 0; r <= size(); ++r) offsets.push_back(r * n);
-  return ScatterAndReduce(in, offsets, op, out.mutable_raw(), stream);
 }
 
 absl::Status NcclCommunicator::Broadcast(TensorView inout, int root, Stream& stream) {
@@ -479,8 +278,6 @@ absl::StatusOr<std::unique_ptr<Communicator>> NcclCommunicator::Split(int color,
   if (*control == nullptr) return std::unique_ptr<Communicator>();
   return CreateNcclCommunicator(*std::move(control), device_);
 }
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(
     std::unique_ptr<Communicator> control, Device device) {

@@ -1,6 +1,7 @@
 #include "parallel/comm/nccl_communicator.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <vector>
 
 #include "kernels/core/copy.h"
@@ -15,7 +16,9 @@ namespace {
 
 Communicator* all_ranks = nullptr;  // set by main; tests split their communicators from it
 
-Device ThisGpu() { return Device::Cuda(all_ranks->rank()); }
+// Ranks share GPUs where the environment has NCCL take them for ranks of several hosts, by an
+// NCCL_HOSTID of each rank's own, NCCL_NET=Socket and NCCL_SOCKET_IFNAME=lo.
+Device ThisGpu() { return Device::Cuda(all_ranks->rank() % NumCudaDevices()); }
 
 }  // namespace
 
@@ -99,7 +102,7 @@ int Main() {
     return 1;
   }
   const int gpus = NumCudaDevices();
-  if (gpus < (*job)->size()) {
+  if (gpus == 0 || (gpus < (*job)->size() && std::getenv("NCCL_HOSTID") == nullptr)) {
     if ((*job)->rank() == 0) {
       std::printf("skipped: %d GPUs for %d ranks\n", gpus, (*job)->size());
     }
