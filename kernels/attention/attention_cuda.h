@@ -40,6 +40,24 @@ struct AttentionCombine {
   int32_t num_partials;
 };
 
+// How rows of codes of a head lie, for heads of at most 128 channels (kv_codes.h).
+struct CudaRowPart {
+  uint8_t size;
+  uint8_t shift;
+  uint16_t offset;
+};
+struct CudaRowUnit {
+  uint16_t word;
+  uint16_t shift;
+  uint32_t mask;
+};
+struct CudaRowLayout {
+  int32_t aligned;  // whether parts of 8 bits and more begin at multiples of 4 bytes in all rows
+  uint8_t first_part[4];  // of words 0 to 2 and behind
+  CudaRowPart parts[18];
+  CudaRowUnit units[8];
+};
+
 // K or V.
 struct AttentionSide {
   const uint8_t* pages;  // [num_pages, num_kv_heads, page_size, row_bytes]
@@ -48,8 +66,9 @@ struct AttentionSide {
   const int32_t* order;
   const float* step;
   const float* zero;
-  const KvPiece* pieces;  // [num_kv_heads, head_dim, kMaxKvPieces]
-  const uint16_t* exact;  // fp16 [num_rows, num_kv_heads, head_dim]
+  const KvPiece* pieces;         // [num_kv_heads, head_dim, kMaxKvPieces]
+  const CudaRowLayout* layouts;  // [num_kv_heads]
+  const uint16_t* exact;         // fp16 [num_rows, num_kv_heads, head_dim]
 };
 
 struct AttentionCall {
@@ -84,14 +103,14 @@ struct AttentionCall {
   float* partial_values;
 };
 
-// Codes of one width for all heads.
+// Codes of one width for all heads; else 0.
 struct CodeWidths {
-  int k_bits;  // 0: floats, or of several widths
+  int k_bits;
   int v_bits;
 };
 
 // Whether the few rows of a call can go to LaunchFewRows; else LaunchPlain takes them.
-bool FewRowsFit(const AttentionCall& call, CodeWidths widths);
+bool FewRowsFit(const AttentionCall& call);
 // Tensor cores, rows of at most kCudaRows an item.
 cudaError_t LaunchFewRows(const AttentionCall& call, CodeWidths widths, cudaStream_t stream);
 // Any dtype, layout, head_dim up to kMaxPlainHeadDim and page size; rows as LaunchFewRows.

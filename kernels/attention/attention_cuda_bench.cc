@@ -1,5 +1,6 @@
 // Decoding steps on a GPU: bytes of K and V over the time of a call, against the rate of a plain
-// copy. Arguments: bits of K, bits of V (16: fp16 pages), sequences, context, KV heads, query heads
+// copy. Arguments: bits of K, bits of V (16: fp16 pages; 0: codes of 4, 3,
+// 3 and 2 bits for a quarter of the channels each), sequences, context, KV heads, query heads
 // a KV head. Heads have 128 channels, pages 16 tokens in random order. Pages of one call exceed the
 // caches unless the context is short. "prompt" counts multiply-adds of causal attention instead.
 #include <algorithm>
@@ -20,12 +21,14 @@ namespace {
 
 constexpr int64_t kHeadDim = 128;
 constexpr int64_t kPageSize = 16;
+constexpr int64_t kMixed = 0;
 
 KvCodes SomeCodes(int64_t num_heads, int bits, Device device) {
   KvHeadCodes head;
   head.order.resize(kHeadDim);
   std::iota(head.order.begin(), head.order.end(), 0);
   head.bits.assign(kHeadDim / kKvUnit, static_cast<uint8_t>(bits));
+  if (bits == kMixed) head.bits = {4, 4, 3, 3, 3, 3, 2, 2};
   head.step.assign(kHeadDim, 0.1f);
   head.zero.assign(kHeadDim, 2.5f);
   return KvCodes::Create(kHeadDim, std::vector<KvHeadCodes>(static_cast<size_t>(num_heads), head),
@@ -74,7 +77,10 @@ void Run(benchmark::State& state, Stream& stream, double bytes, double flops,
 }
 
 void Attend(benchmark::State& state, int64_t num_tokens) {
-  const int64_t k_bits = state.range(0), v_bits = state.range(1), num_seqs = state.range(2);
+  const int64_t k_range = state.range(0), v_range = state.range(1);
+  // Of mixed codes, on average.
+  const int64_t k_bits = k_range == kMixed ? 3 : k_range, v_bits = v_range == kMixed ? 3 : v_range;
+  const int64_t num_seqs = state.range(2);
   const int64_t context = state.range(3), num_kv_heads = state.range(4), group = state.range(5);
   const std::unique_ptr<Gpu> gpu = Gpu::Open(state);
   if (gpu == nullptr) return;
@@ -113,8 +119,8 @@ void Attend(benchmark::State& state, int64_t num_tokens) {
     Run(state, stream, bytes, flops, [&] { return PagedAttention(args, stream); });
     return;
   }
-  const KvCodes k_codes = SomeCodes(num_kv_heads, static_cast<int>(k_bits), stream.device());
-  const KvCodes v_codes = SomeCodes(num_kv_heads, static_cast<int>(v_bits), stream.device());
+  const KvCodes k_codes = SomeCodes(num_kv_heads, static_cast<int>(k_range), stream.device());
+  const KvCodes v_codes = SomeCodes(num_kv_heads, static_cast<int>(v_range), stream.device());
   CodedPagedAttentionArgs args;
   set(args, DType::kU8, k_codes.row_bytes(), v_codes.row_bytes());
   args.k_codes = &k_codes;
@@ -128,7 +134,7 @@ void Prompt(benchmark::State& state) { Attend(state, state.range(3)); }
 void Shapes(benchmark::internal::Benchmark* benchmark) {
   for (const auto& [kv_heads, group] : {std::pair(8, 8), std::pair(8, 4), std::pair(9, 1)}) {
     for (const auto& [k, v] : {std::pair(16, 16), std::pair(8, 8), std::pair(4, 4), std::pair(3, 3),
-                               std::pair(4, 3), std::pair(5, 5)}) {
+                               std::pair(4, 3), std::pair(5, 5), std::pair(0, 0)}) {
       benchmark->Args({k, v, 64, 8192, kv_heads, group});
     }
   }

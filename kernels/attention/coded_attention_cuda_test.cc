@@ -89,6 +89,31 @@ TEST_F(CodedAttentionCudaTest, EvenWidthsMatchTheReference) {
   }
 }
 
+TEST_F(CodedAttentionCudaTest, MixedWidthsMatchTheReference) {
+  std::mt19937 random(12);
+  for (uint32_t seed = 1; seed <= 60; ++seed) {
+    const int64_t head_dim = seed % 2 == 0 ? 64 : 128;
+    const auto bits = [&] {
+      Bits mixed;
+      for (int64_t u = 0; u < head_dim / kKvUnit; ++u) {
+        mixed.push_back(static_cast<uint8_t>(1 + random() % (seed % 3 == 0 ? 8 : 4)));
+      }
+      std::sort(mixed.rbegin(), mixed.rend());
+      return mixed;
+    };
+    Case c = {{{1, 300, true}, {2, 29}, {1, 16}, {3, 140, true}, {1, 1100}},
+              {bits(), bits()},
+              {bits(), bits()},
+              kFloatDTypes[seed % 3],
+              kFloatDTypes[seed / 3 % 3]};
+    c.num_kv_heads = 2;
+    c.group = 1 + seed % 9;
+    c.page_size = seed % 5 == 0 ? 32 : 16;
+    c.window = seed % 7 == 0 ? 100 : 0;
+    ExpectMatchesReference(c, "mixed", seed);
+  }
+}
+
 TEST_F(CodedAttentionCudaTest, AllWidthsAndHeadDimsMatchTheReference) {
   const std::vector<Sequence> seqs = {{1, 45, true}, {3, 29}, {19, 31, true}, {1, 600}};
   std::mt19937 random(11);

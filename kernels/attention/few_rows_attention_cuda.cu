@@ -11,6 +11,7 @@
 
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_rows.cuh"
+#include "kernels/attention/mixed_page_format.cuh"
 #include "kernels/attention/page_formats.cuh"
 #include "kernels/core/cuda_math.cuh"
 
@@ -39,6 +40,8 @@ struct Shared {
   float total_maximum[kCudaRows];
   float total_sum[kCudaRows];
   float exact_weight[kCudaRows];
+  typename K::Layout k_layout;
+  typename V::Layout v_layout;
 };
 
 // Loads of a tile's keys, and what a lane has to know of them.
@@ -48,21 +51,21 @@ struct Tile {
   typename V::VRow v[kTile / 16][4];
 
   __device__ void LoadKeys(const uint8_t* pages, const uint32_t* rows, int first, int last, int g,
-                           int t) {
+                           int t, const typename K::Layout& layout) {
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) {
       const int64_t row = rows[min(first + j / 2, last)] + 8 * (j % 2) + g;
-      k[j] = K::LoadK(pages + row * K::kRowBytes, t);
+      k[j] = K::LoadK(pages + row * layout.row_bytes(), t, layout);
     }
   }
   __device__ void LoadValues(const uint8_t* pages, const uint32_t* rows, int first, int last, int g,
-                             int t) {
+                             int t, const typename V::Layout& layout) {
 #pragma unroll
     for (int s = 0; s < kTile / 16; ++s) {
       const int64_t row = rows[min(first + s, last)] + 2 * t;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        v[s][i] = V::LoadV(pages + (row + i % 2 + 8 * (i / 2)) * V::kRowBytes, g);
+        v[s][i] = V::LoadV(pages + (row + i % 2 + 8 * (i / 2)) * layout.row_bytes(), g, layout);
       }
     }
   }
@@ -163,6 +166,10 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
 
+  if (threadIdx.x == 0) {
+    shared.k_layout.Read(call.k, kv_head);
+    shared.v_layout.Read(call.v, kv_head);
+  }
   const int first16 = item.key_begin / 16;
   const int num16 = (item.key_end + 15) / 16 - first16;
   const int* page_ids = call.page_ids + call.page_offsets[item.seq];
@@ -211,8 +218,8 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
   const int num_tiles = (num16 + kSteps - 1) / kSteps;
   Tile<K, V, kTile> tile;
   if (warp < num_tiles) {
-    tile.LoadKeys(call.k.pages, shared.rows, warp * kSteps, num16 - 1, g, t);
-    tile.LoadValues(call.v.pages, shared.rows, warp * kSteps, num16 - 1, g, t);
+    tile.LoadKeys(call.k.pages, shared.rows, warp * kSteps, num16 - 1, g, t, shared.k_layout);
+    tile.LoadValues(call.v.pages, shared.rows, warp * kSteps, num16 - 1, g, t, shared.v_layout);
   }
   for (int at = warp; at < num_tiles; at += kWarps) {
     const int key = item.key_begin + at * kTile;
@@ -227,7 +234,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
 #pragma unroll
       for (int j = 0; j < kTile / 8; ++j) {
         uint32_t b0, b1;
-        K::KStep(tile.k[j], s, b0, b1);
+        K::KStep(tile.k[j], s, shared.k_layout, b0, b1);
         Mma<typename K::Element>(c[j], q[s], b0, b1);
       }
     }
@@ -238,7 +245,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
       scores[j][1] = (c[j][1] + c[j][3]) * to_log2;
     }
     const int next = min(at + kWarps, num_tiles - 1) * kSteps;
-    tile.LoadKeys(call.k.pages, shared.rows, next, num16 - 1, g, t);
+    tile.LoadKeys(call.k.pages, shared.rows, next, num16 - 1, g, t, shared.k_layout);
 
     const bool inside = key >= all_begin && key + kTile <= all_end;
     if (!inside) {
@@ -300,15 +307,15 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
 #pragma unroll
       for (int m = 0; m < kDim / 16; m += 2) {
         uint32_t a[2][4];
-        V::VTile(tile.v[s], m, a[0]);
-        V::VTile(tile.v[s], m + 1, a[1]);
+        V::VTile(tile.v[s], m, shared.v_layout, a[0]);
+        V::VTile(tile.v[s], m + 1, shared.v_layout, a[1]);
         Mma<T>(o[m], a[0], upper[0], upper[1]);
         Mma<T>(o[m + 1], a[1], upper[0], upper[1]);
         Mma<T>(o[m], a[0], lower[0], lower[1]);
         Mma<T>(o[m + 1], a[1], lower[0], lower[1]);
       }
     }
-    tile.LoadValues(call.v.pages, shared.rows, next, num16 - 1, g, t);
+    tile.LoadValues(call.v.pages, shared.rows, next, num16 - 1, g, t, shared.v_layout);
   }
 
   // The warps' sums, by position.
@@ -398,7 +405,7 @@ cudaError_t LaunchFloats(const AttentionCall& call, cudaStream_t stream) {
 
 template <typename K>
 cudaError_t LaunchCodes(const AttentionCall& call, int v_bits, cudaStream_t stream) {
-  constexpr int kTile = K::kRowBytes == 128 ? 16 : 32;
+  constexpr int kTile = __is_same(K, CodePages8) ? 16 : 32;
   if (v_bits == 8) return Launch<K, CodePages8, 8, 16, 2>(call, stream);
   if (v_bits == 4) return Launch<K, CodePages4, 8, kTile, 2>(call, stream);
   return Launch<K, CodePages3, 8, kTile, 2>(call, stream);
@@ -406,19 +413,25 @@ cudaError_t LaunchCodes(const AttentionCall& call, int v_bits, cudaStream_t stre
 
 }  // namespace
 
-bool FewRowsFit(const AttentionCall& call, CodeWidths widths) {
+bool FewRowsFit(const AttentionCall& call) {
   if (call.page_size % 16 != 0) return false;
   if (call.k.order == nullptr) {
     return call.page_dtype != DType::kF32 && (call.head_dim == 64 || call.head_dim == 128);
   }
-  const auto fits = [](int bits) { return bits == 3 || bits == 4 || bits == 8; };
-  return call.head_dim == 128 && fits(widths.k_bits) && fits(widths.v_bits);
+  return call.head_dim == 64 || call.head_dim == 128;
 }
 
 cudaError_t LaunchFewRows(const AttentionCall& call, CodeWidths widths, cudaStream_t stream) {
   if (call.k.order == nullptr) {
     return call.page_dtype == DType::kF16 ? LaunchFloats<__half>(call, stream)
                                           : LaunchFloats<__nv_bfloat16>(call, stream);
+  }
+  const auto even = [](int bits) { return bits == 3 || bits == 4 || bits == 8; };
+  if (call.head_dim == 64) {
+    return Launch<MixedPages<64>, MixedPages<64>, 8, 16, 2>(call, stream);
+  }
+  if (!even(widths.k_bits) || !even(widths.v_bits)) {
+    return Launch<MixedPages<128>, MixedPages<128>, 4, 16, 3>(call, stream);
   }
   if (widths.k_bits == 8) return LaunchCodes<CodePages8>(call, widths.v_bits, stream);
   if (widths.k_bits == 4) return LaunchCodes<CodePages4>(call, widths.v_bits, stream);

@@ -97,7 +97,8 @@ class KvCodes {
   std::array<KvPiece, kMaxKvPieces> pieces(int64_t h, int64_t position) const;
 
   // On a GPU, what kernels read: of all positions of all heads int32 orders, fp32 steps, fp32 zeros
-  // and KvPiece[kMaxKvPieces], one array after the other. Null on the CPU.
+  // and KvPiece[kMaxKvPieces], then layouts of heads (attention_cuda.h), one array after the other.
+  // Null on the CPU.
   const std::byte* device_tables() const { return tables_.data(); }
 
   // codes[j] of position j to the row_bytes() bytes of a row, and back. Slow; for tests and tools.

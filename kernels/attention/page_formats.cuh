@@ -1,10 +1,9 @@
 // How a warp takes 8 keys of K, or 4 keys of V for each of its lanes, from pages straight into the
 // operands of the matrix instructions. Private to kernels/attention. Rows have kDim channels.
 //
-// Lane 4 g + t of a warp reads quarter t of key g of K and sixteenth... of V: channels that lie
-// together, whichever they are: which channel an operand's element is does not matter to a sum over
-// channels as long as the query is laid out alike (KPosition), nor to a result that is written out
-// by position (VPosition).
+// Lane 4 g + t of a warp reads quarter t of key g of K, and eighth g of four keys of V: what lies
+// together in memory, whichever channels they are. A sum over channels does not mind as long as the
+// query is laid out alike (KPosition), nor does a result that is written by position (VPosition).
 //
 // Codes stay where their bits lie: as the low bits of an fp16 a code c is the subnormal number
 // c * 2^-24, and 2^e as much where it lies e bits higher, as long as it ends below bit 10. The
@@ -14,6 +13,7 @@
 
 #include <cstdint>
 
+#include "kernels/attention/attention_cuda.h"
 #include "kernels/core/cuda_math.cuh"
 
 namespace thinwire {
@@ -31,6 +31,13 @@ __device__ inline uint32_t Load2(const void* from) {
 __device__ inline uint32_t LowHalves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
 __device__ inline uint32_t HighHalves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 
+// What a format has to know of a head's rows at run time: nothing.
+template <int kBytes>
+struct FixedLayout {
+  __device__ void Read(const AttentionSide&, int) {}
+  __device__ int64_t row_bytes() const { return kBytes; }
+};
+
 // fp16 or bf16, kDim 64 or 128.
 template <typename T, int kChannels>
 struct FloatPages {
@@ -38,18 +45,19 @@ struct FloatPages {
   static constexpr bool kCoded = false;
   static constexpr int kDim = kChannels;
   static constexpr int kRowBytes = 2 * kDim;
+  using Layout = FixedLayout<kRowBytes>;
 
   struct KRow {
     uint4 words[kDim / 32];
   };
-  __device__ static KRow LoadK(const uint8_t* row, int t) {
+  __device__ static KRow LoadK(const uint8_t* row, int t, const Layout&) {
     KRow k;
 #pragma unroll
     for (int i = 0; i < kDim / 32; ++i) k.words[i] = Load16(row + 64 * i + 16 * t);
     return k;
   }
   // Pair `half` of b in step s of 16 channels.
-  __device__ static void KStep(const KRow& k, int s, uint32_t& b0, uint32_t& b1) {
+  __device__ static void KStep(const KRow& k, int s, const Layout&, uint32_t& b0, uint32_t& b1) {
     const uint4& w = k.words[s / 2];
     b0 = s % 2 == 0 ? w.x : w.z;
     b1 = s % 2 == 0 ? w.y : w.w;
@@ -61,7 +69,7 @@ struct FloatPages {
   struct VRow {
     uint4 words[kDim / 64];
   };
-  __device__ static VRow LoadV(const uint8_t* row, int g) {
+  __device__ static VRow LoadV(const uint8_t* row, int g, const Layout&) {
     VRow v;
 #pragma unroll
     for (int i = 0; i < kDim / 64; ++i) v.words[i] = Load16(row + 128 * i + 16 * g);
@@ -72,7 +80,7 @@ struct FloatPages {
     return m % 4 == 0 ? w.x : m % 4 == 1 ? w.y : m % 4 == 2 ? w.z : w.w;
   }
   // Operand a for channels 16 m to 16 m + 15: rows g and g + 8 of it, for four keys.
-  __device__ static void VTile(const VRow (&v)[4], int m, uint32_t (&a)[4]) {
+  __device__ static void VTile(const VRow (&v)[4], int m, const Layout&, uint32_t (&a)[4]) {
     a[0] = LowHalves(Word(v[0], m), Word(v[1], m));
     a[1] = HighHalves(Word(v[0], m), Word(v[1], m));
     a[2] = LowHalves(Word(v[2], m), Word(v[3], m));
@@ -98,6 +106,7 @@ struct CodePages {
 // A word of 32 bits a lane: unit u at bit 4 u.
 struct CodePages4 : CodePages {
   static constexpr int kRowBytes = 64;
+  using Layout = FixedLayout<kRowBytes>;
 
   // The code of unit u or, of LowHalves and HighHalves, u % 4, stays at bit 4 (u % 2).
   __device__ static int Exponent(int unit) { return unit % 2 * 4; }
@@ -108,8 +117,10 @@ struct CodePages4 : CodePages {
   struct KRow {
     uint4 words;  // of lanes 4 t to 4 t + 3
   };
-  __device__ static KRow LoadK(const uint8_t* row, int t) { return {Load16(row + 16 * t)}; }
-  __device__ static void KStep(const KRow& k, int s, uint32_t& b0, uint32_t& b1) {
+  __device__ static KRow LoadK(const uint8_t* row, int t, const Layout&) {
+    return {Load16(row + 16 * t)};
+  }
+  __device__ static void KStep(const KRow& k, int s, const Layout&, uint32_t& b0, uint32_t& b1) {
     const uint32_t w = s / 2 == 0   ? k.words.x
                        : s / 2 == 1 ? k.words.y
                        : s / 2 == 2 ? k.words.z
@@ -124,8 +135,10 @@ struct CodePages4 : CodePages {
   struct VRow {
     uint2 words;  // of lanes 2 g and 2 g + 1
   };
-  __device__ static VRow LoadV(const uint8_t* row, int g) { return {Load8(row + 8 * g)}; }
-  __device__ static void VTile(const VRow (&v)[4], int m, uint32_t (&a)[4]) {
+  __device__ static VRow LoadV(const uint8_t* row, int g, const Layout&) {
+    return {Load8(row + 8 * g)};
+  }
+  __device__ static void VTile(const VRow (&v)[4], int m, const Layout&, uint32_t (&a)[4]) {
     const auto pair = [&](uint32_t first, uint32_t second) {
       return Codes(m < 4 ? LowHalves(first, second) : HighHalves(first, second), m);
     };
@@ -140,6 +153,7 @@ struct CodePages4 : CodePages {
 // 5, then 16 lanes of 8 bits.
 struct CodePages3 : CodePages {
   static constexpr int kRowBytes = 48;
+  using Layout = FixedLayout<kRowBytes>;
 
   __device__ static int Exponent(int unit) {
     return unit == 6 ? 2 : unit == 7 ? 5 : unit == 5 ? 6 : unit % 3 * 3;
@@ -170,10 +184,10 @@ struct CodePages3 : CodePages {
     uint2 low;      // of lanes 4 t to 4 t + 3
     uint32_t high;  // of the same
   };
-  __device__ static KRow LoadK(const uint8_t* row, int t) {
+  __device__ static KRow LoadK(const uint8_t* row, int t, const Layout&) {
     return {Load8(row + 8 * t), Load4(row + 32 + 4 * t)};
   }
-  __device__ static void KStep(const KRow& k, int s, uint32_t& b0, uint32_t& b1) {
+  __device__ static void KStep(const KRow& k, int s, const Layout&, uint32_t& b0, uint32_t& b1) {
     const uint32_t low = s < 4 ? k.low.x : k.low.y;
     const uint32_t high = __byte_perm(k.high, 0, s < 4 ? 0x4140 : 0x4342);
     b0 = Codes(low, high, 2 * (s % 4));
@@ -187,10 +201,10 @@ struct CodePages3 : CodePages {
     uint32_t low;   // of lanes 2 g and 2 g + 1
     uint32_t high;  // of the same, in the low 16 bits
   };
-  __device__ static VRow LoadV(const uint8_t* row, int g) {
+  __device__ static VRow LoadV(const uint8_t* row, int g, const Layout&) {
     return {Load4(row + 4 * g), Load2(row + 32 + 2 * g)};
   }
-  __device__ static void VTile(const VRow (&v)[4], int m, uint32_t (&a)[4]) {
+  __device__ static void VTile(const VRow (&v)[4], int m, const Layout&, uint32_t (&a)[4]) {
     const auto first = [&](const VRow& i, const VRow& j) {
       return Codes(LowHalves(i.low, j.low), __byte_perm(i.high, j.high, 0x2420), m);
     };
@@ -207,6 +221,7 @@ struct CodePages3 : CodePages {
 // Two words of 32 bits a lane: units 0 to 3, then 4 to 7.
 struct CodePages8 : CodePages {
   static constexpr int kRowBytes = 128;
+  using Layout = FixedLayout<kRowBytes>;
 
   __device__ static int Exponent(int) { return 0; }
   __device__ static uint32_t Codes(uint32_t pair, int byte) {
@@ -216,10 +231,10 @@ struct CodePages8 : CodePages {
   struct KRow {
     uint4 words[2];  // of lanes 4 t to 4 t + 3
   };
-  __device__ static KRow LoadK(const uint8_t* row, int t) {
+  __device__ static KRow LoadK(const uint8_t* row, int t, const Layout&) {
     return {{Load16(row + 16 * t), Load16(row + 64 + 16 * t)}};
   }
-  __device__ static void KStep(const KRow& k, int s, uint32_t& b0, uint32_t& b1) {
+  __device__ static void KStep(const KRow& k, int s, const Layout&, uint32_t& b0, uint32_t& b1) {
     const uint4& lanes = k.words[s / 4];
     const uint32_t w = s % 4 == 0 ? lanes.x : s % 4 == 1 ? lanes.y : s % 4 == 2 ? lanes.z : lanes.w;
     b0 = Codes(w, 0);
@@ -232,10 +247,10 @@ struct CodePages8 : CodePages {
   struct VRow {
     uint2 words[2];  // of lanes 2 g and 2 g + 1
   };
-  __device__ static VRow LoadV(const uint8_t* row, int g) {
+  __device__ static VRow LoadV(const uint8_t* row, int g, const Layout&) {
     return {{Load8(row + 8 * g), Load8(row + 64 + 8 * g)}};
   }
-  __device__ static void VTile(const VRow (&v)[4], int m, uint32_t (&a)[4]) {
+  __device__ static void VTile(const VRow (&v)[4], int m, const Layout&, uint32_t (&a)[4]) {
     const auto pair = [&](uint32_t first, uint32_t second) {
       return Codes(m % 4 < 2 ? LowHalves(first, second) : HighHalves(first, second), m % 2);
     };

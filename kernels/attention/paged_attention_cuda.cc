@@ -115,7 +115,7 @@ class Ints {
 };
 
 absl::Status Run(AttentionCall call, const Sequences& seqs, CodeWidths widths, Stream& stream) {
-  const bool few_fit = FewRowsFit(call, widths);
+  const bool few_fit = FewRowsFit(call);
   if (call.head_dim > kMaxPlainHeadDim && !few_fit) {
     return absl::UnimplementedError(absl::StrCat("attention on ", DeviceName(stream.device()),
                                                  ": expected heads of at most ", kMaxPlainHeadDim,
@@ -203,6 +203,8 @@ AttentionSide CodedSide(const ConstTensorView& pages, const KvCodes& codes,
   side.step = reinterpret_cast<const float*>(tables + 4 * positions);
   side.zero = reinterpret_cast<const float*>(tables + 8 * positions);
   side.pieces = reinterpret_cast<const KvPiece*>(tables + 12 * positions);
+  side.layouts = reinterpret_cast<const CudaRowLayout*>(
+      tables + positions * int64_t{12 + kMaxKvPieces * sizeof(KvPiece)});
   side.exact = static_cast<const uint16_t*>(exact.raw());
   return side;
 }
@@ -316,16 +318,51 @@ absl::StatusOr<int64_t> CodedKvWriteCuda(const CodedKvWriteArgs& args, Stream& s
   return wrong;
 }
 
+namespace {
+
+// Heads of more channels have no use for it.
+CudaRowLayout RowLayout(const KvCodes& codes, int64_t h) {
+  CudaRowLayout layout = {};
+  if (codes.head_dim() > 128) return layout;
+  bool aligned = codes.row_bytes() % 4 == 0;
+  uint8_t num_parts = 0;
+  const absl::Span<const KvWord> words = codes.words(h);
+  TW_CHECK_LE(words.size(), size_t{3});
+  for (size_t w = 0; w < 3; ++w) {
+    layout.first_part[w] = num_parts;
+    if (w >= words.size()) continue;
+    for (int32_t p = 0; p < words[w].num_parts; ++p) {
+      const KvWordPart& part = words[w].parts[p];
+      layout.parts[num_parts++] = {static_cast<uint8_t>(part.size),
+                                   static_cast<uint8_t>(part.shift),
+                                   static_cast<uint16_t>(part.offset)};
+      aligned = aligned && (part.size < 8 || part.offset % 4 == 0);
+    }
+    for (int32_t u = words[w].first_unit; u < words[w].first_unit + words[w].num_units; ++u) {
+      const KvUnit& unit = codes.units(h)[static_cast<size_t>(u)];
+      layout.units[u] = {static_cast<uint16_t>(w), static_cast<uint16_t>(unit.shift),
+                         (1u << unit.bits) - 1u};
+    }
+  }
+  layout.first_part[3] = num_parts;
+  layout.aligned = aligned ? 1 : 0;
+  return layout;
+}
+
+}  // namespace
+
 absl::StatusOr<Buffer> KvTablesOnDevice(const KvCodes& codes) {
   const int64_t positions = codes.num_heads() * codes.head_dim();
   std::vector<int32_t> order;
   std::vector<float> step, zero;
   std::vector<KvPiece> pieces;
+  std::vector<CudaRowLayout> layouts;
   for (int64_t h = 0; h < codes.num_heads(); ++h) {
     const KvHeadCodes& head = codes.head(h);
     order.insert(order.end(), head.order.begin(), head.order.end());
     step.insert(step.end(), head.step.begin(), head.step.end());
     zero.insert(zero.end(), head.zero.begin(), head.zero.end());
+    layouts.push_back(RowLayout(codes, h));
     for (int64_t j = 0; j < codes.head_dim(); ++j) {
       for (const KvPiece& piece : codes.pieces(h, j)) pieces.push_back(piece);
     }
@@ -333,7 +370,9 @@ absl::StatusOr<Buffer> KvTablesOnDevice(const KvCodes& codes) {
   const Device device = codes.device();
   TW_ASSIGN_OR_RETURN(
       Buffer tables,
-      Buffer::Allocate(positions * int64_t{12 + kMaxKvPieces * sizeof(KvPiece)}, device));
+      Buffer::Allocate(positions * int64_t{12 + kMaxKvPieces * sizeof(KvPiece)} +
+                           static_cast<int64_t>(layouts.size() * sizeof(CudaRowLayout)),
+                       device));
   std::byte* to = tables.data();
   const auto copy = [&](const void* from, size_t bytes) {
     const cudaError_t error = cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice);
@@ -344,6 +383,7 @@ absl::StatusOr<Buffer> KvTablesOnDevice(const KvCodes& codes) {
   TW_RETURN_IF_ERROR(copy(step.data(), step.size() * sizeof(float)));
   TW_RETURN_IF_ERROR(copy(zero.data(), zero.size() * sizeof(float)));
   TW_RETURN_IF_ERROR(copy(pieces.data(), pieces.size() * sizeof(KvPiece)));
+  TW_RETURN_IF_ERROR(copy(layouts.data(), layouts.size() * sizeof(CudaRowLayout)));
   return tables;
 }
 
