@@ -27,7 +27,8 @@ struct CodedLinearArgs {
 // On the CPU, up to 32 tokens an output is summed in an order that depends on the groups only: a
 // token's row of y is bit for bit the same beside other tokens, with any number of threads, and
 // when the weights are any subset of the output rows. Beyond that the order is BLAS's and may
-// differ with num_tokens and threads.
+// differ with num_tokens and threads. On a GPU it depends on shapes and num_tokens; beyond 64
+// tokens weights are rounded to the dtype of x.
 absl::Status CodedLinear(const CodedLinearArgs& args, Stream& stream);
 
 // The definition, in double, for tests.

@@ -201,6 +201,8 @@ absl::Status CodedLinearFewTokensCuda(const CodedLinearArgs& args, Stream& strea
   if (!ReadsDirectly(args.x, steps)) {
     TW_ASSIGN_OR_RETURN(arranged, stream.Scratch(x_bytes));
   }
+  // More tokens make longer blocks, of which fewer fit: halves of them end more evenly.
+  if (num_tokens * call.planes > 8 && call.splits == 1 && call.num_steps >= 128) call.splits = 2;
   // Passes of whole tokens where they have several planes.
   const int64_t pass = call.planes == 1 ? num_tokens : kTokensPerPass / call.planes;
   for (int64_t t = 0; t < num_tokens; t += pass) {

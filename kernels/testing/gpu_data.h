@@ -19,9 +19,8 @@ inline double GpuCopyRate(Stream& stream) {
   constexpr int64_t kBytes = int64_t{1} << 30;
   Tensor from = Tensor::Allocate(DType::kU8, {kBytes}, stream.device()).value();
   Tensor to = Tensor::Allocate(DType::kU8, {kBytes}, stream.device()).value();
-  const double seconds = MedianGpuSeconds(stream, 5, 5, [&](int64_t) {
-    TW_CHECK(Copy(from.view(), to.mutable_view(), stream).ok());
-  });
+  const double seconds = MedianGpuSeconds(
+      stream, 5, 5, [&](int64_t) { TW_CHECK(Copy(from.view(), to.mutable_view(), stream).ok()); });
   return 2.0 * static_cast<double>(kBytes) / seconds;
 }
 
