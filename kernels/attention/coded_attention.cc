@@ -1,8 +1,10 @@
 #include "kernels/attention/coded_attention.h"
 
 #include "absl/strings/str_cat.h"
+#include "kernels/attention/attention_device.h"
 #include "kernels/attention/coded_attention_cpu.h"
 #include "kernels/attention/paged_sequences.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 
 namespace thinwire {
@@ -99,6 +101,11 @@ absl::Status CodedPagedAttention(const CodedPagedAttentionArgs& args, Stream& st
       CheckSequences({args.q.dim(0), args.token_offsets, args.context_lens, args.page_offsets,
                       args.page_ids, args.k_pages.dim(0), args.k_pages.dim(2)}));
   if (args.q.dim(0) == 0) return absl::OkStatus();
+  if constexpr (kHasCuda) {
+    if (stream.device().kind == DeviceKind::kCuda && !args.batch_invariant) {
+      return CodedPagedAttentionCuda(args, stream);
+    }
+  }
   if (stream.device().kind != DeviceKind::kCpu) {
     return absl::UnimplementedError(
         absl::StrCat("coded_paged_attention: not available on ", DeviceName(stream.device())));

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
@@ -33,11 +34,19 @@ struct CodedKvWriteArgs {
   absl::Span<const int32_t> exact_rows;
   TensorView exact_k;  // fp16 [num_rows, num_kv_heads, head_dim], channels in the model's order;
   TensorView exact_v;  //   empty views where no row is used
+  // On a GPU: int64[1], lowered to the index of the first value that cannot be stored, for
+  // CodedKvWriteError; so that the call need not wait. Empty: it waits. The CPU has no use for it.
+  TensorView first_wrong;
 };
 
 // InvalidArgument names token, K or V, head and channel of a NaN or an infinity, or of a value that
 // would become one in exact_k or exact_v; what the call's slots and rows hold is then undefined.
 absl::Status CodedKvWrite(const CodedKvWriteArgs& args, Stream& stream);
+
+// What CodedKvWriteArgs::first_wrong is before the first call.
+inline constexpr int64_t kNoWrongValue = std::numeric_limits<int64_t>::max();
+// OK for kNoWrongValue, else the error of the call with args that lowered first_wrong to `index`.
+absl::Status CodedKvWriteError(const CodedKvWriteArgs& args, int64_t index);
 
 // As PagedAttentionArgs.
 struct CodedPagedAttentionArgs {
@@ -69,7 +78,9 @@ struct CodedPagedAttentionArgs {
 // to and of their positions, and of whether its sequence has more than 8 query tokens times heads a
 // KV head in the call (two orders of summation, unless batch_invariant); of nothing else: not of
 // other sequences, of page ids or page size, of threads, nor of how a prompt is split into calls
-// beyond that.
+// beyond that. On a GPU also of the queries of its sequence and KV head in its block of 8, and of
+// whether pages have a multiple of 16 rows. Unimplemented on a GPU for heads of more than 1024
+// channels, and batch_invariant.
 absl::Status CodedPagedAttention(const CodedPagedAttentionArgs& args, Stream& stream);
 
 // The definition, in double, for tests. args must fit.

@@ -195,7 +195,17 @@ class Problem {
     return values;
   }
 
-  void ExpectMatchesReference(const std::string& where) const {
+  // The whole matrices that q and out are columns of.
+  ConstTensorView all_q() const {
+    return ConstTensorView(q_elements_.data(), c_.q_dtype, {args.q.dim(0), width() + kGap});
+  }
+  TensorView all_out() const {
+    return TensorView(args.out.mutable_raw(), c_.out_dtype, {args.q.dim(0), width() + kGap});
+  }
+
+  // `extra`: by how much more than 2^-24 a weight and a score's terms may be off, relative to
+  // themselves.
+  void ExpectMatchesReference(const std::string& where, double extra = 0.0) const {
     const int64_t num_tokens = args.q.dim(0), head_dim = c_.head_dim();
     std::vector<float> expected(static_cast<size_t>(num_tokens * width()));
     CodedPagedAttentionArgs wide = args;
@@ -218,7 +228,8 @@ class Problem {
           const double weight_error =
               (2.0 * (2.0 * (static_cast<double>(head_dim) + 4.0) + 2.0) * largest + 2.0 +
                4.0 * (n / 96.0 + 1.0)) *
-              u;
+                  u +
+              extra * (2.0 * largest + 1.0);
           const double relative = 1.01 * (2.0 * weight_error + (2.0 * n + 10.0) * u);
           const std::vector<double> values = LargestValues(s, h);
           for (int64_t i = 0; i < head_dim; ++i) {

@@ -2,11 +2,14 @@
 #include <atomic>
 #include <cstddef>
 #include <cstring>
+#include <string>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/attention/attention_device.h"
 #include "kernels/attention/coded_attention_cpu.h"
 #include "kernels/convert/convert.h"
 #include "kernels/core/float16.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 
 namespace thinwire {
@@ -94,6 +97,12 @@ int64_t WriteToken(const CodedKvWriteArgs& args, const Side& side, int64_t t, fl
 absl::Status CodedKvWrite(const CodedKvWriteArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckArguments(args, stream.device()));
   if (args.slots.empty()) return absl::OkStatus();
+  if constexpr (kHasCuda) {
+    if (stream.device().kind == DeviceKind::kCuda) {
+      TW_ASSIGN_OR_RETURN(const int64_t wrong, CodedKvWriteCuda(args, stream));
+      return CodedKvWriteError(args, wrong);
+    }
+  }
   if (stream.device().kind != DeviceKind::kCpu) {
     return absl::UnimplementedError(
         absl::StrCat("coded_kv_write: not available on ", DeviceName(stream.device())));
@@ -124,18 +133,28 @@ absl::Status CodedKvWrite(const CodedKvWriteArgs& args, Stream& stream) {
         }
       });
   const int64_t wrong = first_wrong;
-  if (wrong == 2 * width * num_tokens) return absl::OkStatus();
+  return CodedKvWriteError(args, wrong == 2 * width * num_tokens ? kNoWrongValue : wrong);
+}
+
+absl::Status CodedKvWriteError(const CodedKvWriteArgs& args, int64_t wrong) {
+  if (wrong == kNoWrongValue) return absl::OkStatus();
+  const int64_t width = args.k.dim(1);
   const int64_t t = wrong / (2 * width), column = wrong % width;
   const int64_t head_dim = args.k_codes->head_dim();
-  const Side& side = sides[wrong / width % 2];
-  const auto* element = static_cast<const std::byte*>(side.rows.raw()) +
-                        DTypeBytes(side.rows.dtype(), t * side.rows.row_stride() + column);
-  float value = 0.0f;
-  ConvertToFloat(element, side.rows.dtype(), &value, 1);
-  return absl::InvalidArgumentError(absl::StrCat(
-      "coded_kv_write: ", wrong / width % 2 == 0 ? "K" : "V", " of token ", t, ", KV head ",
-      column / head_dim, ", channel ", column % head_dim, " is ", value,
-      value - value == 0.0f ? ": more than fp16, of an exact row, holds" : ": expected finite"));
+  const bool is_k = wrong / width % 2 == 0;
+  const ConstTensorView& rows = is_k ? args.k : args.v;
+  std::string value = "NaN, infinite or, in an exact row, more than fp16 holds";
+  if (rows.device().kind == DeviceKind::kCpu) {
+    const auto* element = static_cast<const std::byte*>(rows.raw()) +
+                          DTypeBytes(rows.dtype(), t * rows.row_stride() + column);
+    float x = 0.0f;
+    ConvertToFloat(element, rows.dtype(), &x, 1);
+    value = absl::StrCat(
+        x, x - x == 0.0f ? ": more than fp16, of an exact row, holds" : ": expected finite");
+  }
+  return absl::InvalidArgumentError(absl::StrCat("coded_kv_write: ", is_k ? "K" : "V", " of token ",
+                                                 t, ", KV head ", column / head_dim, ", channel ",
+                                                 column % head_dim, " is ", value));
 }
 
 }  // namespace thinwire

@@ -8,7 +8,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "kernels/attention/attention_device.h"
 #include "kernels/core/check.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 
 namespace thinwire {
@@ -84,10 +86,7 @@ int64_t FieldBit(const KvWordPart& part, int64_t lane) {
 
 absl::StatusOr<KvCodes> KvCodes::Create(int64_t head_dim, std::vector<KvHeadCodes> heads,
                                         Device device) {
-  if (device.kind != DeviceKind::kCpu) {
-    return absl::UnimplementedError(
-        absl::StrCat("codes of K and V: not available on ", DeviceName(device)));
-  }
+  TW_RETURN_IF_ERROR(CheckDeviceUsable(device));
   if (head_dim < 1 || head_dim > kMaxHeadDim || heads.empty()) {
     return absl::InvalidArgumentError(absl::StrCat("codes of ", heads.size(), " KV heads of ",
                                                    head_dim, " channels: expected at least 1 of ",
@@ -122,6 +121,11 @@ absl::StatusOr<KvCodes> KvCodes::Create(int64_t head_dim, std::vector<KvHeadCode
     codes.layouts_.push_back(std::move(layout));
   }
   codes.heads_ = std::move(heads);
+  if constexpr (kHasCuda) {
+    if (device.kind == DeviceKind::kCuda) {
+      TW_ASSIGN_OR_RETURN(codes.tables_, KvTablesOnDevice(codes));
+    }
+  }
   return codes;
 }
 
@@ -129,6 +133,26 @@ int64_t KvCodes::used_row_bytes(int64_t h) const {
   int64_t bytes = 0;
   for (const KvUnit& unit : units(h)) bytes += 2 * unit.bits;
   return bytes;
+}
+
+std::array<KvPiece, kMaxKvPieces> KvCodes::pieces(int64_t h, int64_t position) const {
+  const int64_t u = position / kKvUnit, lane = position % kKvUnit;
+  const auto [bits, shift] = units(h)[static_cast<size_t>(u)];
+  std::array<KvPiece, kMaxKvPieces> pieces = {};
+  size_t count = 0;
+  for (const KvWord& word : words(h)) {
+    if (u < word.first_unit || u >= word.first_unit + word.num_units) continue;
+    for (int32_t p = 0; p < word.num_parts; ++p) {
+      const KvWordPart& part = word.parts[p];
+      const int32_t begin = std::max(part.shift, shift);
+      const int32_t end = std::min(part.shift + part.size, shift + bits);
+      if (begin >= end) continue;
+      TW_CHECK_LT(count, pieces.size());
+      pieces[count++] = {static_cast<uint16_t>(FieldBit(part, lane) + begin - part.shift),
+                         static_cast<uint8_t>(end - begin), static_cast<uint8_t>(begin - shift)};
+    }
+  }
+  return pieces;
 }
 
 void KvCodes::PackRow(int64_t h, absl::Span<const uint8_t> codes, uint8_t* row) const {

@@ -15,11 +15,14 @@
 // Rows of all heads of a layer are as long as the widest; what is left of a shorter one is zero.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/core/buffer.h"
 #include "kernels/core/device.h"
 
 namespace thinwire {
@@ -56,11 +59,21 @@ struct KvUnit {
   int32_t shift;
 };
 
+// Where bits of a position's code lie: `size` bits from bit `bit` of the row are bits `shift` and
+// up of the code.
+struct KvPiece {
+  uint16_t bit;
+  uint8_t size;  // 0: there are no more pieces
+  uint8_t shift;
+};
+inline constexpr int kMaxKvPieces = 4;
+
 // The codes of all KV heads of one layer's K or V on one rank, checked and laid out. Move-only.
 class KvCodes {
  public:
   // heads: not empty. head_dim: 16 to 4096. InvalidArgument names the head and what is wrong with
-  // it. Unimplemented when head_dim is not a multiple of 16 or the device is not the CPU.
+  // it. Unimplemented when head_dim is not a multiple of 16 or in a build without the device. On a
+  // GPU, kernels find orders, steps and zeros in its memory; the accessors below are the host's.
   static absl::StatusOr<KvCodes> Create(int64_t head_dim, std::vector<KvHeadCodes> heads,
                                         Device device);
 
@@ -83,6 +96,14 @@ class KvCodes {
   absl::Span<const KvWord> words(int64_t h) const { return layouts_[static_cast<size_t>(h)].words; }
   absl::Span<const KvUnit> units(int64_t h) const { return layouts_[static_cast<size_t>(h)].units; }
 
+  // The pieces of position `position` of head h, lowest bits first.
+  std::array<KvPiece, kMaxKvPieces> pieces(int64_t h, int64_t position) const;
+
+  // On a GPU, what kernels read: of all positions of all heads int32 orders, fp32 steps, fp32 zeros
+  // and KvPiece[kMaxKvPieces], then layouts of heads (attention_cuda.h), one array after the other.
+  // Null on the CPU.
+  const std::byte* device_tables() const { return tables_.data(); }
+
   // codes[j] of position j to the row_bytes() bytes of a row, and back. Slow; for tests and tools.
   void PackRow(int64_t h, absl::Span<const uint8_t> codes, uint8_t* row) const;
   void UnpackRow(int64_t h, const uint8_t* row, absl::Span<uint8_t> codes) const;
@@ -98,6 +119,7 @@ class KvCodes {
   int64_t head_dim_ = 0;
   int64_t row_bytes_ = 0;
   Device device_;
+  Buffer tables_;
   std::vector<KvHeadCodes> heads_;
   std::vector<Layout> layouts_;
 };

@@ -3,7 +3,9 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/attention/attention_device.h"
 #include "kernels/attention/paged_attention.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 
 namespace thinwire {
@@ -61,6 +63,9 @@ absl::Status CheckArguments(const KvWriteArgs& args, Device device) {
 absl::Status KvWrite(const KvWriteArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckArguments(args, stream.device()));
   if (args.slots.empty()) return absl::OkStatus();
+  if constexpr (kHasCuda) {
+    if (stream.device().kind == DeviceKind::kCuda) return KvWriteCuda(args, stream);
+  }
   if (stream.device().kind != DeviceKind::kCpu) {
     return absl::UnimplementedError(
         absl::StrCat("kv_write: not available on ", DeviceName(stream.device())));

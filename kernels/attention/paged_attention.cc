@@ -1,8 +1,10 @@
 #include "kernels/attention/paged_attention.h"
 
 #include "absl/strings/str_cat.h"
+#include "kernels/attention/attention_device.h"
 #include "kernels/attention/paged_attention_cpu.h"
 #include "kernels/attention/paged_sequences.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 
 namespace thinwire {
@@ -53,6 +55,11 @@ absl::Status PagedAttention(const PagedAttentionArgs& args, Stream& stream) {
       CheckSequences({args.q.dim(0), args.token_offsets, args.context_lens, args.page_offsets,
                       args.page_ids, args.k_pages.dim(0), args.k_pages.dim(2)}));
   if (args.q.dim(0) == 0) return absl::OkStatus();
+  if constexpr (kHasCuda) {
+    if (stream.device().kind == DeviceKind::kCuda && !args.batch_invariant) {
+      return PagedAttentionCuda(args, stream);
+    }
+  }
   if (stream.device().kind != DeviceKind::kCpu) {
     return absl::UnimplementedError(
         absl::StrCat("paged_attention: not available on ", DeviceName(stream.device())));

@@ -44,12 +44,13 @@ struct PagedAttentionArgs {
   float scale = 1.0f;
   int64_t window = 0;  // 0: unlimited
   // Whether a query's result must be the same bits however its sequence is split into calls and its
-  // heads into ranks: one order of summation, that of many queries, for all.
+  // heads into ranks: one order of summation, that of many queries, for all. CPU only.
   bool batch_invariant = false;
 };
 
-// Scores and sums in fp32. Results of a query do not depend on which other sequences share the
-// call.
+// Scores and sums in fp32; on a GPU, weights of more than 16 query rows (tokens times heads a KV
+// head) are rounded to the dtype of the pages. Results of a query do not depend on which other
+// sequences share the call. Unimplemented on a GPU for heads of more than 1024 channels.
 absl::Status PagedAttention(const PagedAttentionArgs& args, Stream& stream);
 
 // The definition, in double, for tests.

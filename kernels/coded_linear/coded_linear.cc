@@ -5,6 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/coded_linear/coded_linear_cpu.h"
+#include "kernels/coded_linear/coded_linear_device.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 
 namespace thinwire {
@@ -107,6 +109,11 @@ absl::Status CheckIntegerLinearArgs(const IntegerLinearArgs& args, Device device
 absl::Status CodedLinear(const CodedLinearArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckCodedLinearArgs(args, stream.device()));
   if (args.y.num_elements() == 0) return absl::OkStatus();
+  if constexpr (kHasCuda) {
+    if (stream.device().kind == DeviceKind::kCuda && !args.batch_invariant) {
+      return CodedLinearCuda(args, stream);
+    }
+  }
   if (stream.device().kind != DeviceKind::kCpu) {
     return NotAvailable("coded linear", stream.device());
   }
@@ -116,6 +123,9 @@ absl::Status CodedLinear(const CodedLinearArgs& args, Stream& stream) {
 absl::Status IntegerLinear(const IntegerLinearArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckIntegerLinearArgs(args, stream.device()));
   if (args.y.num_elements() == 0) return absl::OkStatus();
+  if constexpr (kHasCuda) {
+    if (stream.device().kind == DeviceKind::kCuda) return IntegerLinearCuda(args, stream);
+  }
   if (stream.device().kind != DeviceKind::kCpu) {
     return NotAvailable("integer linear", stream.device());
   }

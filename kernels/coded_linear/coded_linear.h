@@ -29,7 +29,8 @@ struct CodedLinearArgs {
 // token's row of y is bit for bit the same beside other tokens, with any number of threads, and
 // when the weights are any subset of the output rows. Beyond that the order is BLAS's and may
 // differ with num_tokens and threads, and batch_invariant, which keeps to the first, costs a
-// multiple of the time.
+// multiple of the time. On a GPU it depends on shapes and num_tokens, and batch_invariant is
+// Unimplemented; beyond 64 tokens weights are rounded to the dtype of x.
 absl::Status CodedLinear(const CodedLinearArgs& args, Stream& stream);
 
 // The definition, in double, for tests.

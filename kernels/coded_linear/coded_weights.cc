@@ -8,7 +8,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/coded_linear/coded_layout.h"
+#include "kernels/coded_linear/coded_linear_device.h"
 #include "kernels/core/check.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 
 namespace thinwire {
@@ -54,7 +56,7 @@ absl::StatusOr<CodedWeights> CodedWeights::Allocate(int64_t out_features, int64_
   TW_RETURN_IF_ERROR(CheckShape(out_features, in_features, bits, group_offsets));
   if (device.kind != DeviceKind::kCpu) {
     return absl::UnimplementedError(
-        absl::StrCat("coded weights: not available on ", DeviceName(device)));
+        absl::StrCat("coded weights: rows are set on the cpu, not on ", DeviceName(device)));
   }
   CodedWeights weights;
   weights.out_features_ = out_features;
@@ -77,6 +79,32 @@ absl::StatusOr<CodedWeights> CodedWeights::Allocate(int64_t out_features, int64_
     std::memset(weights.buffer_.data(), 0, static_cast<size_t>(num_panels * panel_bytes));
   }
   return weights;
+}
+
+absl::StatusOr<CodedWeights> CodedWeights::CopyTo(Device device) const {
+  TW_RETURN_IF_ERROR(CheckDeviceUsable(device));
+  TW_CHECK(this->device().kind == DeviceKind::kCpu);
+  CodedWeights copy;
+  copy.out_features_ = out_features_;
+  copy.in_features_ = in_features_;
+  copy.bits_ = bits_;
+  copy.group_offsets_ = group_offsets_;
+  copy.block_offsets_ = block_offsets_;
+  copy.panel_max_zero_ = panel_max_zero_;
+  if constexpr (kHasCuda) {
+    if (device.kind == DeviceKind::kCuda) {
+      TW_ASSIGN_OR_RETURN(DeviceWeights made,
+                          WeightsOnDevice(*this, buffer_.data(), buffer_.size_bytes(), device));
+      copy.buffer_ = std::move(made.bytes);
+      copy.steps_ = std::move(made.steps);
+      return copy;
+    }
+  }
+  TW_ASSIGN_OR_RETURN(copy.buffer_, Buffer::Allocate(buffer_.size_bytes(), device));
+  if (buffer_.size_bytes() > 0) {
+    std::memcpy(copy.buffer_.data(), buffer_.data(), static_cast<size_t>(buffer_.size_bytes()));
+  }
+  return copy;
 }
 
 const uint8_t* CodedWeights::panel_codes(int64_t panel) const {
@@ -102,6 +130,7 @@ int CodedWeights::max_zero() const {
 
 absl::Status CodedWeights::SetRows(int64_t first, ConstTensorView codes, ConstTensorView scales,
                                    ConstTensorView zeros) {
+  TW_CHECK(device().kind == DeviceKind::kCpu);
   const auto invalid = [](const auto&... what) {
     return absl::InvalidArgumentError(absl::StrCat("coded weights: ", what...));
   };
@@ -160,6 +189,7 @@ absl::Status CodedWeights::SetRows(int64_t first, ConstTensorView codes, ConstTe
 }
 
 void CodedWeights::DequantizeRow(int64_t row, absl::Span<float> out) const {
+  TW_CHECK(device().kind == DeviceKind::kCpu);
   TW_CHECK(row >= 0 && row < out_features_);
   TW_CHECK_EQ(static_cast<int64_t>(out.size()), in_features_);
   const int64_t panel = row / kPanelRows;

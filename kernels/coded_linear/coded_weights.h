@@ -4,6 +4,7 @@
 //   1]
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -24,12 +25,16 @@ class CodedWeights {
 
   // group_offsets: [num_groups + 1] columns, ascending from 0 to in_features; groups of any sizes
   // >= 1, multiples of 16 are fast. bits: 3, 4 or 8. InvalidArgument names what does not fit;
-  // Unimplemented on a device without this operator; ResourceExhausted.
+  // Unimplemented on a GPU, where weights come by CopyTo; ResourceExhausted.
   static absl::StatusOr<CodedWeights> Allocate(int64_t out_features, int64_t in_features, int bits,
                                                std::vector<int32_t> group_offsets, Device device);
 
   CodedWeights(CodedWeights&& other) noexcept = default;
   CodedWeights& operator=(CodedWeights&& other) noexcept = default;
+
+  // A copy for kernels on a GPU, ready when it returns: of it, only the sizes may be asked.
+  // ResourceExhausted; errors as CheckDeviceUsable.
+  absl::StatusOr<CodedWeights> CopyTo(Device device) const;
 
   // Sets rows [first, first + n). codes: uint8 [n, in_features], below 2^bits. scales: fp32
   // [n, num_groups], kept as fp16. zeros: uint8 [n, num_groups]. All in host memory, rows may be
@@ -66,11 +71,14 @@ class CodedWeights {
   absl::Span<const int32_t> block_offsets() const { return block_offsets_; }
   // Of all rows.
   int max_zero() const;
+  // On a GPU: how kernels go through the groups.
+  const std::byte* device_steps() const { return steps_.data(); }
 
  private:
   uint8_t* bytes() const { return reinterpret_cast<uint8_t*>(buffer_.data()); }
 
   Buffer buffer_;
+  Buffer steps_;
   int64_t out_features_ = 0;
   int64_t in_features_ = 0;
   int bits_ = 0;

@@ -1,0 +1,441 @@
+// Attention for at most eight query rows of a KV head on tensor cores: every page is read once, for
+// all of them, and straight into registers.
+//
+// A warp takes tiles of keys in turn. Scores are Q K^T with the rows of Q split into two numbers of
+// 11 bits each where they are not exact already, the upper ones in rows 0 to 7 of the operand and
+// the lower ones in rows 8 to 15, which are there anyway; so scores are as if Q had 22 bits.
+// Weights are split the same way into two operands. Sums are fp32 throughout.
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_rows.cuh"
+#include "kernels/attention/mixed_page_format.cuh"
+#include "kernels/attention/page_formats.cuh"
+#include "kernels/core/cuda_math.cuh"
+
+namespace thinwire {
+namespace {
+
+// Sums are rescaled only when a score exceeds the maximum by more than this, in units of log2.
+constexpr float kSlack = 8.0f;
+constexpr uint32_t kWarp = 0xffffffffu;
+
+template <typename K, typename V, int kWarps>
+struct Shared {
+  static constexpr int kStride = K::kDim + 4;
+  union {
+    struct {
+      float q[kCudaRows][kStride];      // by position, codes: times steps
+      float exact[kCudaRows][kStride];  // terms of the score of the exact key
+    } in;
+    float out[kWarps][kCudaRows][kStride];  // by position
+  };
+  uint32_t rows[kMaxSplitKeys / 16];  // of 16 keys: the first one's row in the pages of all heads
+  float maximum[kWarps][kCudaRows];
+  float sum[kWarps][kCudaRows];
+  float scale[kCudaRows];  // to units of log2
+  float exact_score[kCudaRows];
+  float total_maximum[kCudaRows];
+  float total_sum[kCudaRows];
+  float exact_weight[kCudaRows];
+  typename K::Layout k_layout;
+  typename V::Layout v_layout;
+};
+
+// Loads of a tile's keys, and what a lane has to know of them.
+template <typename K, typename V, int kTile>
+struct Tile {
+  typename K::KRow k[kTile / 8];
+  typename V::VRow v[kTile / 16][4];
+
+  __device__ void LoadKeys(const uint8_t* pages, const uint32_t* rows, int first, int last, int g,
+                           int t, const typename K::Layout& layout) {
+#pragma unroll
+    for (int j = 0; j < kTile / 8; ++j) {
+      const int64_t row = rows[min(first + j / 2, last)] + 8 * (j % 2) + g;
+      k[j] = K::LoadK(pages + row * layout.row_bytes(), t, layout);
+    }
+  }
+  __device__ void LoadValues(const uint8_t* pages, const uint32_t* rows, int first, int last, int g,
+                             int t, const typename V::Layout& layout) {
+#pragma unroll
+    for (int s = 0; s < kTile / 16; ++s) {
+      const int64_t row = rows[min(first + s, last)] + 2 * t;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        v[s][i] = V::LoadV(pages + (row + i % 2 + 8 * (i / 2)) * layout.row_bytes(), g, layout);
+      }
+    }
+  }
+};
+
+// Q of codes: times steps and powers of two, each row scaled to the upper end of fp16.
+template <typename K, typename S>
+__device__ void PrepareCodedQuery(const AttentionCall& call, const AttentionItem& item, int kv_head,
+                                  int exact_row, S& shared) {
+  const int head_at = kv_head * K::kDim;
+  for (int i = threadIdx.x; i < kCudaRows * K::kDim; i += blockDim.x) {
+    const int row = i / K::kDim, position = i % K::kDim;
+    float q = 0.0f, exact = 0.0f;
+    if (row < item.num_rows) {
+      const int channel = call.k.order[head_at + position];
+      const float step = call.k.step[head_at + position];
+      const int64_t from =
+          RowElement(call, item.seq, kv_head, item.first_row + row, call.q_stride) + channel;
+      const float scaled = LoadFloat(call.q, call.q_dtype, from) * (call.scale * kLog2E);
+      q = scaled * step;
+      if (exact_row >= 0) {
+        const int64_t at = ExactElement(call, exact_row, kv_head) + channel;
+        // The zeros' share, which scores of codes leave out.
+        exact =
+            q * call.k.zero[head_at + position] + scaled * LoadFloat(call.k.exact, DType::kF16, at);
+      }
+      q = ldexpf(q, -K::Exponent(position / 16));
+    }
+    shared.in.q[row][position] = q;
+    shared.in.exact[row][position] = exact;
+  }
+  __syncthreads();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (int row = warp; row < kCudaRows; row += blockDim.x / 32) {
+    float largest = 0.0f, exact = 0.0f;
+    for (int i = lane; i < K::kDim; i += 32) {
+      largest = fmaxf(largest, fabsf(shared.in.q[row][i]));
+      exact += shared.in.exact[row][i];
+    }
+    for (int step = 16; step > 0; step /= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(kWarp, largest, step));
+      exact += __shfl_xor_sync(kWarp, exact, step);
+    }
+    // Bound the exponent: a row of zeros, or of numbers that are none, is left as it is.
+    const int exponent = largest > 0.0f && largest < 1e30f ? 13 - ilogbf(largest) : 0;
+    const int bounded = max(-100, min(100, exponent));
+    for (int i = lane; i < K::kDim; i += 32) {
+      shared.in.q[row][i] = ldexpf(shared.in.q[row][i], bounded);
+    }
+    if (lane == 0) {
+      shared.scale[row] = ldexpf(1.0f, 24 - bounded);
+      shared.exact_score[row] = exact;
+    }
+  }
+  __syncthreads();
+}
+
+// Operand a of the scores: rows 0 to 7 the upper, rows 8 to 15 the lower halves of q.
+template <typename K, typename S>
+__device__ void QueryOperand(const AttentionCall& call, const AttentionItem& item, int kv_head,
+                             const S& shared, int g, int t, uint32_t (&a)[K::kDim / 16][4]) {
+  using T = typename K::Element;
+#pragma unroll
+  for (int s = 0; s < K::kDim / 16; ++s) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float q[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int position = K::KPosition(s, half, e, t);
+        if constexpr (K::kCoded) {
+          q[e] = shared.in.q[g][position];
+        } else {
+          q[e] = 0.0f;
+          if (g < item.num_rows) {
+            const int64_t from =
+                RowElement(call, item.seq, kv_head, item.first_row + g, call.q_stride);
+            q[e] = LoadFloat(call.q, call.q_dtype, from + position);
+          }
+        }
+      }
+      const uint32_t upper = PackPair<T>(q[0], q[1]);
+      const float2 rounded = UnpackPair<T>(upper);
+      a[s][2 * half] = upper;
+      a[s][2 * half + 1] = K::kCoded ? PackPair<T>(q[0] - rounded.x, q[1] - rounded.y) : 0u;
+    }
+  }
+}
+
+template <typename K, typename V, int kWarps, int kTile, int kBlocks>
+__global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionCall call) {
+  using T = typename V::Element;
+  constexpr int kDim = K::kDim;
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared<K, V, kWarps>*>(memory);
+  const AttentionItem item = call.items[blockIdx.x];
+  const int kv_head = blockIdx.y;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int g = lane / 4, t = lane % 4;
+
+  if (threadIdx.x == 0) {
+    shared.k_layout.Read(call.k, kv_head);
+    shared.v_layout.Read(call.v, kv_head);
+  }
+  const int first16 = item.key_begin / 16;
+  const int num16 = (item.key_end + 15) / 16 - first16;
+  const int* page_ids = call.page_ids + call.page_offsets[item.seq];
+  for (int i = threadIdx.x; i < num16; i += blockDim.x) {
+    const int key = 16 * (first16 + i);
+    const int page = key / call.page_size;
+    shared.rows[i] =
+        (static_cast<uint32_t>(page_ids[page]) * call.num_kv_heads + kv_head) * call.page_size +
+        (key - page * call.page_size);
+  }
+  // Of all rows together: keys that any and keys that every one of them attends to.
+  const KeySpan first_row = KeysOfRow(call, item, 0);
+  const KeySpan last_row = KeysOfRow(call, item, item.num_rows - 1);
+  const int exact_row =
+      K::kCoded && call.exact_rows != nullptr && item.key_begin == 0 && first_row.begin == 0
+          ? call.exact_rows[item.seq]
+          : -1;
+  const bool has_exact = K::kCoded && call.exact_rows != nullptr && call.exact_rows[item.seq] >= 0;
+  const int any_begin = max(first_row.begin, has_exact ? 1 : 0);
+  const int any_end = min(last_row.end, item.key_end);
+  const int all_begin = max(last_row.begin, has_exact ? 1 : 0);
+  const int all_end = min(first_row.end, item.key_end);
+  KeySpan mine = KeysOfRow(call, item, min(g, item.num_rows - 1));
+  if (has_exact) mine.begin = max(mine.begin, 1);
+  mine.end = min(mine.end, item.key_end);
+
+  uint32_t q[kDim / 16][4];
+  float to_log2 = call.scale * kLog2E;
+  if constexpr (K::kCoded) {
+    PrepareCodedQuery<K>(call, item, kv_head, exact_row, shared);
+    to_log2 = shared.scale[g];
+  } else {
+    __syncthreads();
+  }
+  QueryOperand<K>(call, item, kv_head, shared, g, t, q);
+
+  float o[kDim / 16][4];
+#pragma unroll
+  for (int m = 0; m < kDim / 16; ++m) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) o[m][i] = 0.0f;
+  }
+  float maximum = kLowestScore, sum = 0.0f;
+
+  constexpr int kSteps = kTile / 16;
+  const int num_tiles = (num16 + kSteps - 1) / kSteps;
+  Tile<K, V, kTile> tile;
+  if (warp < num_tiles) {
+    tile.LoadKeys(call.k.pages, shared.rows, warp * kSteps, num16 - 1, g, t, shared.k_layout);
+    tile.LoadValues(call.v.pages, shared.rows, warp * kSteps, num16 - 1, g, t, shared.v_layout);
+  }
+  for (int at = warp; at < num_tiles; at += kWarps) {
+    const int key = item.key_begin + at * kTile;
+    float c[kTile / 8][4];
+#pragma unroll
+    for (int j = 0; j < kTile / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) c[j][i] = 0.0f;
+    }
+#pragma unroll
+    for (int s = 0; s < kDim / 16; ++s) {
+#pragma unroll
+      for (int j = 0; j < kTile / 8; ++j) {
+        uint32_t b0, b1;
+        K::KStep(tile.k[j], s, shared.k_layout, b0, b1);
+        Mma<typename K::Element>(c[j], q[s], b0, b1);
+      }
+    }
+    float scores[kTile / 8][2];
+#pragma unroll
+    for (int j = 0; j < kTile / 8; ++j) {
+      scores[j][0] = (c[j][0] + c[j][2]) * to_log2;
+      scores[j][1] = (c[j][1] + c[j][3]) * to_log2;
+    }
+    const int next = min(at + kWarps, num_tiles - 1) * kSteps;
+    tile.LoadKeys(call.k.pages, shared.rows, next, num16 - 1, g, t, shared.k_layout);
+
+    const bool inside = key >= all_begin && key + kTile <= all_end;
+    if (!inside) {
+#pragma unroll
+      for (int j = 0; j < kTile / 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int k = key + 8 * j + 2 * t + e;
+          if (k < mine.begin || k >= mine.end) scores[j][e] = -INFINITY;
+        }
+      }
+      // What no row attends to may be anything, and zero times anything need not be zero.
+      if constexpr (!V::kCoded) {
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int k = key + 16 * s + 2 * t + i % 2 + 8 * (i / 2);
+            if (k < any_begin || k >= any_end) V::Clear(tile.v[s][i]);
+          }
+        }
+      }
+    }
+    float largest = scores[0][0];
+#pragma unroll
+    for (int j = 0; j < kTile / 8; ++j) {
+      largest = fmaxf(largest, fmaxf(scores[j][0], scores[j][1]));
+    }
+    if (__any_sync(kWarp, largest > maximum + kSlack)) {
+      largest = fmaxf(largest, __shfl_xor_sync(kWarp, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(kWarp, largest, 2));
+      largest = fmaxf(largest, maximum);
+      const float factor = Exp2(maximum - largest);
+      maximum = largest;
+      sum *= factor;
+      // Of rows 2 t and 2 t + 1, which lanes 4 (2 t) and 4 (2 t + 1) have.
+      const float even = __shfl_sync(kWarp, factor, 8 * t);
+      const float odd = __shfl_sync(kWarp, factor, 8 * t + 4);
+#pragma unroll
+      for (int m = 0; m < kDim / 16; ++m) {
+        o[m][0] *= even;
+        o[m][1] *= odd;
+        o[m][2] *= even;
+        o[m][3] *= odd;
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      uint32_t upper[2], lower[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float first = Exp2(scores[2 * s + i][0] - maximum);
+        const float second = Exp2(scores[2 * s + i][1] - maximum);
+        sum += first + second;
+        upper[i] = PackPair<T>(first, second);
+        const float2 rounded = UnpackPair<T>(upper[i]);
+        lower[i] = PackPair<T>(first - rounded.x, second - rounded.y);
+      }
+#pragma unroll
+      for (int m = 0; m < kDim / 16; m += 2) {
+        uint32_t a[2][4];
+        V::VTile(tile.v[s], m, shared.v_layout, a[0]);
+        V::VTile(tile.v[s], m + 1, shared.v_layout, a[1]);
+        Mma<T>(o[m], a[0], upper[0], upper[1]);
+        Mma<T>(o[m + 1], a[1], upper[0], upper[1]);
+        Mma<T>(o[m], a[0], lower[0], lower[1]);
+        Mma<T>(o[m + 1], a[1], lower[0], lower[1]);
+      }
+    }
+    tile.LoadValues(call.v.pages, shared.rows, next, num16 - 1, g, t, shared.v_layout);
+  }
+
+  // The warps' sums, by position.
+  sum += __shfl_xor_sync(kWarp, sum, 1);
+  sum += __shfl_xor_sync(kWarp, sum, 2);
+  __syncthreads();  // shared.in is read
+  if (t == 0) {
+    shared.maximum[warp][g] = maximum;
+    shared.sum[warp][g] = sum;
+  }
+#pragma unroll
+  for (int m = 0; m < kDim / 16; ++m) {
+    const int position = V::VPosition(m, 0, g);
+    *reinterpret_cast<float2*>(&shared.out[warp][2 * t][position]) = make_float2(o[m][0], o[m][2]);
+    *reinterpret_cast<float2*>(&shared.out[warp][2 * t + 1][position]) =
+        make_float2(o[m][1], o[m][3]);
+  }
+  __syncthreads();
+  if (threadIdx.x < item.num_rows) {
+    const int row = threadIdx.x;
+    const bool sees_exact = exact_row >= 0 && KeysOfRow(call, item, row).begin == 0;
+    const float exact = sees_exact ? shared.exact_score[row] : kLowestScore;
+    float total = fmaxf(kLowestScore, exact);
+    for (int w = 0; w < kWarps; ++w) total = fmaxf(total, shared.maximum[w][row]);
+    float codes = 0.0f;
+    for (int w = 0; w < kWarps; ++w) {
+      const float factor = Exp2(shared.maximum[w][row] - total);
+      codes += shared.sum[w][row] * factor;
+      shared.maximum[w][row] = factor;
+    }
+    const float weight = sees_exact ? Exp2(exact - total) : 0.0f;
+    shared.total_maximum[row] = total;
+    shared.total_sum[row] = codes;
+    shared.exact_weight[row] = weight;
+    if (item.partial >= 0) {
+      const int64_t at = PartialRow(call, item.partial, kv_head, row);
+      reinterpret_cast<float2*>(call.partial_weights)[at] = make_float2(total, codes + weight);
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < item.num_rows * kDim; i += blockDim.x) {
+    const int row = i / kDim, position = i % kDim;
+    float value = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      value += shared.out[w][row][position] * shared.maximum[w][row];
+    }
+    int channel = position;
+    if constexpr (V::kCoded) {
+      const int at = kv_head * kDim + position;
+      channel = call.v.order[at];
+      value = call.v.step[at] * (ldexpf(value, 24 - V::Exponent(position / 16)) -
+                                 call.v.zero[at] * shared.total_sum[row]);
+      if (exact_row >= 0 && shared.exact_weight[row] != 0.0f) {
+        const int64_t exact = ExactElement(call, exact_row, kv_head) + channel;
+        value += shared.exact_weight[row] * LoadFloat(call.v.exact, DType::kF16, exact);
+      }
+    }
+    if (item.partial >= 0) {
+      call.partial_values[PartialRow(call, item.partial, kv_head, row) * kDim + channel] = value;
+    } else {
+      const int64_t to = RowElement(call, item.seq, kv_head, item.first_row + row, call.out_stride);
+      StoreFloat(call.out, call.out_dtype, to + channel,
+                 value / (shared.total_sum[row] + shared.exact_weight[row]));
+    }
+  }
+}
+
+template <typename K, typename V, int kWarps, int kTile, int kBlocks>
+cudaError_t Launch(const AttentionCall& call, cudaStream_t stream) {
+  constexpr int kBytes = sizeof(Shared<K, V, kWarps>);
+  const auto kernel = FewRows<K, V, kWarps, kTile, kBlocks>;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error != cudaSuccess) return error;
+  kernel<<<dim3(call.num_items, call.num_kv_heads), 32 * kWarps, kBytes, stream>>>(call);
+  return cudaGetLastError();
+}
+
+template <typename T>
+cudaError_t LaunchFloats(const AttentionCall& call, cudaStream_t stream) {
+  using Wide = FloatPages<T, 128>;
+  using Narrow = FloatPages<T, 64>;
+  return call.head_dim == 128 ? Launch<Wide, Wide, 4, 16, 3>(call, stream)
+                              : Launch<Narrow, Narrow, 4, 16, 4>(call, stream);
+}
+
+template <typename K>
+cudaError_t LaunchCodes(const AttentionCall& call, int v_bits, cudaStream_t stream) {
+  constexpr int kTile = __is_same(K, CodePages8) ? 16 : 32;
+  if (v_bits == 8) return Launch<K, CodePages8, 8, 16, 2>(call, stream);
+  if (v_bits == 4) return Launch<K, CodePages4, 8, kTile, 2>(call, stream);
+  return Launch<K, CodePages3, 8, kTile, 2>(call, stream);
+}
+
+}  // namespace
+
+bool FewRowsFit(const AttentionCall& call) {
+  if (call.page_size % 16 != 0) return false;
+  if (call.k.order == nullptr) {
+    return call.page_dtype != DType::kF32 && (call.head_dim == 64 || call.head_dim == 128);
+  }
+  return call.head_dim == 64 || call.head_dim == 128;
+}
+
+cudaError_t LaunchFewRows(const AttentionCall& call, CodeWidths widths, cudaStream_t stream) {
+  if (call.k.order == nullptr) {
+    return call.page_dtype == DType::kF16 ? LaunchFloats<__half>(call, stream)
+                                          : LaunchFloats<__nv_bfloat16>(call, stream);
+  }
+  const auto even = [](int bits) { return bits == 3 || bits == 4 || bits == 8; };
+  if (call.head_dim == 64) {
+    return Launch<MixedPages<64>, MixedPages<64>, 8, 16, 2>(call, stream);
+  }
+  if (!even(widths.k_bits) || !even(widths.v_bits)) {
+    return Launch<MixedPages<128>, MixedPages<128>, 4, 16, 3>(call, stream);
+  }
+  if (widths.k_bits == 8) return LaunchCodes<CodePages8>(call, widths.v_bits, stream);
+  if (widths.k_bits == 4) return LaunchCodes<CodePages4>(call, widths.v_bits, stream);
+  return LaunchCodes<CodePages3>(call, widths.v_bits, stream);
+}
+
+}  // namespace thinwire

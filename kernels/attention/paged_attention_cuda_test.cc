@@ -1,0 +1,155 @@
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+#include "kernels/attention/paged_attention.h"
+#include "kernels/attention/paged_attention_testing.h"
+#include "kernels/core/copy.h"
+#include "kernels/testing/gpu_test.h"
+#include "kernels/testing/on_device.h"
+
+namespace thinwire {
+namespace {
+
+// How far weights are from fp32's, beyond 2^-24: two numbers of a page's dtype make one (fp16 and
+// bf16 for few rows), or a single one (prompts); and 4 units of fp32 for exp2.
+double Extra(const Case& c) {
+  bool prompt = false;
+  for (const Sequence& seq : c.seqs) prompt = prompt || seq.num_tokens * c.group > 16;
+  if (c.dtype == DType::kF32) return 0x1p-22;
+  const double roundoff = UnitRoundoff(c.dtype);
+  return (prompt ? roundoff : roundoff * roundoff) + 0x1p-22;
+}
+
+class PagedAttentionCudaTest : public GpuTest {
+ protected:
+  void ExpectMatchesReference(const Case& c, const std::string& where, uint32_t seed = 1) {
+    const Problem problem(c, seed);
+    const Tensor q = OnDevice(problem.all_q(), stream());
+    Tensor out = OnDevice(problem.all_out(), stream());
+    const Tensor k = OnDevice(problem.args.k_pages, stream());
+    const Tensor v = OnDevice(problem.args.v_pages, stream());
+    PagedAttentionArgs args = problem.args;
+    args.q = q.view().Columns(0, problem.width());
+    args.out = out.mutable_view().Columns(0, problem.width());
+    args.k_pages = k.view();
+    args.v_pages = v.view();
+    const absl::Status status = PagedAttention(args, stream());
+    ASSERT_TRUE(status.ok()) << status;
+    ASSERT_TRUE(Copy(out.view(), problem.all_out(), stream()).ok());
+    const absl::Status done = stream().Synchronize();
+    ASSERT_TRUE(done.ok()) << done;
+    problem.ExpectMatchesReference(where, Extra(c));
+  }
+};
+
+const std::vector<Sequence> kSteps = {{1, 1},   {1, 17},  {1, 255}, {1, 256},
+                                      {1, 257}, {2, 300}, {1, 700}, {1, 3001}};
+const std::vector<Sequence> kPrompts = {{37, 37}, {130, 131}, {70, 201},
+                                        {1, 33},  {64, 64},   {200, 513}};
+
+TEST_F(PagedAttentionCudaTest, DecodingMatchesTheReference) {
+  for (const DType dtype : kFloatDTypes) {
+    for (const int64_t head_dim : {64, 128}) {
+      for (const int64_t group : {1, 4, 7, 8, 9}) {
+        Case c = {kSteps, dtype, 2, group, head_dim};
+        c.page_size = group == 4 ? 32 : 16;
+        ExpectMatchesReference(c, "decoding");
+      }
+    }
+  }
+}
+
+TEST_F(PagedAttentionCudaTest, PromptsMatchTheReference) {
+  for (const DType dtype : kFloatDTypes) {
+    for (const int64_t head_dim : {64, 128}) {
+      for (const int64_t group : {1, 3, 8}) {
+        ExpectMatchesReference({kPrompts, dtype, 2, group, head_dim}, "prompts");
+      }
+    }
+  }
+}
+
+TEST_F(PagedAttentionCudaTest, OddShapesMatchTheReference) {
+  std::mt19937 random(5);
+  for (uint32_t seed = 1; seed <= 40; ++seed) {
+    Case c;
+    for (int i = 0; i < 4; ++i) {
+      const auto tokens = static_cast<int32_t>(1 + random() % (i == 0 ? 90 : 3));
+      c.seqs.push_back({tokens, tokens + static_cast<int32_t>(random() % 600)});
+    }
+    c.dtype = kFloatDTypes[seed % 3];
+    c.num_kv_heads = 1 + static_cast<int64_t>(random() % 3);
+    c.group = 1 + static_cast<int64_t>(random() % 12);
+    c.head_dim = std::vector<int64_t>{64, 128, 16, 80, 96, 100, 1, 256}[seed % 8];
+    c.page_size = std::vector<int64_t>{16, 1, 5, 64, 48}[random() % 5];
+    c.window = seed % 2 == 0 ? 0 : 1 + static_cast<int64_t>(random() % 400);
+    ExpectMatchesReference(c, absl::StrCat("seed ", seed), seed);
+  }
+}
+
+TEST_F(PagedAttentionCudaTest, WindowHidesOldTokens) {
+  for (const DType dtype : {DType::kF16, DType::kBF16}) {
+    for (const int64_t window : {1, 2, 31, 100, 299, 300, 2999, 5000}) {
+      Case c = {kSteps, dtype, 1, 4, 128};
+      c.window = window;
+      ExpectMatchesReference(c, "window");
+      c.seqs = kPrompts;
+      ExpectMatchesReference(c, "window");
+    }
+  }
+}
+
+TEST_F(PagedAttentionCudaTest, WrittenKeysAndValuesLieWhereTheHostPutsThem) {
+  std::mt19937 random(3);
+  for (const DType dtype : kFloatDTypes) {
+    for (const int64_t head_dim : {3, 64, 128}) {
+      const int64_t num_tokens = 37, num_heads = 3, num_pages = 9, page_size = 5;
+      const int64_t width = num_heads * head_dim, bytes = DTypeBytes(dtype, 1);
+      std::vector<uint8_t> k(static_cast<size_t>(num_tokens * (width + 1) * bytes)), v = k;
+      for (size_t i = 0; i < k.size(); ++i) {
+        k[i] = static_cast<uint8_t>(random());
+        v[i] = static_cast<uint8_t>(random());
+      }
+      std::vector<int64_t> slots(static_cast<size_t>(num_pages * page_size));
+      std::iota(slots.begin(), slots.end(), 0);
+      std::shuffle(slots.begin(), slots.end(), random);
+      slots.resize(static_cast<size_t>(num_tokens));
+      std::vector<uint8_t> pages(static_cast<size_t>(num_pages * page_size * width * bytes), 0xee);
+      std::vector<uint8_t> v_pages = pages;
+      KvWriteArgs args;
+      args.slots = slots;
+      const ConstTensorView all_k(k.data(), dtype, {num_tokens, width + 1});
+      const ConstTensorView all_v(v.data(), dtype, {num_tokens, width + 1});
+      const TensorView host_k(pages.data(), dtype, {num_pages, num_heads, page_size, head_dim});
+      const TensorView host_v(v_pages.data(), dtype, {num_pages, num_heads, page_size, head_dim});
+      for (const int64_t first : {0, 1}) {
+        const Tensor device_k = OnDevice(all_k, stream()), device_v = OnDevice(all_v, stream());
+        Tensor k_to = OnDevice(host_k, stream()), v_to = OnDevice(host_v, stream());
+        args.k = device_k.view().Columns(first, width);
+        args.v = device_v.view().Columns(first, width);
+        args.k_pages = k_to.mutable_view();
+        args.v_pages = v_to.mutable_view();
+        ASSERT_TRUE(KvWrite(args, stream()).ok());
+        const Tensor k_found = OnHost(k_to.view(), stream());
+        const Tensor v_found = OnHost(v_to.view(), stream());
+        args.k = all_k.Columns(first, width);
+        args.v = all_v.Columns(first, width);
+        args.k_pages = host_k;
+        args.v_pages = host_v;
+        ASSERT_TRUE(KvWrite(args, host()).ok());
+        EXPECT_EQ(std::memcmp(k_found.view().raw(), pages.data(), pages.size()), 0);
+        EXPECT_EQ(std::memcmp(v_found.view().raw(), v_pages.data(), v_pages.size()), 0);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace thinwire

@@ -1,0 +1,99 @@
+// What the CUDA kernels of coded linears take: plain structs of device pointers. Private to
+// kernels/coded_linear.
+//
+// Weights lie on the device as on the host (coded_layout.h): 16 rows of a panel are what a matrix
+// instruction takes. Kernels go through a pair of panels in steps of four blocks; lane 4 g + t of a
+// warp takes block t of rows 4 (g % 4) to 4 (g % 4) + 3 of panel g / 4 of the pair: 16 bytes. Steps
+// end where a part (a group of the weights, or a segment of the codes) ends, so that the last step
+// of a part may have fewer columns; x is then first rearranged into whole steps, zeros between.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/core/dtype.h"
+
+namespace thinwire {
+
+inline constexpr int kStepBlocks = 4;
+
+// Columns [begin, end) of a step belong to its part; column c is column `column` + c of x.
+struct LinearStep {
+  int32_t block;  // of a panel
+  int32_t part;
+  int32_t column;
+  int32_t begin;
+  int32_t end;
+};
+
+// Steps with one group and one factor.
+struct LinearPart {
+  int32_t group;
+  float factor;
+};
+
+struct CodedLinearCall {
+  // Weights.
+  const uint8_t* codes;  // [num_panels, num_blocks]
+  const uint16_t* scales;
+  const uint8_t* zeros;
+  int32_t bits;
+  int32_t out_features;
+  int32_t num_panels;
+  int32_t num_blocks;  // of a panel
+  int32_t num_groups;
+  // Steps; where each part has steps_per_part full ones, `steps` is not read.
+  const LinearStep* steps;
+  const LinearPart* parts;
+  int32_t num_steps;
+  int32_t num_parts;
+  int32_t steps_per_part;  // 0: see steps
+  // Activations, whole steps: fp16 or bf16 [num_tokens * planes, num_steps * columns of a step], or
+  // uint8 codes. Values are the sums of their planes.
+  const void* x;
+  int64_t x_stride;
+  DType x_dtype;
+  int32_t num_tokens;
+  int32_t planes;
+  const float* gains;   // [num_tokens], null: ones; for codes
+  const float* offset;  // [out_features], null: zeros; for codes
+  const float* bias;    // [out_features], null: zeros
+  void* y;
+  int64_t y_stride;
+  DType y_dtype;
+  int32_t splits;  // blocks of threads that share a row's columns, of one cluster: 1, 2, 4 or 8
+};
+
+// Most tokens times planes of floats that one pass over the weights takes.
+inline constexpr int kTokensPerPass = 16;
+
+cudaError_t LaunchFloatLinear(const CodedLinearCall& call, cudaStream_t stream);
+cudaError_t LaunchIntegerLinear(const CodedLinearCall& call, cudaStream_t stream);
+
+// x as whole steps. fp32 becomes three planes of bf16 that add up to it; fp16, bf16 and uint8 stay.
+struct ArrangeCall {
+  const void* x;
+  int64_t x_stride;  // elements
+  DType dtype;
+  int32_t num_tokens;
+  const LinearStep* steps;
+  int32_t num_steps;
+  int32_t step_columns;
+  void* to;  // [num_tokens * planes, num_steps * step_columns]
+};
+cudaError_t LaunchArrange(const ArrangeCall& call, cudaStream_t stream);
+
+// Rows [first_row, first_row + num_rows) of the weights as fp32, fp16 or bf16 [num_rows,
+// in_features]; first_row is a multiple of 16.
+struct WidenCall {
+  CodedLinearCall weights;  // its weights and steps
+  int32_t first_row;
+  int32_t num_rows;
+  int64_t in_features;
+  DType dtype;
+  void* to;
+};
+cudaError_t LaunchWiden(const WidenCall& call, cudaStream_t stream);
+
+}  // namespace thinwire
