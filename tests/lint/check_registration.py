@@ -18,7 +18,8 @@ def words_of(commands):
     """Names that the commands mention, each with whether an optional part of the build holds it."""
     words = {}
     for command in commands:
-        optional = any(OPTIONAL.search(condition) for condition in command.conditions)
+        optional = "GPU" in command.args or any(
+            OPTIONAL.search(condition) for condition in command.conditions)
         for arg in command.args:
             for word in re.split(r"[^\w.\-]+", arg):
                 words[word] = words.get(word, True) and optional
