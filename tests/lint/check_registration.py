@@ -50,8 +50,6 @@ def check_tests_run(tree, test_commands):
             continue
         cmake = cmake_file_of(path)
         words = words_of(cmake_commands(tree.text(cmake))) if cmake in tree.paths else {}
-        if stem.endswith("_cuda_test") and stem in words:  # a build without CUDA leaves it out
-            continue
         if not words.get(stem) and not words.get(os.path.basename(path)):  # in no optional part
             yield Violation(path, 1, "unregistered-test", f"ctest does not run it: see {cmake}")
 

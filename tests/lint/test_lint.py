@@ -110,7 +110,8 @@ class RegistrationTest(unittest.TestCase):
         cmake = ("thinwire_test(a_test)\nif(THINWIRE_HAS_MPI)\n  thinwire_test(b_test)\nendif()\n"
                  "if(NEVER)\n  thinwire_test(c_test)\nendif()\nthinwire_test(d_test GPU)\n")
         tree = FakeTree({"x/CMakeLists.txt": cmake, "x/a_test.cc": "", "x/b_test.cc": "",
-                         "x/c_test.cc": "", "x/d_test.cc": "", "x/test_d.py": "", "x/test_e.py": ""})
+                         "x/c_test.cc": "", "x/d_test.cc": "", "x/test_d.py": "",
+                         "x/test_e.py": ""})
         ran = [["a", "/build/x/a_test"], ["d", "python3", "x/test_d.py"]]
         self.assertEqual([v.path for v in check_registration.check_tests_run(tree, ran)],
                          ["x/c_test.cc", "x/test_e.py"])
