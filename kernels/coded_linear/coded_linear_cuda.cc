@@ -66,8 +66,16 @@ Steps MakeSteps(const CodedWeights& weights, absl::Span<const int32_t> offsets,
   return made;
 }
 
-// Splits of a row's columns, by the weights' shape alone.
+// GPUs before Hopper have no clusters of blocks.
+bool HasClusters(Device device) {
+  int found = 0;
+  return cudaDeviceGetAttribute(&found, cudaDevAttrClusterLaunch, device.index) == cudaSuccess &&
+         found != 0;
+}
+
+// Splits of a row's columns, by the weights' shape and the GPU alone.
 int32_t Splits(const CodedWeights& weights, int64_t num_steps) {
+  if (!HasClusters(weights.device())) return 1;
   const int64_t blocks = CeilDiv(weights.out_features(), 4 * kPanelRows);
   int32_t splits = 1;
   while (splits < 8 && blocks * splits < kEnoughBlocks &&
@@ -202,7 +210,10 @@ absl::Status CodedLinearFewTokensCuda(const CodedLinearArgs& args, Stream& strea
     TW_ASSIGN_OR_RETURN(arranged, stream.Scratch(x_bytes));
   }
   // More tokens make longer blocks, of which fewer fit: halves of them end more evenly.
-  if (num_tokens * call.planes > 8 && call.splits == 1 && call.num_steps >= 128) call.splits = 2;
+  if (num_tokens * call.planes > 8 && call.splits == 1 && call.num_steps >= 128 &&
+      HasClusters(stream.device())) {
+    call.splits = 2;
+  }
   // Passes of whole tokens where they have several planes.
   const int64_t pass = call.planes == 1 ? num_tokens : kTokensPerPass / call.planes;
   for (int64_t t = 0; t < num_tokens; t += pass) {
