@@ -163,13 +163,14 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
   if (!wire.ok()) return UsageError(wire.status());
   if (flags.device == "cuda") {
     TW_RETURN_IF_ERROR(UsageError(Annotate(CheckDeviceUsable(Device::Cuda(0)), "--device cuda")));
-    return UsageError(absl::UnimplementedError(
-        "--device cuda: the operators of this build run on the CPU only; expected --device cpu"));
   }
   EngineOptions options;
   options.model_dir = flags.model;
   TW_ASSIGN_OR_RETURN(options.dtype, ParseDType(flags.dtype));
   options.wire = *wire;
+  if (flags.device == "cuda") {
+    options.device = Device::Cuda(0);
+  }
   options.strategy_cache.dir = CacheDir();
   options.strategy_cache.measure_anew = flags.wire_table == "new";
   options.page_size = flags.page_size;

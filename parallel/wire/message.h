@@ -30,7 +30,8 @@ struct MessageKey {
 // Of every byte layout in this folder and in kernels/group_codes.
 inline constexpr int kWireVersion = 1;
 
-// Writes the check behind the rows. message: [message_bytes] uint8 on the host.
+// Writes the check behind the rows. message: [message_bytes] uint8. On a GPU nothing is written and
+// nothing checked: its links check what they carry, and a look at the bytes would cost a launch.
 void SealMessage(const MessageKey& key, TensorView message);
 
 // DataLoss names sender and sizes when the check does not match; the site is the caller's to name.

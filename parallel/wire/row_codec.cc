@@ -1,10 +1,9 @@
 #include "parallel/wire/row_codec.h"
 
-#include <cstring>
-
 #include "absl/strings/str_cat.h"
 #include "kernels/convert/convert.h"
 #include "kernels/core/check.h"
+#include "kernels/core/copy.h"
 #include "kernels/group_codes/group_codes.h"
 
 namespace thinwire {
@@ -54,8 +53,9 @@ absl::Status EncodeRows(const RowCodec& codec, ConstTensorView x, TensorView byt
   switch (codec.kind) {
     case RowCodec::Kind::kNative:
       TW_CHECK(x.contiguous());
-      std::memcpy(bytes.mutable_raw(), x.raw(), static_cast<size_t>(bytes.size_bytes()));
-      return absl::OkStatus();
+      return Copy(ConstTensorView(x.raw(), DType::kU8, {bytes.num_elements()}, x.device()),
+                  TensorView(bytes.mutable_raw(), DType::kU8, {bytes.num_elements()}, x.device()),
+                  stream);
     case RowCodec::Kind::kFp16:
       return Convert(x,
                      TensorView(bytes.mutable_raw(), DType::kF16, {x.dim(0), x.dim(1)}, x.device()),
@@ -74,8 +74,8 @@ absl::Status DecodeRows(const RowCodec& codec, absl::Span<const ConstTensorView>
   TW_CHECK_EQ(parts.size(), 1u);
   if (codec.kind == RowCodec::Kind::kFp16) return Convert(AsHalf(parts[0], y.dim(1)), y, stream);
   TW_CHECK(y.contiguous());
-  std::memcpy(y.mutable_raw(), parts[0].raw(), static_cast<size_t>(y.size_bytes()));
-  return absl::OkStatus();
+  return Copy(ConstTensorView(parts[0].raw(), DType::kU8, {y.size_bytes()}, y.device()),
+              TensorView(y.mutable_raw(), DType::kU8, {y.size_bytes()}, y.device()), stream);
 }
 
 absl::Status AddDecodedRows(const RowCodec& codec, absl::Span<const ConstTensorView> parts,

@@ -1,10 +1,11 @@
-// How an engine runs a model: the same values on all ranks.
+// How an engine runs a model: the same values on all ranks, but for which GPU a rank has.
 #pragma once
 
 #include <cstdint>
 #include <string>
 
 #include "absl/time/time.h"
+#include "kernels/core/device.h"
 #include "kernels/core/dtype.h"
 #include "parallel/wire/strategy.h"
 #include "runtime/engine/strategy_cache.h"
@@ -14,13 +15,15 @@ namespace thinwire {
 struct EngineOptions {
   std::string model_dir;
   DType dtype = DType::kF32;  // of activations and the KV cache
+  Device device;              // of this rank: what its tensors are on and its kernels run on
   WireOptions wire;
   StrategyCacheOptions strategy_cache;  // of --wire auto
   int64_t page_size = 16;               // tokens of a KV page
   int64_t max_seqs = 64;                // sequences that run at the same time
   int64_t max_step_tokens = 512;        // tokens of one step
   int64_t kv_cache_bytes = 0;  // per rank; 0: what max_seqs full contexts need, at most a quarter
-                               // of this rank's share of the host's free memory
+                               // of this rank's share of the host's free memory, or nine tenths of
+                               // what weights and activations leave of a GPU's
   absl::Duration load_timeout = absl::Minutes(60);
   absl::Duration step_timeout = absl::Minutes(10);
 };

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/core/device_properties.h"
 #include "kernels/core/status_macros.h"
 #include "parallel/comm/agreement.h"
 #include "parallel/plan/shard_plan.h"
@@ -36,6 +37,7 @@ EngineRank::EngineRank(const EngineOptions& options, const RankLayout& layout, C
       layout_(layout),
       group_(layout.GroupOf(world->rank())),
       world_(world),
+      host_stream_(Stream::Cpu(pool)),
       stream_(Stream::Cpu(pool)) {}
 
 absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptions& options,
@@ -47,9 +49,10 @@ absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptio
   std::unique_ptr<EngineRank> rank(new EngineRank(options, layout, world, pool));
   world->set_timeout(options.load_timeout);
   TW_RETURN_IF_ERROR(rank->AgreeOnTheJob());
-  TW_RETURN_IF_ERROR(AgreeOnStatus(rank->Load(progress), *world, rank->stream_));
+  TW_RETURN_IF_ERROR(AgreeOnStatus(rank->OpenDevice(), *world, rank->host_stream_));
+  TW_RETURN_IF_ERROR(AgreeOnStatus(rank->Load(progress), *world, rank->host_stream_));
   TW_RETURN_IF_ERROR(rank->SplitWorld());
-  TW_RETURN_IF_ERROR(AgreeOnStatus(rank->AllocateCache(), *world, rank->stream_));
+  TW_RETURN_IF_ERROR(AgreeOnStatus(rank->AllocateCache(), *world, rank->host_stream_));
   TW_RETURN_IF_ERROR(rank->ConnectWires());
   rank->runner_.emplace(&*rank->decoder_, &*rank->cache_, &*rank->wire_, &rank->stream_,
                         options.max_seqs);
@@ -69,6 +72,7 @@ absl::Status EngineRank::AgreeOnTheJob() {
       {"--decode-ranks", absl::StrCat(layout_.split() ? layout_.mesh(1).world_size() : 0)},
       {"--tp", absl::StrCat(layout_.mesh(0).tp_size)},
       {"--pp", absl::StrCat(layout_.mesh(0).pp_size)},
+      {"--device", options_.device.kind == DeviceKind::kCuda ? "cuda" : "cpu"},
       {"--dtype", std::string(DTypeName(options_.dtype))},
       {"--wire", WireName(options_.wire)},
       {"--hop", RowCodecName(options_.wire.hop)},
@@ -78,11 +82,26 @@ absl::Status EngineRank::AgreeOnTheJob() {
       {"--max-step-tokens", absl::StrCat(options_.max_step_tokens)},
   };
   const auto digests = DigestFolder(options_.model_dir);
-  TW_RETURN_IF_ERROR(AgreeOnStatus(digests.status(), *world_, stream_));
+  TW_RETURN_IF_ERROR(AgreeOnStatus(digests.status(), *world_, host_stream_));
   for (const FileDigest& file : *digests) {
     values.push_back({absl::StrCat("the digest of ", file.name), file.digest});
   }
-  return AgreeOnValues(values, *world_, stream_);
+  return AgreeOnValues(values, *world_, host_stream_);
+}
+
+absl::Status EngineRank::OpenDevice() {
+  if (options_.device == Device::Cpu()) return absl::OkStatus();
+  TW_RETURN_IF_ERROR(CheckDeviceUsable(options_.device));
+  if (options_.wire.strategy.kind == WireStrategy::Kind::kExact || options_.wire.automatic) {
+    return absl::UnimplementedError(
+        absl::StrCat("--wire ", WireName(options_.wire), " on GPUs; expected --device cpu"));
+  }
+  if (layout_.world_size() > 1) {
+    return absl::UnimplementedError(absl::StrCat("--device cuda with ", layout_.world_size(),
+                                                 " ranks; expected one, or --device cpu"));
+  }
+  TW_ASSIGN_OR_RETURN(stream_, Stream::Cuda(options_.device, &host_stream_.pool()));
+  return absl::OkStatus();
 }
 
 absl::Status EngineRank::SplitWorld() {
@@ -120,9 +139,9 @@ absl::Status EngineRank::Load(const LoadProgress& progress) {
   }
   TW_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(options_.model_dir));
   TW_ASSIGN_OR_RETURN(DecoderWeights weights,
-                      LoadDecoderWeights(checkpoint, config, *plan, progress));
+                      LoadDecoderWeights(checkpoint, config, *plan, progress, &stream_));
   TW_ASSIGN_OR_RETURN(decoder_, Decoder::Create(config, *plan, std::move(weights), options_.dtype,
-                                                options_.max_step_tokens, stream_.device()));
+                                                options_.max_step_tokens, stream_));
   return absl::OkStatus();
 }
 
@@ -137,15 +156,20 @@ absl::Status EngineRank::AllocateCache() {
     num_pages = std::max<int64_t>(0, options_.kv_cache_bytes - exact_bytes) / page_bytes;
   } else {
     // Ranks of one host share its memory; assuming that all ranks do is the safe side.
-    const int64_t share = AvailableHostBytes() / 4 / world_->size();
+    int64_t share = AvailableHostBytes() / 4 / world_->size();
+    if (options_.device != Device::Cpu()) {
+      TW_ASSIGN_OR_RETURN(const DeviceProperties gpu, GetDeviceProperties(options_.device));
+      share = gpu.free_memory_bytes / 10 * 9;
+    }
     num_pages =
         std::max(std::min(options_.max_seqs * pages_per_seq, share / page_bytes), pages_per_seq);
   }
   // The rank of a group with the least room decides: max(-n) is -min(n).
   std::vector<int64_t> negative(layout_.num_groups(), std::numeric_limits<int64_t>::min());
   negative[group_] = -num_pages;
-  TW_RETURN_IF_ERROR(world_->AllReduce(
-      TensorView(negative.data(), DType::kI64, {layout_.num_groups()}), ReduceOp::kMax, stream_));
+  TW_RETURN_IF_ERROR(
+      world_->AllReduce(TensorView(negative.data(), DType::kI64, {layout_.num_groups()}),
+                        ReduceOp::kMax, host_stream_));
   for (const int64_t pages : negative) num_pages_.push_back(-pages);
   num_pages = num_pages_[group_];
   if (num_pages < 1) {

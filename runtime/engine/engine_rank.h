@@ -79,6 +79,8 @@ class EngineRank {
 
   // FailedPrecondition where ranks were started with other flags or folders.
   absl::Status AgreeOnTheJob();
+  // Where tensors are on a GPU: its stream, or Unimplemented for options that only the CPU has.
+  absl::Status OpenDevice();
   absl::Status Load(const LoadProgress& progress);
   // Communicators of groups, and of the leader with the groups that it is not in.
   absl::Status SplitWorld();
@@ -97,6 +99,7 @@ class EngineRank {
   const RankLayout layout_;
   const int group_;  // of this rank
   Communicator* const world_;
+  Stream host_stream_;  // what ranks tell each other beside tensors
   Stream stream_;
   Ledger ledger_;
   std::vector<int64_t> num_pages_;             // by group

@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/sampling/sampling.h"
 
@@ -190,8 +191,11 @@ absl::Status StageRunner::ReadLogits(const StepPlan& plan, absl::Span<const Outp
 
   for (int64_t row = 0; row < n; ++row) {
     if (!plan.seqs[outputs[row].seq].want_logits || !is_last(outputs[row])) continue;
-    const float* data = logits.Rows(row, 1).data<float>();
-    result.seqs[outputs[row].seq].logits.assign(data, data + logits.dim(1));
+    std::vector<float>& wanted = result.seqs[outputs[row].seq].logits;
+    wanted.resize(logits.dim(1));
+    TW_RETURN_IF_ERROR(Copy(logits.Rows(row, 1),
+                            TensorView(wanted.data(), DType::kF32, {1, logits.dim(1)}), *stream_));
+    TW_RETURN_IF_ERROR(stream_->Synchronize());
   }
 
   return for_each_run(

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/convert/convert.h"
 #include "kernels/core/check.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/linear/linear.h"
@@ -17,18 +18,13 @@
 #include "runtime/model/embed_tokens.h"
 
 namespace thinwire {
-namespace {
-
-ConstTensorView Ids(absl::Span<const int32_t> ids) {
-  return ConstTensorView(ids.data(), DType::kI32, {static_cast<int64_t>(ids.size())});
-}
-
-}  // namespace
+namespace {}  // namespace
 
 absl::StatusOr<Decoder> Decoder::Create(const ModelConfig& config, const ShardPlan& plan,
                                         DecoderWeights weights, DType dtype, int64_t max_tokens,
-                                        Device device) {
+                                        Stream& stream) {
   TW_CHECK(IsFloat(dtype));
+  const Device device = stream.device();
   Decoder decoder;
   decoder.config_ = config;
   decoder.spec_ = DecoderSpecFor(config);
@@ -42,8 +38,13 @@ absl::StatusOr<Decoder> Decoder::Create(const ModelConfig& config, const ShardPl
     return absl::OkStatus();
   };
   TW_RETURN_IF_ERROR(allocate(decoder.x_, hidden, dtype));
+  if (device != Device::Cpu()) {
+    for (Tensor* tensor : {&decoder.ids_, &decoder.positions_}) {
+      TW_ASSIGN_OR_RETURN(*tensor, Tensor::Allocate(DType::kI32, {max_tokens}, device));
+    }
+  }
   TW_ASSIGN_OR_RETURN(decoder.layers_,
-                      LayerRunner::Create(config, plan, dtype, max_tokens, device));
+                      LayerRunner::Create(config, plan, dtype, max_tokens, stream));
   if (plan.first_stage() && config.embed_dim != hidden) {
     TW_RETURN_IF_ERROR(allocate(decoder.embedded_, config.embed_dim, dtype));
   }
@@ -82,25 +83,38 @@ KvCacheShape Decoder::CacheShape(int64_t page_size) const {
 
 int64_t Decoder::activation_bytes() const {
   int64_t bytes = layers_->size_bytes();
-  for (const Tensor* tensor : {&x_, &embedded_, &outputs_, &projected_, &logits_part_}) {
+  for (const Tensor* tensor :
+       {&ids_, &positions_, &x_, &embedded_, &outputs_, &projected_, &logits_part_}) {
     bytes += tensor->size_bytes();
   }
   return bytes;
 }
 
-absl::Status Decoder::Forward(const StepBatch& batch, PagedKvCache& cache, Wire& wire,
+absl::StatusOr<ConstTensorView> Decoder::There(absl::Span<const int32_t> ids, Tensor& room,
+                                               Stream& stream) {
+  const ConstTensorView here(ids.data(), DType::kI32, {static_cast<int64_t>(ids.size())});
+  if (room.empty() || ids.empty()) return here;
+  const TensorView there = room.mutable_view().Rows(0, here.dim(0));
+  TW_RETURN_IF_ERROR(Copy(here, there, stream));
+  return there;
+}
+
+absl::Status Decoder::Forward(const StepBatch& host_batch, PagedKvCache& cache, Wire& wire,
                               Stream& stream) {
   // Weights are cut as the wire carries them.
   TW_CHECK_EQ(wire.exact(), plan_.residual_cut() == ResidualCut::kByOutputs);
+  StepBatch batch = host_batch;
+  TW_ASSIGN_OR_RETURN(batch.positions_there, There(batch.positions, positions_, stream));
   const int64_t num_tokens = batch.num_tokens();
   const Mesh& mesh = plan_.mesh();
   Residual residual = {.x = x_.mutable_view().Rows(0, num_tokens), .rows = {0, num_tokens}};
   if (plan_.first_stage()) {
+    TW_ASSIGN_OR_RETURN(const ConstTensorView token_ids, There(batch.token_ids, ids_, stream));
     TW_RETURN_IF_ERROR(EmbedTokens({.weights = &weights_,
                                     .spec = &spec_,
                                     .plan = &plan_,
-                                    .token_ids = batch.token_ids,
-                                    .positions = batch.positions,
+                                    .token_ids = token_ids,
+                                    .positions = batch.positions_there,
                                     .narrow = embedded_.mutable_view(),
                                     .x = residual.x},
                                    wire, stream));
@@ -135,7 +149,8 @@ absl::Status Decoder::KeepOutputs(const StepBatch& batch, const Residual& residu
   Range kept = {0, num_outputs_};
   if (!residual.whole) kept = {offsets[plan_.tp_rank()], offsets[plan_.tp_rank() + 1]};
   const TensorView own = outputs.Rows(kept.begin, kept.size());
-  const ConstTensorView rows = Ids(batch.output_tokens.subspan(kept.begin, kept.size()));
+  TW_ASSIGN_OR_RETURN(const ConstTensorView rows,
+                      There(batch.output_tokens.subspan(kept.begin, kept.size()), ids_, stream));
   TW_RETURN_IF_ERROR(Embedding({.ids = rows, .table = residual.x, .out = own}, stream));
   if (residual.lacks_delta) {
     TW_RETURN_IF_ERROR(Embedding(

@@ -25,11 +25,12 @@ class Decoder {
  public:
   static constexpr int64_t kMaxLogitRows = 64;
 
-  // `dtype`: of activations, residual and what crosses ranks natively. Activations for `max_tokens`
-  // tokens are allocated here; nothing is allocated later but scratch.
+  // `weights`: on the stream's device, where the rest will be. `dtype`: of activations, residual
+  // and what crosses ranks natively. Activations for `max_tokens` tokens are allocated here;
+  // nothing is allocated later but scratch.
   static absl::StatusOr<Decoder> Create(const ModelConfig& config, const ShardPlan& plan,
                                         DecoderWeights weights, DType dtype, int64_t max_tokens,
-                                        Device device);
+                                        Stream& stream);
 
   Decoder(Decoder&&) = default;
   Decoder& operator=(Decoder&&) = default;
@@ -58,6 +59,9 @@ class Decoder {
 
   absl::Status KeepOutputs(const StepBatch& batch, const Residual& residual, Wire& wire,
                            Stream& stream);
+  // `ids` where the model runs: in `room`, or on the CPU as they are.
+  static absl::StatusOr<ConstTensorView> There(absl::Span<const int32_t> ids, Tensor& room,
+                                               Stream& stream);
 
   ModelConfig config_;
   DecoderSpec spec_;
@@ -68,6 +72,8 @@ class Decoder {
   std::optional<LayerRunner> layers_;
 
   // Activations of one step; the first dim of each is max_tokens.
+  Tensor ids_;          // int32: token ids, then output tokens; empty on the CPU
+  Tensor positions_;    // int32; the same
   Tensor x_;            // [, hidden] the residual
   Tensor embedded_;     // [, embed_dim] where embeddings are projected
   Tensor outputs_;      // [, hidden] fp32: final hidden states of the output tokens

@@ -9,6 +9,7 @@
 #include "runtime/checkpoint/quantisation.h"
 #include "runtime/checkpoint/rptq_file.h"
 #include "runtime/model/coded_layer.h"
+#include "runtime/model/device_weights.h"
 #include "runtime/model/weight_reader.h"
 
 namespace thinwire {
@@ -32,7 +33,7 @@ class Reader {
         spec_(DecoderSpecFor(config)),
         prefix_(NamePrefix(checkpoint, spec_)) {}
 
-  absl::StatusOr<DecoderWeights> Read(const LoadProgress& progress);
+  absl::StatusOr<DecoderWeights> Read(const LoadProgress& progress, Stream* stream);
   absl::StatusOr<LayerWeights> ReadOneLayer(int64_t layer);
   absl::StatusOr<DecoderWeights> ReadEndsOnly();
 
@@ -139,14 +140,17 @@ absl::Status Reader::ReadEnds(DecoderWeights& out) const {
   return absl::OkStatus();
 }
 
-absl::StatusOr<DecoderWeights> Reader::Read(const LoadProgress& progress) {
+absl::StatusOr<DecoderWeights> Reader::Read(const LoadProgress& progress, Stream* stream) {
   DecoderWeights weights;
   TW_RETURN_IF_ERROR(ReadCodes(weights));
   TW_RETURN_IF_ERROR(ReadEnds(weights));
+  if (stream != nullptr) TW_RETURN_IF_ERROR(MoveEndsToDevice(weights, *stream));
   const Range layers = plan_.layers();
   weights.layers.resize(layers.size());
   for (int64_t layer = layers.begin; layer < layers.end; ++layer) {
-    TW_RETURN_IF_ERROR(ReadLayer(layer, weights.layers[layer - layers.begin]));
+    LayerWeights& read = weights.layers[layer - layers.begin];
+    TW_RETURN_IF_ERROR(ReadLayer(layer, read));
+    if (stream != nullptr) TW_RETURN_IF_ERROR(MoveToDevice(read, *stream));
     if (progress != nullptr) progress(layer - layers.begin + 1, layers.size());
   }
   return weights;
@@ -209,8 +213,8 @@ int64_t DecoderWeights::size_bytes() const {
 
 absl::StatusOr<DecoderWeights> LoadDecoderWeights(const Checkpoint& checkpoint,
                                                   const ModelConfig& config, const ShardPlan& plan,
-                                                  const LoadProgress& progress) {
-  return Reader(checkpoint, config, plan).Read(progress);
+                                                  const LoadProgress& progress, Stream* stream) {
+  return Reader(checkpoint, config, plan).Read(progress, stream);
 }
 
 absl::StatusOr<LayerWeights> LoadDecoderLayer(const Checkpoint& checkpoint,

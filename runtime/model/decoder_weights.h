@@ -11,6 +11,7 @@
 #include "kernels/attention/kv_codes.h"
 #include "kernels/coded_linear/coded_weights.h"
 #include "kernels/codes/codes.h"
+#include "kernels/core/stream.h"
 #include "kernels/core/tensor.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/checkpoint.h"
@@ -98,10 +99,12 @@ struct DecoderWeights {
 // Called after each layer with how many of the stage's layers are there.
 using LoadProgress = std::function<void(int64_t num_loaded, int64_t num_layers)>;
 
-// Reads this rank's slices and nothing else. Errors name file and tensor.
+// Reads this rank's slices and nothing else. Errors name file and tensor. With a stream of a GPU,
+// what was read moves there layer by layer (device_weights.h).
 absl::StatusOr<DecoderWeights> LoadDecoderWeights(const Checkpoint& checkpoint,
                                                   const ModelConfig& config, const ShardPlan& plan,
-                                                  const LoadProgress& progress = nullptr);
+                                                  const LoadProgress& progress = nullptr,
+                                                  Stream* stream = nullptr);
 
 // One layer of them, by its number in the model.
 absl::StatusOr<LayerWeights> LoadDecoderLayer(const Checkpoint& checkpoint,

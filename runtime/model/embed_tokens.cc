@@ -5,19 +5,12 @@
 #include "kernels/linear/linear.h"
 
 namespace thinwire {
-namespace {
-
-ConstTensorView Ids(absl::Span<const int32_t> ids) {
-  return ConstTensorView(ids.data(), DType::kI32, {static_cast<int64_t>(ids.size())});
-}
-
-}  // namespace
 
 absl::Status EmbedTokens(const EmbedTokensArgs& args, Wire& wire, Stream& stream) {
   const DecoderWeights& weights = *args.weights;
   const bool projected = !weights.project_in.weight.empty();
   const TensorView embedded = projected ? args.narrow.Rows(0, args.x.dim(0)) : args.x;
-  TW_RETURN_IF_ERROR(Embedding({.ids = Ids(args.token_ids),
+  TW_RETURN_IF_ERROR(Embedding({.ids = args.token_ids,
                                 .table = weights.token_embedding.view(),
                                 .first_id = args.plan->vocab().begin,
                                 .out = embedded},
@@ -32,7 +25,7 @@ absl::Status EmbedTokens(const EmbedTokensArgs& args, Wire& wire, Stream& stream
                               stream));
   }
   if (weights.position_embedding.empty()) return absl::OkStatus();
-  return Embedding({.ids = Ids(args.positions),
+  return Embedding({.ids = args.positions,
                     .table = weights.position_embedding.view(),
                     .first_id = -args.spec->position_offset,
                     .accumulate = true,

@@ -4,7 +4,6 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "absl/types/span.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor_view.h"
 #include "parallel/plan/shard_plan.h"
@@ -18,8 +17,8 @@ struct EmbedTokensArgs {
   const DecoderWeights* weights = nullptr;
   const DecoderSpec* spec = nullptr;
   const ShardPlan* plan = nullptr;  // of the first stage
-  absl::Span<const int32_t> token_ids;
-  absl::Span<const int32_t> positions;
+  ConstTensorView token_ids;        // int32 [num_tokens], on the stream's device
+  ConstTensorView positions;        // the same
   TensorView narrow;  // scratch [at least num_tokens, embed_dim] where embeddings are projected
   TensorView x;       // [num_tokens, hidden]
 };

@@ -13,6 +13,7 @@
 #include "kernels/convert/convert.h"
 #include "kernels/convert/gather.h"
 #include "kernels/core/check.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/linear/linear.h"
 #include "kernels/norm/norm.h"
@@ -23,6 +24,7 @@ namespace thinwire {
 namespace {
 
 ConstTensorView Positions(const StepBatch& batch) {
+  if (!batch.positions_there.empty()) return batch.positions_there;
   return ConstTensorView(batch.positions.data(), DType::kI32, {batch.num_tokens()});
 }
 
@@ -33,8 +35,9 @@ absl::Status Look(SiteHook* hook, QuantSite site, TensorView x) {
 }  // namespace
 
 absl::StatusOr<LayerRunner> LayerRunner::Create(const ModelConfig& config, const ShardPlan& plan,
-                                                DType dtype, int64_t max_tokens, Device device) {
+                                                DType dtype, int64_t max_tokens, Stream& stream) {
   TW_CHECK(IsFloat(dtype));
+  const Device device = stream.device();
   LayerRunner runner;
   runner.config_ = config;
   runner.spec_ = DecoderSpecFor(config);
@@ -69,8 +72,10 @@ absl::StatusOr<LayerRunner> LayerRunner::Create(const ModelConfig& config, const
     TW_ASSIGN_OR_RETURN(
         runner.inv_freq_,
         Tensor::Allocate(DType::kF32, {static_cast<int64_t>(frequencies.size())}, device));
-    std::copy(frequencies.begin(), frequencies.end(),
-              runner.inv_freq_.mutable_view().mutable_data<float>());
+    TW_RETURN_IF_ERROR(Copy(ConstTensorView(frequencies.data(), DType::kF32,
+                                            {static_cast<int64_t>(frequencies.size())}),
+                            runner.inv_freq_.mutable_view(), stream));
+    TW_RETURN_IF_ERROR(stream.Synchronize());
   }
   return runner;
 }

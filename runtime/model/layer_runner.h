@@ -36,8 +36,9 @@ struct Residual {
 class LayerRunner {
  public:
   // `dtype`: of activations, and of what crosses ranks natively.
+  // Everything is on the stream's device.
   static absl::StatusOr<LayerRunner> Create(const ModelConfig& config, const ShardPlan& plan,
-                                            DType dtype, int64_t max_tokens, Device device);
+                                            DType dtype, int64_t max_tokens, Stream& stream);
 
   LayerRunner(LayerRunner&&) = default;
   LayerRunner& operator=(LayerRunner&&) = default;

@@ -214,8 +214,7 @@ std::vector<float> RunLayer(const TestLayer& layer, const Checkpoint& checkpoint
     Wire wire(communicators[rank].get(), communicators[rank].get(), WireOptions(), &ledger);
     const ShardPlan plan = layer.PlanOf(tp, rank);
     const LayerWeights weights = LoadDecoderLayer(checkpoint, config, plan, 0).value();
-    LayerRunner runner =
-        LayerRunner::Create(config, plan, DType::kF32, kTokens, Device::Cpu()).value();
+    LayerRunner runner = LayerRunner::Create(config, plan, DType::kF32, kTokens, stream).value();
     KvCacheShape shape = {.num_layers = 1,
                           .num_kv_heads = plan.kv_heads().size(),
                           .head_dim = config.head_dim,

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "absl/types/span.h"
+#include "kernels/core/tensor_view.h"
 
 namespace thinwire {
 
@@ -24,6 +25,9 @@ struct StepBatch {
   absl::Span<const int32_t> exact_rows_of_tokens;  // [num_tokens]
   // Tokens whose logits are wanted, ascending.
   absl::Span<const int32_t> output_tokens;
+
+  // `positions` again, int32 [num_tokens], where the model runs; on the CPU it may be empty.
+  ConstTensorView positions_there;
 
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
 };

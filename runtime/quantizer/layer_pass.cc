@@ -17,6 +17,10 @@
 namespace thinwire {
 namespace {
 
+ConstTensorView Ids(const std::vector<int32_t>& ids) {
+  return ConstTensorView(ids.data(), DType::kI32, {static_cast<int64_t>(ids.size())});
+}
+
 constexpr int32_t kFirstPage[] = {0};
 constexpr int32_t kPageOffsets[] = {0, 1};
 
@@ -69,7 +73,7 @@ absl::StatusOr<std::unique_ptr<LayerPass>> LayerPass::Create(const ModelConfig& 
                                                       .vocab = config.vocab},
                                                      Mesh{1, 1}, 0));
   TW_ASSIGN_OR_RETURN(pass->runner_,
-                      LayerRunner::Create(config, pass->plan_, DType::kF32, seqlen, cpu));
+                      LayerRunner::Create(config, pass->plan_, DType::kF32, seqlen, pass->stream_));
   TW_ASSIGN_OR_RETURN(pass->cache_, PagedKvCache::Allocate({.num_layers = 1,
                                                             .num_kv_heads = config.num_kv_heads,
                                                             .head_dim = config.head_dim,
@@ -104,8 +108,8 @@ absl::StatusOr<ResidualStream> LayerPass::Embed(const Checkpoint& checkpoint,
     TW_RETURN_IF_ERROR(EmbedTokens({.weights = &ends,
                                     .spec = &spec,
                                     .plan = &plan_,
-                                    .token_ids = windows[w],
-                                    .positions = positions_,
+                                    .token_ids = Ids(windows[w]),
+                                    .positions = Ids(positions_),
                                     .narrow = narrow.mutable_view(),
                                     .x = residual.window(w)},
                                    *wire_, stream_));

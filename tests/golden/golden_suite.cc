@@ -142,9 +142,10 @@ double GoldenMeanNll(const Golden& golden) {
   return sum / static_cast<double>(kMaxNllWindows);
 }
 
-EngineOptions OptionsFor(const std::string& model_dir) {
+EngineOptions OptionsFor(const GoldenCase& test_case) {
   EngineOptions options;
-  options.model_dir = model_dir;
+  options.model_dir = test_case.model_dir;
+  options.device = test_case.device;
   options.max_seqs = 16;
   options.step_timeout = absl::Minutes(2);
   return options;
@@ -246,7 +247,7 @@ void GoldenModelTest::ExpectClose(const EngineOptions& options, const Mesh& mesh
 
 TEST_P(GoldenMeshTest, GreedyTokensAndFirstLogitsAreThoseOfTheReference) {
   const absl::StatusOr<Answers> answers =
-      Generate(OptionsFor(GetParam().model_dir), GetParam().mesh, GreedyRequests(golden_));
+      Generate(OptionsFor(GetParam()), GetParam().mesh, GreedyRequests(golden_));
   ASSERT_TRUE(answers.ok()) << answers.status();
   ExpectGreedy(golden_, answers->completions);
   double largest = 0.0;
@@ -261,7 +262,7 @@ TEST_P(GoldenMeshTest, GreedyTokensAndFirstLogitsAreThoseOfTheReference) {
 
 TEST_P(GoldenMeshTest, NllIsThatOfTheReference) {
   const absl::StatusOr<Perplexity> perplexity =
-      Score(OptionsFor(GetParam().model_dir), GetParam().mesh, golden_);
+      Score(OptionsFor(GetParam()), GetParam().mesh, golden_);
   ASSERT_TRUE(perplexity.ok()) << perplexity.status();
   for (size_t i = 0; i < perplexity->window_nll.size(); ++i) {
     EXPECT_NEAR(perplexity->window_nll[i], golden_.window_nll[i], kNllTolerance) << "window " << i;
@@ -296,7 +297,7 @@ TEST_P(GoldenModelTest, SampledTokensAreTheSameOnEveryMesh) {
       requests.push_back(std::move(request));
     }
   }
-  const EngineOptions options = OptionsFor(GetParam().model_dir);
+  const EngineOptions options = OptionsFor(GetParam());
   std::vector<std::vector<int32_t>> expected;
   for (const Mesh& mesh : UsableMeshes(GetParam().model_dir)) {
     const absl::StatusOr<Answers> answers = Generate(options, mesh, requests);
@@ -335,7 +336,7 @@ TEST_P(GoldenModelTest, EngineOptionsChangeNoTokenAndNoScore) {
   };
   std::vector<Request> all = GreedyRequests(golden_);
   for (Request& request : all) request.score_prompt = true;
-  const absl::StatusOr<Answers> plain = Generate(OptionsFor(GetParam().model_dir), Mesh(), all);
+  const absl::StatusOr<Answers> plain = Generate(OptionsFor(GetParam()), Mesh(), all);
   ASSERT_TRUE(plain.ok()) << plain.status();
   // Where pages are few, the last and longest prompt would leave no room for company.
   const std::vector<Request> shorter(all.begin(), all.end() - 1);
@@ -349,7 +350,7 @@ TEST_P(GoldenModelTest, EngineOptionsChangeNoTokenAndNoScore) {
     if (mesh.tp_size != mesh.pp_size) continue;
     for (const Case& c : cases) {
       SCOPED_TRACE(absl::StrCat(MeshName(mesh), ", ", c.name));
-      EngineOptions options = OptionsFor(GetParam().model_dir);
+      EngineOptions options = OptionsFor(GetParam());
       options.page_size = c.page_size;
       options.max_step_tokens = c.max_step_tokens;
       options.max_seqs = c.max_seqs;
@@ -377,7 +378,7 @@ TEST_P(GoldenModelTest, SixteenBitActivationsStayClose) {
     const double error = TypicalLogitError(UnitRoundoff(dtype), 10 * num_layers());
     for (const Mesh& mesh : UsableMeshes(GetParam().model_dir)) {
       SCOPED_TRACE(absl::StrCat(DTypeName(dtype), ", ", MeshName(mesh)));
-      EngineOptions options = OptionsFor(GetParam().model_dir);
+      EngineOptions options = OptionsFor(GetParam());
       options.dtype = dtype;
       ExpectClose(options, mesh, error);
     }
@@ -389,7 +390,7 @@ TEST_P(GoldenModelTest, Fp16OnTheWireStaysClose) {
   const double error = TypicalLogitError(UnitRoundoff(DType::kF16), 4 * num_layers() + 2);
   for (const Mesh& mesh : UsableMeshes(GetParam().model_dir)) {
     SCOPED_TRACE(MeshName(mesh));
-    EngineOptions options = OptionsFor(GetParam().model_dir);
+    EngineOptions options = OptionsFor(GetParam());
     options.wire = ParseWireOptions("fp16", "auto").value();
     ExpectClose(options, mesh, error);
   }
@@ -406,7 +407,7 @@ TEST_P(GoldenModelTest, CodesOnTheWireStayClose) {
       // One-shot differs from fp16's flow in its sums alone: one mesh has all of it.
       if (wire[0] == 'o' && (mesh.tp_size != 2 || mesh.pp_size != 2)) continue;
       SCOPED_TRACE(absl::StrCat(wire, ", ", MeshName(mesh)));
-      EngineOptions options = OptionsFor(GetParam().model_dir);
+      EngineOptions options = OptionsFor(GetParam());
       options.wire = ParseWireOptions(wire, "auto").value();
       ExpectClose(options, mesh, error);
     }
@@ -433,9 +434,9 @@ std::vector<GoldenCase> CasesByMesh(const std::vector<std::string>& model_dirs) 
   return cases;
 }
 
-std::vector<GoldenCase> CasesByModel(const std::vector<std::string>& model_dirs) {
+std::vector<GoldenCase> CasesByModel(const std::vector<std::string>& model_dirs, Device device) {
   std::vector<GoldenCase> cases;
-  for (const std::string& dir : model_dirs) cases.push_back({dir, Mesh()});
+  for (const std::string& dir : model_dirs) cases.push_back({dir, Mesh(), device});
   return cases;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/core/device.h"
 #include "parallel/plan/mesh.h"
 #include "runtime/engine/engine_options.h"
 #include "tests/golden/golden_file.h"
@@ -17,6 +18,7 @@ namespace thinwire {
 struct GoldenCase {
   std::string model_dir;
   Mesh mesh;
+  Device device;
 
   friend void PrintTo(const GoldenCase& test_case, std::ostream* out) {
     *out << test_case.model_dir << " tp " << test_case.mesh.tp_size << " pp "
@@ -52,7 +54,8 @@ std::vector<std::string> FindGoldenModels(const std::string& root);
 
 // Each folder with each (tp, pp) of 1x1, 2x1, 1x2, 2x2 and 4x1 that its model can be cut into.
 std::vector<GoldenCase> CasesByMesh(const std::vector<std::string>& model_dirs);
-std::vector<GoldenCase> CasesByModel(const std::vector<std::string>& model_dirs);
+std::vector<GoldenCase> CasesByModel(const std::vector<std::string>& model_dirs,
+                                     Device device = Device::Cpu());
 
 // "opt_nano_tp2_pp1".
 std::string GoldenCaseName(const ::testing::TestParamInfo<GoldenCase>& info);
