@@ -27,7 +27,8 @@ std::string SizeText(int64_t bytes) {
 }  // namespace
 
 void BenchComm::AddTo(CLI::App& app) {
-  app.add_option("--strategies", strategies_, "Values of --wire, separated by commas")
+  app.add_option("--strategies", strategies_,
+                 "Values of --wire but auto and exact, separated by commas")
       ->type_name("NAMES")
       ->delimiter(',')
       ->capture_default_str();
@@ -84,6 +85,10 @@ absl::Status BenchComm::Run(Job& job) {
     if (parsed.ok() && parsed->automatic) {
       parsed = absl::InvalidArgumentError(
           "--strategies auto: expected strategies by name, such as fp16,one-shot-q5");
+    }
+    if (parsed.ok() && parsed->strategy.kind == WireStrategy::Kind::kExact) {
+      parsed = absl::InvalidArgumentError(
+          "--strategies exact: expected strategies that add up over ranks, such as native");
     }
     if (!parsed.ok()) return UsageError(parsed.status());
     options.push_back(*parsed);

@@ -67,10 +67,10 @@ void EngineFlags::AddTo(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--wire-table", wire_table,
                  "What --wire auto goes by: cached (what an earlier job measured on these hosts, "
-                 "for up to a week, in ~/.cache/thinwire) or new")
+                 "for up to a week, in $XDG_CACHE_HOME/thinwire or ~/.cache/thinwire) or new")
       ->check(CLI::IsMember({"cached", "new"}))
       ->capture_default_str();
-  app.add_option("--device", device, "Where the model runs")
+  app.add_option("--device", device, "Where the model runs; cuda: one rank, on the first GPU")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
   app.add_option("--threads", threads, "Threads of each rank; 0: its share of the host")
@@ -80,7 +80,7 @@ void EngineFlags::AddTo(CLI::App& app) {
   app.add_option(
          "--kv-memory", kv_memory,
          "KV cache of each rank, e.g. 2G; default: room for --max-seqs full contexts, at most "
-         "a quarter of the free memory")
+         "a quarter of the host's free memory for all ranks, or 9/10 of a GPU's")
       ->type_name("BYTES");
   app.add_option("--page-size", page_size, "Tokens of a KV page")
       ->type_name("N")
@@ -161,16 +161,14 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
   if (!layout.ok()) return UsageError(layout.status());
   const auto wire = ParseWireOptions(flags.wire, flags.hop, flags.norm_codes);
   if (!wire.ok()) return UsageError(wire.status());
-  if (flags.device == "cuda") {
-    TW_RETURN_IF_ERROR(UsageError(Annotate(CheckDeviceUsable(Device::Cuda(0)), "--device cuda")));
-  }
   EngineOptions options;
+  if (flags.device == "cuda") {
+    options.device = Device::Cuda(0);
+    TW_RETURN_IF_ERROR(UsageError(Annotate(CheckDeviceUsable(options.device), "--device cuda")));
+  }
   options.model_dir = flags.model;
   TW_ASSIGN_OR_RETURN(options.dtype, ParseDType(flags.dtype));
   options.wire = *wire;
-  if (flags.device == "cuda") {
-    options.device = Device::Cuda(0);
-  }
   options.strategy_cache.dir = CacheDir();
   options.strategy_cache.measure_anew = flags.wire_table == "new";
   options.page_size = flags.page_size;
@@ -211,7 +209,8 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
       }
       const absl::Duration age = session->rank_->strategies_age();
       LogInfo(absl::StrCat(
-          "--wire auto, by tokens of a step: ", picks, "; measured ",
+          "--wire auto, ", layout->split() ? "prefill group, " : "", "by tokens of a step: ", picks,
+          "; measured ",
           age == absl::ZeroDuration() ? "now" : absl::StrCat(absl::FormatDuration(age), " ago")));
     }
   }

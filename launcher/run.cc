@@ -71,8 +71,8 @@ class RunCommand : public Command {
         ->type_name("K")
         ->capture_default_str();
     app_->add_option("--seed", params_.sampling.seed,
-                     "Same seed, same text, whatever --tp, --pp and the other prompts, "
-                     "where --wire and --hop are native")
+                     "Same seed, same text, whatever --tp, --pp and the other prompts: to the bit "
+                     "with --wire exact, with native up to the rounding of sums")
         ->type_name("S")
         ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()))
         ->capture_default_str();

@@ -271,7 +271,9 @@ absl::Status EngineRank::Follow() {
     const absl::StatusOr<std::string> bytes = controls_[group_]->RecvFromLeader();
     // Of several communicators the others would not hear of it.
     if (!bytes.ok()) return layout_.split() ? Abort(bytes.status()) : bytes.status();
-    TW_ASSIGN_OR_RETURN(const StepPlan plan, StepPlan::Parse(*bytes));
+    const absl::StatusOr<StepPlan> parsed = StepPlan::Parse(*bytes);
+    if (!parsed.ok()) return Abort(parsed.status());
+    const StepPlan& plan = *parsed;
     if (plan.kind == StepPlan::Kind::kStop) return absl::OkStatus();
     StepResult result;
     const absl::Status status = Execute(plan, result);
@@ -298,7 +300,9 @@ absl::StatusOr<StepResult> EngineRank::Lead(int group, const StepPlan& plan) {
 absl::StatusOr<StepResult> EngineRank::ReceiveResult(int group) {
   const absl::StatusOr<std::string> bytes = controls_[group]->RecvFrom(SamplerOf(group));
   if (!bytes.ok()) return layout_.split() ? Abort(bytes.status()) : bytes.status();
-  return StepResult::Parse(*bytes);
+  absl::StatusOr<StepResult> result = StepResult::Parse(*bytes);
+  if (!result.ok()) return Abort(result.status());
+  return result;
 }
 
 absl::StatusOr<std::vector<RankReport>> EngineRank::CollectReports() {

@@ -26,7 +26,11 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kFormatVersion = 1;
 constexpr size_t kMaxHostBytes = 256;
-constexpr int64_t kMaxRows = int64_t{1} << 40;
+constexpr int64_t kMaxRows = int64_t{1} << 30;
+constexpr double kMaxUs = 1e12;
+
+// Clocks of hosts that differ by less are as good as equal.
+constexpr absl::Duration kClockSkew = absl::Minutes(5);
 
 using Host = std::array<char, kMaxHostBytes>;
 
@@ -74,7 +78,7 @@ absl::StatusOr<StrategyTable> TableFromJson(const JsonFields& fields, int64_t wi
       return entry.Expected("us", "a time for each strategy");
     }
     for (const nlohmann::json& time : *us) {
-      if (!time.is_number() || !(time.get<double>() >= 0.0)) {
+      if (!time.is_number() || !(time.get<double>() >= 0.0 && time.get<double>() <= kMaxUs)) {
         return entry.Expected("us", "times in microseconds");
       }
       found.us.push_back(time.get<double>());
@@ -98,8 +102,10 @@ absl::StatusOr<CachedStrategies> ReadFile(const std::string& path, const nlohman
   }
   TW_ASSIGN_OR_RETURN(const int64_t measured_at, fields.Int("measured_at"));
   CachedStrategies cached;
-  cached.age = std::max(absl::Now() - absl::FromUnixSeconds(measured_at), absl::Seconds(1));
-  if (cached.age > max_age) return absl::NotFoundError(absl::StrCat(path, ": is too old"));
+  const absl::Duration since = absl::Now() - absl::FromUnixSeconds(measured_at);
+  cached.age = std::max(since, absl::Seconds(1));
+  if (cached.age > max_age || since < -kClockSkew)
+    return absl::NotFoundError(absl::StrCat(path, ": is too old, or of a time to come"));
   TW_ASSIGN_OR_RETURN(cached.table, TableFromJson(fields, width));
   return cached;
 }

@@ -81,6 +81,12 @@ TEST_F(StrategyCacheTest, OldDamagedAndUnwantedTablesAreMeasuredAnew) {
     EXPECT_EQ(Load()[0].age, absl::ZeroDuration()) << text;
     EXPECT_GT(Load()[0].age, absl::ZeroDuration()) << text;
   }
+  // A clock that was wrong when it was measured.
+  std::ifstream in(Files().front());
+  std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  text.replace(text.find("\"measured_at\": "), 16, "\"measured_at\": 9");
+  std::ofstream(Files().front()) << text;
+  EXPECT_EQ(Load()[0].age, absl::ZeroDuration());
 }
 
 TEST_F(StrategyCacheTest, WithoutAFolderNothingIsKept) {
