@@ -1,6 +1,7 @@
 // Jobs of a prefill and a decode group against jobs of one mesh.
 #include <chrono>
 #include <future>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -173,6 +174,41 @@ TEST(SplitEngineTest, CancelledRequestsLeaveRoomForOthers) {
         });
     EXPECT_TRUE(status.ok()) << status;
     EXPECT_EQ(answers.completions[0].token_ids, expected.completions[9].token_ids);
+  }
+}
+
+TEST(SplitEngineTest, CancellingSomeAtAnyTimeLetsTheOthersFinish) {
+  EngineOptions options = Options(kOpt);
+  options.page_size = 4;
+  options.kv_cache_bytes = 9 * 4 * 2 * 2 * 4 * 32 * 4;  // 9 pages of 2 layers and all heads
+  for (unsigned seed = 0; seed < 100; ++seed) {
+    std::mt19937 random(seed);
+    const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
+    constexpr int kNumRequests = 8;
+    std::vector<bool> done(kNumRequests), cancelled(kNumRequests);
+    const absl::Status status =
+        RunOnLocalRanks(options, Split(4, 2, 2), [&](Engine& engine) -> absl::Status {
+          std::vector<int64_t> ids;
+          for (int i = 0; i < kNumRequests; ++i) {
+            Request request;
+            request.prompt_ids.assign(below(3) == 0 ? 16 : 1 + below(20), 5 + i);
+            request.max_new_tokens = 2 + below(8);
+            request.on_done = [&done, i](const Completion&) { done[i] = true; };
+            TW_ASSIGN_OR_RETURN(const int64_t id, engine.Submit(std::move(request)));
+            ids.push_back(id);
+          }
+          while (engine.HasWork()) {
+            const int i = below(3 * kNumRequests);
+            if (i < kNumRequests && !done[i] && !cancelled[i]) {
+              cancelled[i] = true;
+              engine.Cancel(ids[i]);
+            }
+            TW_RETURN_IF_ERROR(engine.Step());
+          }
+          return absl::OkStatus();
+        });
+    ASSERT_TRUE(status.ok()) << status;
+    for (int i = 0; i < kNumRequests; ++i) EXPECT_NE(done[i], cancelled[i]) << "seed " << seed;
   }
 }
 
