@@ -30,7 +30,7 @@ struct StrategyTable {
   std::vector<StrategyTimes> times;  // ascending in num_rows; at least one
 
   // The fastest for the measured number of rows that is nearest to num_rows in ratio, the larger of
-  // two that are equally near; fp16 unless another is at least 3 % faster than it. Equal tables
+  // two that are equally near; fp16 unless another is at least 10 % faster than it. Equal tables
   // give equal answers on all machines.
   WireStrategy Pick(int64_t num_rows) const;
 
