@@ -17,8 +17,8 @@
 #include "launcher/job.h"
 #include "launcher/output.h"
 #include "launcher/progress.h"
+#include "runtime/batch/model_tokenizer.h"
 #include "runtime/batch/perplexity.h"
-#include "runtime/tokenizer/tokenizer.h"
 
 namespace thinwire {
 namespace {
@@ -61,7 +61,8 @@ class EvalCommand : public Command {
 
  private:
   absl::StatusOr<std::vector<int32_t>> ReadIds() const {
-    TW_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(flags_.model));
+    TW_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
+                        LoadModelTokenizer(flags_.model));
     TW_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(text_path_));
     const absl::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
                                  file.bytes().size());

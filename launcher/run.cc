@@ -23,10 +23,10 @@
 #include "launcher/log.h"
 #include "launcher/output.h"
 #include "launcher/progress.h"
+#include "runtime/batch/model_tokenizer.h"
 #include "runtime/batch/prompt.h"
 #include "runtime/batch/run_report.h"
 #include "runtime/batch/text_batch.h"
-#include "runtime/tokenizer/tokenizer.h"
 
 namespace thinwire {
 namespace {
@@ -101,7 +101,8 @@ class RunCommand : public Command {
 
  private:
   absl::Status Lead(Engine& engine) {
-    TW_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(flags_.model));
+    TW_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
+                        LoadModelTokenizer(flags_.model));
     // A report that cannot be written is known before the work, not after.
     if (!report_path_.empty()) TW_RETURN_IF_ERROR(AtomicFile::CheckCreatable(report_path_));
     TW_ASSIGN_OR_RETURN(const PromptSource source, MakeSource());

@@ -2,7 +2,7 @@
 # Installs the packages, builds, and runs every test.
 #   tests/run.sh                        preset cpu-release
 #   tests/run.sh cpu-debug cpu-tsan     other presets, one after the other
-#   tests/run.sh --without e2e PRESET   without the tests of a label
+#   tests/run.sh --without e2e PRESET   without the tests of a label (e2e: nor the command itself)
 # THINWIRE_MODELS=DIR: a folder of larger models; tests that need it are skipped (and counted)
 # without.
 set -euo pipefail
@@ -25,7 +25,8 @@ install_packages "${thinwire_packages[@]}" "${thinwire_test_packages[@]}"
 
 for preset in "$@"; do
   echo "== $preset: build"
-  cmake --preset "$preset" --log-level=WARNING
+  cmake --preset "$preset" --log-level=WARNING \
+    -DTHINWIRE_LAUNCHER="$([ "$without" = e2e ] && echo OFF || echo ON)"
   cmake --build --preset "$preset"
   echo "== $preset: test"
   log=build/$preset/tests.log

@@ -13,6 +13,7 @@
 #include "nlohmann/json.hpp"
 #include "runtime/checkpoint/block_copy.h"
 #include "runtime/checkpoint/rptq_file.h"
+#include "runtime/checkpoint/synthetic_model.h"
 #include "runtime/json/json_file.h"
 
 namespace thinwire {
@@ -133,9 +134,16 @@ absl::Status Checkpoint::AddIndexedFiles(const std::string& index_path) {
 }
 
 absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& dir) {
-  TW_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(dir));
   Checkpoint checkpoint;
   checkpoint.dir_ = dir;
+  if (IsSyntheticModel(dir)) {
+    TW_ASSIGN_OR_RETURN(checkpoint.synthetic_, SyntheticTensors(dir));
+    for (size_t i = 0; i < checkpoint.synthetic_.size(); ++i) {
+      checkpoint.tensors_[checkpoint.synthetic_[i].info.name] = {-1, static_cast<int>(i)};
+    }
+    return checkpoint;
+  }
+  TW_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(dir));
   if (std::binary_search(names.begin(), names.end(), kIndexName)) {
     TW_RETURN_IF_ERROR(checkpoint.AddIndexedFiles(absl::StrCat(dir, "/", kIndexName)));
     return checkpoint;
@@ -159,14 +167,19 @@ absl::StatusOr<Checkpoint> Checkpoint::OpenFile(const std::string& path) {
   return checkpoint;
 }
 
+const TensorInfo& Checkpoint::InfoAt(const Location& location) const {
+  return location.file < 0 ? synthetic_[location.tensor].info
+                           : files_[location.file].tensors()[location.tensor];
+}
+
 const TensorInfo* Checkpoint::Find(absl::string_view name) const {
   const auto it = tensors_.find(name);
-  return it == tensors_.end() ? nullptr : &files_[it->second.file].tensors()[it->second.tensor];
+  return it == tensors_.end() ? nullptr : &InfoAt(it->second);
 }
 
 const std::string& Checkpoint::PathOf(absl::string_view name) const {
   const auto it = tensors_.find(name);
-  return it == tensors_.end() ? dir_ : files_[it->second.file].path();
+  return it == tensors_.end() || it->second.file < 0 ? dir_ : files_[it->second.file].path();
 }
 
 std::vector<absl::string_view> Checkpoint::Names() const {
@@ -182,6 +195,7 @@ int64_t Checkpoint::total_bytes() const {
   for (const SafetensorsFile& file : files_) {
     for (const TensorInfo& tensor : file.tensors()) total += tensor.size_bytes;
   }
+  for (const SyntheticTensor& tensor : synthetic_) total += tensor.info.size_bytes;
   return total;
 }
 
@@ -192,9 +206,8 @@ absl::Status Checkpoint::Read(absl::string_view name, absl::Span<const int64_t> 
     return absl::NotFoundError(absl::StrCat(dir_, ": expected tensor ", QuotedForMessage(name), " ",
                                             ShapeString(expected_shape), ", found none"));
   }
-  const SafetensorsFile& file = files_[it->second.file];
-  const TensorInfo& tensor = file.tensors()[it->second.tensor];
-  const std::string context = absl::StrCat(file.path(), ": tensor ", QuotedForMessage(name));
+  const TensorInfo& tensor = InfoAt(it->second);
+  const std::string context = absl::StrCat(PathOf(name), ": tensor ", QuotedForMessage(name));
   if (absl::MakeConstSpan(tensor.shape) != expected_shape) {
     return absl::InvalidArgumentError(absl::StrCat(context, ": expected shape ",
                                                    ShapeString(expected_shape), ", found ",
@@ -225,7 +238,11 @@ absl::Status Checkpoint::Read(absl::string_view name, absl::Span<const int64_t> 
                                                    ShapeString(block), ", found ",
                                                    out.DebugString()));
   }
-  CopyBlock(file.file(), tensor, *rows, *columns, out);
+  if (it->second.file < 0) {
+    FillSynthetic(synthetic_[it->second.tensor], *rows, *columns, out);
+  } else {
+    CopyBlock(files_[it->second.file].file(), tensor, *rows, *columns, out);
+  }
   return absl::OkStatus();
 }
 

@@ -1,4 +1,5 @@
-// The weights of a Hugging Face model folder, read by name and by block.
+// The weights of a Hugging Face model folder, read by name and by block; or those of a synthetic
+// model, made so.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,7 @@
 #include "kernels/core/tensor_view.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/safetensors.h"
+#include "runtime/checkpoint/synthetic_tensor.h"
 
 namespace thinwire {
 
@@ -22,8 +24,8 @@ struct TensorSlice {
   std::optional<Range> columns = std::nullopt;  // of dim 1
 };
 
-// The tensors of all safetensors files of a folder. Move-only. Const methods may be called from
-// several threads.
+// The tensors of all safetensors files of a folder, or of a synthetic model. Move-only. Const
+// methods may be called from several threads.
 class Checkpoint {
  public:
   // Which files: those that model.safetensors.index.json names, else model.safetensors, else every
@@ -36,6 +38,7 @@ class Checkpoint {
   // - InvalidArgument: a malformed index, or one whose file names are not names of files in the
   //   folder; a tensor in two files.
   // - DataLoss: a tensor that is not in the file which the index says.
+  // A synthetic model (synthetic_model.h) has no files; errors are those of SyntheticTensors.
   static absl::StatusOr<Checkpoint> Open(const std::string& dir);
 
   // One file by itself. The same errors.
@@ -71,16 +74,18 @@ class Checkpoint {
 
  private:
   struct Location {
-    int file = 0;
+    int file = 0;  // -1: synthetic
     int tensor = 0;
   };
 
   Checkpoint() = default;
+  const TensorInfo& InfoAt(const Location& location) const;
   absl::Status AddFile(const std::string& path);
   absl::Status AddIndexedFiles(const std::string& index_path);
 
   std::string dir_;
   std::vector<SafetensorsFile> files_;
+  std::vector<SyntheticTensor> synthetic_;
   // The names are those of the TensorInfos.
   absl::flat_hash_map<absl::string_view, Location> tensors_;
 };

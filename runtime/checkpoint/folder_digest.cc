@@ -12,6 +12,7 @@
 #include "kernels/core/mapped_file.h"
 #include "kernels/core/status_macros.h"
 #include "runtime/checkpoint/sha256.h"
+#include "runtime/checkpoint/synthetic_model.h"
 
 namespace thinwire {
 namespace {
@@ -39,9 +40,20 @@ absl::StatusOr<std::string> DigestFile(const std::string& path) {
   return hash.HexDigest().substr(0, 16);
 }
 
+absl::StatusOr<std::vector<FileDigest>> DigestSynthetic(const std::string& model) {
+  TW_ASSIGN_OR_RETURN(const std::vector<SyntheticTensor> tensors, SyntheticTensors(model));
+  Sha256 hash;
+  for (const SyntheticTensor& tensor : tensors) {
+    const std::string line = absl::StrCat(tensor.info.name, " ", tensor.info.DebugString(), "\n");
+    hash.Update(absl::MakeConstSpan(reinterpret_cast<const std::byte*>(line.data()), line.size()));
+  }
+  return std::vector<FileDigest>{{model, hash.HexDigest().substr(0, 16)}};
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<FileDigest>> DigestFolder(const std::string& dir) {
+  if (IsSyntheticModel(dir)) return DigestSynthetic(dir);
   std::vector<FileDigest> digests;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {

@@ -3,8 +3,8 @@
 //   w[o, i] = scale[g, o] * (code[o, i] - zero[g, o]),   g = g_idx[i]
 //
 // The bytes, for B bits, `in` and `out` features, G groups; W(n) = ceil(n * B / 32):
-//   NAME.qweight  I32 [W(in), out]   code of input i begins at bit i * B of column o, read
-//   downwards NAME.qzeros   I32 [G, W(out)]    zero of output o begins at bit o * B of row g
+//   NAME.qweight  I32 [W(in), out]   code of input i begins at bit i * B of column o, downwards
+//   NAME.qzeros   I32 [G, W(out)]    zero of output o begins at bit o * B of row g
 //   NAME.scales   F16 [G, out]
 //   NAME.g_idx    I32 [in]           may be absent where it is i / group_size
 // A run of words is a string of bits, least significant first: codes of 3 bits cross from one word

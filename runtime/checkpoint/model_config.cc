@@ -8,6 +8,7 @@
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "runtime/checkpoint/synthetic_model.h"
 #include "runtime/json/json_file.h"
 
 namespace thinwire {
@@ -299,11 +300,16 @@ absl::StatusOr<ModelConfig> ParseConfig(const JsonFields& fields) {
 
 }  // namespace
 
+absl::StatusOr<ModelConfig> ParseModelConfig(const json& value, const std::string& context) {
+  TW_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Create(value, context));
+  return ParseConfig(fields);
+}
+
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& dir) {
+  if (IsSyntheticModel(dir)) return SyntheticConfig(dir);
   const std::string path = absl::StrCat(dir, "/config.json");
   TW_ASSIGN_OR_RETURN(const json value, ReadJsonFile(path));
-  TW_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Create(value, path));
-  TW_ASSIGN_OR_RETURN(ModelConfig config, ParseConfig(fields));
+  TW_ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(value, path));
 
   const std::string generation_path = absl::StrCat(dir, "/generation_config.json");
   absl::StatusOr<json> generation_value = ReadJsonFile(generation_path);

@@ -11,6 +11,7 @@
 #include "absl/strings/string_view.h"
 #include "kernels/activation/activation.h"
 #include "kernels/core/dtype.h"
+#include "nlohmann/json_fwd.hpp"
 #include "runtime/checkpoint/gptq_config.h"
 
 namespace thinwire {
@@ -78,7 +79,12 @@ struct ModelConfig {
 // given). Fields that are absent have the defaults of the model's family. Errors name file, field,
 // expected and found. NotFound: no config.json. InvalidArgument: malformed or contradictory.
 // Unimplemented: an architecture, activation, rope type or quantisation not supported.
+// `dir` may also name a synthetic model (synthetic_model.h).
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& dir);
+
+// The same of a config.json that was read already; `context` (its path) begins the messages.
+absl::StatusOr<ModelConfig> ParseModelConfig(const nlohmann::json& value,
+                                             const std::string& context);
 
 // "opt", "llama", "mistral".
 absl::string_view FamilyName(ModelFamily family);

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "runtime/checkpoint/quant_scheme.h"
+#include "runtime/checkpoint/synthetic_model.h"
 
 namespace thinwire {
 namespace {
@@ -74,6 +75,7 @@ HeadRows RowsOf(const SiteCodes& codes, Range heads, int64_t head_dim) {
 }  // namespace
 
 absl::StatusOr<Quantisation> ReadQuantisation(const std::string& dir, const ModelConfig& config) {
+  if (IsSyntheticModel(dir)) return SyntheticQuantisation(dir, config);
   Quantisation quantisation;
   absl::StatusOr<ThinwireFile> made = ReadThinwireFile(dir);
   if (!made.ok() && !absl::IsNotFound(made.status())) return made.status();

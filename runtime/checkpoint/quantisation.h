@@ -29,7 +29,7 @@ struct Quantisation {
 // Reads dir/thinwire.json and dir/rptq.safetensors, where they are. Errors: theirs, of which
 // NotFound is left for one that lies there without the other; InvalidArgument names both files
 // where they contradict each other: a scheme whose activations are not those that have codes,
-// weights of another width than config.json says, another tp.
+// weights of another width than config.json says, another tp. `dir` may name a synthetic model.
 absl::StatusOr<Quantisation> ReadQuantisation(const std::string& dir, const ModelConfig& config);
 
 // What quantisation is called: SchemeName of thinwire.json; "gptq4" of a published GPTQ folder;

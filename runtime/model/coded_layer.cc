@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
@@ -17,6 +18,7 @@ namespace {
 
 // Output rows unpacked at a time: some hundred KB, and a multiple of CodedWeights' blocks.
 constexpr int64_t kRowBlock = 64;
+constexpr int64_t kBlocksPerThread = 4;
 
 // Which inputs or outputs of a projection this rank holds: channels of the whole projection, in
 // run-time order, which is a permutation of `range`.
@@ -247,30 +249,57 @@ class CodedLayerReader {
     return ReadSegments(Codes(site), columns.range, out);
   }
 
+  // Calls body(begin, end) for blocks of kRowBlock of `num_rows` rows, on all threads.
+  absl::Status ForRowBlocks(
+      int64_t num_rows, absl::FunctionRef<absl::Status(int64_t begin, int64_t end)> body) const {
+    const int64_t num_blocks = (num_rows + kRowBlock - 1) / kRowBlock;
+    std::vector<absl::Status> statuses(num_blocks);
+    const auto run = [&](int64_t block) {
+      const int64_t begin = block * kRowBlock;
+      statuses[block] = body(begin, std::min(begin + kRowBlock, num_rows));
+    };
+    if (source_.pool != nullptr) {
+      source_.pool->ParallelForDynamic(num_blocks, run);
+    } else {
+      for (int64_t block = 0; block < num_blocks; ++block) run(block);
+    }
+    for (const absl::Status& status : statuses) TW_RETURN_IF_ERROR(status);
+    return absl::OkStatus();
+  }
+
   // Copies a rank's block of codes, scales and zeros into run-time order.
   absl::Status FillRows(const GptqLinear& linear, const Features& rows, const Features& columns,
                         const ColumnGroups& groups, CodedWeights& out) const {
     const int64_t num_rows = rows.size();
     const int64_t width = columns.size();
     const auto num_runs = static_cast<int64_t>(groups.ids.size());
-    // Rows in another order than the file's are unpacked all at once.
-    const int64_t block = rows.in_sequence() ? std::min(kRowBlock, num_rows) : num_rows;
     const int64_t num_groups = linear.num_groups();
-    std::vector<uint8_t> raw(block * width), codes(kRowBlock * width);
-    std::vector<float> raw_scales(block * num_groups), scales(kRowBlock * num_runs);
-    std::vector<uint8_t> raw_zeros(block * num_groups), zeros(kRowBlock * num_runs);
-    for (int64_t first = 0; first < num_rows; first += block) {
-      const int64_t n = std::min(block, num_rows - first);
-      const Range file_rows = {rows.range.begin + first, rows.range.begin + first + n};
-      TW_RETURN_IF_ERROR(linear.ReadCodes(file_rows, columns.range,
-                                          TensorView(raw.data(), DType::kU8, {n, width})));
-      TW_RETURN_IF_ERROR(
-          linear.ReadScales(file_rows, TensorView(raw_scales.data(), DType::kF32, {n, num_groups}),
-                            TensorView(raw_zeros.data(), DType::kU8, {n, num_groups})));
-      for (int64_t begin = 0; begin < n; begin += kRowBlock) {
-        const int64_t count = std::min(kRowBlock, n - begin);
-        for (int64_t r = 0; r < count; ++r) {
-          const int64_t from = rows.channels[first + begin + r] - file_rows.begin;
+    // Rows in another order than the file's are unpacked all at once.
+    const int64_t threads = source_.pool == nullptr ? 1 : source_.pool->num_threads();
+    const int64_t chunk =
+        rows.in_sequence() ? std::min(kRowBlock * kBlocksPerThread * threads, num_rows) : num_rows;
+    std::vector<uint8_t> raw(chunk * width), raw_zeros(chunk * num_groups);
+    std::vector<float> raw_scales(chunk * num_groups);
+    for (int64_t first = 0; first < num_rows; first += chunk) {
+      const int64_t file_row = rows.range.begin + first;
+      const int64_t count = std::min(chunk, num_rows - first);
+      TW_RETURN_IF_ERROR(ForRowBlocks(count, [&](int64_t begin, int64_t end) -> absl::Status {
+        const Range block = {file_row + begin, file_row + end};
+        TW_RETURN_IF_ERROR(linear.ReadCodes(
+            block, columns.range,
+            TensorView(raw.data() + begin * width, DType::kU8, {end - begin, width})));
+        return linear.ReadScales(block,
+                                 TensorView(raw_scales.data() + begin * num_groups, DType::kF32,
+                                            {end - begin, num_groups}),
+                                 TensorView(raw_zeros.data() + begin * num_groups, DType::kU8,
+                                            {end - begin, num_groups}));
+      }));
+      TW_RETURN_IF_ERROR(ForRowBlocks(count, [&](int64_t begin, int64_t end) -> absl::Status {
+        const int64_t n = end - begin;
+        std::vector<uint8_t> codes(n * width), zeros(n * num_runs);
+        std::vector<float> scales(n * num_runs);
+        for (int64_t r = 0; r < n; ++r) {
+          const int64_t from = rows.channels[first + begin + r] - file_row;
           for (int64_t j = 0; j < width; ++j) {
             codes[r * width + j] = raw[from * width + columns.channels[j] - columns.range.begin];
           }
@@ -279,11 +308,10 @@ class CodedLayerReader {
             zeros[r * num_runs + g] = raw_zeros[from * num_groups + groups.ids[g]];
           }
         }
-        TW_RETURN_IF_ERROR(out.SetRows(first + begin,
-                                       TensorView(codes.data(), DType::kU8, {count, width}),
-                                       TensorView(scales.data(), DType::kF32, {count, num_runs}),
-                                       TensorView(zeros.data(), DType::kU8, {count, num_runs})));
-      }
+        return out.SetRows(first + begin, TensorView(codes.data(), DType::kU8, {n, width}),
+                           TensorView(scales.data(), DType::kF32, {n, num_runs}),
+                           TensorView(zeros.data(), DType::kU8, {n, num_runs}));
+      }));
     }
     return absl::OkStatus();
   }

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "kernels/core/thread_pool.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/rptq_file.h"
@@ -21,6 +22,7 @@ struct LayerSource {
   const ShardPlan* plan = nullptr;
   std::string prefix;                 // of the layer's tensors
   const LayerCodes* codes = nullptr;  // null: sites are neither reordered nor coded
+  ThreadPool* pool = nullptr;         // null: the calling thread alone
 };
 
 // A layer whose projections are in the GPTQ format. Sites are put into their run-time order here,

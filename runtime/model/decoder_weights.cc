@@ -38,7 +38,7 @@ class Reader {
   absl::StatusOr<DecoderWeights> ReadEndsOnly();
 
  private:
-  absl::Status ReadLayer(int64_t layer, LayerWeights& out) const;
+  absl::Status ReadLayer(int64_t layer, ThreadPool* pool, LayerWeights& out) const;
   absl::Status ReadDenseLayer(const std::string& prefix, LayerWeights& out) const;
   absl::Status ReadEnds(DecoderWeights& out) const;
   absl::Status ReadCodes(DecoderWeights& out);
@@ -51,13 +51,14 @@ class Reader {
   RptqFile rptq_;  // no layers where the checkpoint has none
 };
 
-absl::Status Reader::ReadLayer(int64_t layer, LayerWeights& out) const {
+absl::Status Reader::ReadLayer(int64_t layer, ThreadPool* pool, LayerWeights& out) const {
   const LayerSource source = {.reader = &reader_,
                               .config = &config_,
                               .spec = &spec_,
                               .plan = &plan_,
                               .prefix = absl::StrCat(prefix_, spec_.layers, layer, "."),
-                              .codes = rptq_.layers.empty() ? nullptr : &rptq_.layers[layer]};
+                              .codes = rptq_.layers.empty() ? nullptr : &rptq_.layers[layer],
+                              .pool = pool};
   if (config_.gptq.has_value()) return ReadCodedLayer(source, out);
   TW_RETURN_IF_ERROR(ReadDenseLayer(source.prefix, out));
   return ReadSitesOfDenseLayer(source, out);
@@ -149,7 +150,7 @@ absl::StatusOr<DecoderWeights> Reader::Read(const LoadProgress& progress, Stream
   weights.layers.resize(layers.size());
   for (int64_t layer = layers.begin; layer < layers.end; ++layer) {
     LayerWeights& read = weights.layers[layer - layers.begin];
-    TW_RETURN_IF_ERROR(ReadLayer(layer, read));
+    TW_RETURN_IF_ERROR(ReadLayer(layer, stream == nullptr ? nullptr : &stream->pool(), read));
     if (stream != nullptr) TW_RETURN_IF_ERROR(MoveToDevice(read, *stream));
     if (progress != nullptr) progress(layer - layers.begin + 1, layers.size());
   }
@@ -160,7 +161,7 @@ absl::StatusOr<LayerWeights> Reader::ReadOneLayer(int64_t layer) {
   DecoderWeights quantisation;
   TW_RETURN_IF_ERROR(ReadCodes(quantisation));
   LayerWeights weights;
-  TW_RETURN_IF_ERROR(ReadLayer(layer, weights));
+  TW_RETURN_IF_ERROR(ReadLayer(layer, nullptr, weights));
   return weights;
 }
 

@@ -1,0 +1,35 @@
+// Tensors that are computed instead of read: seeded values of any size that take no memory or disk.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "kernels/core/tensor_view.h"
+#include "parallel/plan/shard_plan.h"
+#include "runtime/checkpoint/safetensors.h"
+
+namespace thinwire {
+
+enum class SyntheticFill {
+  kNormal,    // mean 0, standard deviation `scale`: 256 quantiles of the normal distribution
+  kUniform,   // in [scale / 2, 3 scale / 2], evenly: scales
+  kConstant,  // `scale`
+  kBits,      // integers of random bits: packed codes
+  kCodes,     // integers whose bits repeat the code `code` of `code_bits` bits: packed zeros
+};
+
+struct SyntheticTensor {
+  TensorInfo info;  // dtype fp32, fp16, bf16, or I32 for kBits and kCodes; a vector or matrix
+  SyntheticFill fill = SyntheticFill::kConstant;
+  float scale = 1.0f;
+  int code_bits = 4;
+  uint32_t code = 0;
+  uint64_t seed = 0;
+};
+
+// Copies a block of it to `out` (host memory in the block's shape, rows may be strided), converting
+// between floats. An element depends on seed and place alone, so blocks agree however it is cut. A
+// codes' row begins with its first code: kCodes never cross rows.
+void FillSynthetic(const SyntheticTensor& tensor, Range rows, Range columns, TensorView out);
+
+}  // namespace thinwire
