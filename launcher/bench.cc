@@ -34,19 +34,25 @@ class BenchCommand : public Command {
     app_->require_subcommand(1);
     engine_ = app_->add_subcommand("engine", "Prefill and decode of a model");
     flags_.AddTo(*engine_);
-    engine_->add_option("--batch", batch_, "Sequences that decode together")
+    engine_->add_option("--batch", load_.batch, "Sequences that decode together")
         ->type_name("N")
         ->check(CLI::Range(int64_t{1}, int64_t{65536}))
         ->capture_default_str();
-    engine_->add_option("--prompt-tokens", prompt_tokens_, "Length of the prompts")
+    engine_->add_option("--prompt-tokens", load_.prompt_tokens, "Length of the prompts")
         ->type_name("N")
         ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
         ->capture_default_str();
-    engine_->add_option("--new-tokens", new_tokens_, "Tokens decoded from each")
+    engine_->add_option("--new-tokens", load_.new_tokens, "Tokens decoded from each")
         ->type_name("N")
         ->check(CLI::Range(int64_t{4}, int64_t{1} << 24))
         ->capture_default_str();
-    engine_->add_option("--repeats", repeats_, "Runs; medians are reported")
+    engine_
+        ->add_option("--context", load_.context,
+                     "Decode behind N tokens instead of the prompt, without computing them: K and "
+                     "V are whatever the cache holds")
+        ->type_name("N")
+        ->check(CLI::Range(int64_t{2}, int64_t{1} << 24));
+    engine_->add_option("--repeats", load_.repeats, "Runs; medians are reported")
         ->type_name("N")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();
@@ -78,7 +84,7 @@ class BenchCommand : public Command {
       }
     }
     if (comm_->parsed()) return bench_comm_.Run(job);
-    flags_.max_seqs = std::max(flags_.max_seqs, batch_);
+    flags_.max_seqs = std::max(flags_.max_seqs, load_.batch);
     TW_ASSIGN_OR_RETURN(const std::unique_ptr<EngineSession> session,
                         EngineSession::Open(flags_, job));
     TW_ASSIGN_OR_RETURN(const HostLimits limits, MeasureLimits(job, *session));
@@ -107,25 +113,30 @@ class BenchCommand : public Command {
 
   absl::Status Lead(Engine& engine, const HostLimits& limits) {
     const ModelConfig& config = engine.rank().config();
-    if (prompt_tokens_ + new_tokens_ > config.max_positions) {
+    const int64_t longest = std::max(load_.prompt_tokens, load_.context) + load_.new_tokens;
+    if (longest > config.max_positions) {
       return absl::InvalidArgumentError(
-          absl::StrCat("--prompt-tokens ", prompt_tokens_, " and --new-tokens ", new_tokens_,
-                       " exceed the model's context of ", config.max_positions));
+          absl::StrCat("--prompt-tokens ", load_.prompt_tokens, " or --context ", load_.context,
+                       " and --new-tokens ", load_.new_tokens, " exceed the model's context of ",
+                       config.max_positions));
     }
-    TW_ASSIGN_OR_RETURN(const EngineTiming timing,
-                        TimeEngine(engine, batch_, prompt_tokens_, new_tokens_, repeats_));
+    TW_ASSIGN_OR_RETURN(const EngineTiming timing, TimeEngine(engine, load_));
     TW_ASSIGN_OR_RETURN(const std::vector<RankReport> reports, engine.CollectReports());
-    double weight_bytes = 0.0;
-    for (const RankReport& report : reports) weight_bytes += report.memory.weight_bytes;
+    ModelBytes bytes;
+    for (const RankReport& report : reports) {
+      bytes.weights += report.memory.weight_bytes;
+      bytes.kv_per_token += report.memory.kv_cache_bytes;
+    }
+    const SchedulerLimits cache = engine.rank().scheduler_limits(0);
+    bytes.kv_per_token /= static_cast<double>(cache.num_pages * cache.page_size);
     // An untied token embedding is looked up, not read whole.
     if (!config.tie_embeddings) {
-      weight_bytes -= static_cast<double>(config.vocab) * config.embed_dim *
-                      DTypeBits(config.weights_dtype) / 8;
+      bytes.weights -= static_cast<double>(config.vocab) * config.embed_dim *
+                       DTypeBits(config.weights_dtype) / 8;
     }
-    const DType dtype = engine.rank().options().dtype;
-    const StepCost prefill = PrefillCost(config, weight_bytes, dtype, prompt_tokens_);
+    const StepCost prefill = PrefillCost(config, bytes, load_.prompt_tokens);
     const StepCost decode =
-        DecodeCost(config, weight_bytes, dtype, batch_, prompt_tokens_ + new_tokens_ * 3 / 8);
+        DecodeCost(config, bytes, load_.batch, load_.decode_context() + load_.new_tokens * 3 / 8);
     return WriteOutput(json_ ? ToJson(engine, limits, timing, prefill, decode)
                              : ToText(limits, timing, prefill, decode));
   }
@@ -139,11 +150,12 @@ class BenchCommand : public Command {
         "prefill  %d tokens: %.2f ms, %.0f tokens/s, %.1f GF/s = %.0f %% of sgemm\n"
         "decode   batch %d: %.3f ms a step, %.1f tokens/s, %.1f GB/s = %.0f %% of memory, %.0f %% "
         "of the weights' rate\n",
-        limits.memory_rate / 1e9, limits.weight_rate / 1e9, limits.sgemm_rate / 1e9, prompt_tokens_,
-        timing.prefill_seconds * 1e3, prompt_tokens_ / timing.prefill_seconds, flop_rate / 1e9,
-        100 * flop_rate / limits.sgemm_rate, batch_, timing.decode_step_seconds * 1e3,
-        batch_ / timing.decode_step_seconds, byte_rate / 1e9, 100 * byte_rate / limits.memory_rate,
-        100 * byte_rate / limits.weight_rate);
+        limits.memory_rate / 1e9, limits.weight_rate / 1e9, limits.sgemm_rate / 1e9,
+        load_.prompt_tokens, timing.prefill_seconds * 1e3,
+        load_.prompt_tokens / timing.prefill_seconds, flop_rate / 1e9,
+        100 * flop_rate / limits.sgemm_rate, load_.batch, timing.decode_step_seconds * 1e3,
+        load_.batch / timing.decode_step_seconds, byte_rate / 1e9,
+        100 * byte_rate / limits.memory_rate, 100 * byte_rate / limits.weight_rate);
   }
 
   std::string ToJson(const Engine& engine, const HostLimits& limits, const EngineTiming& timing,
@@ -159,15 +171,16 @@ class BenchCommand : public Command {
         {"weight_size_bytes_per_second", limits.weight_rate},
         {"sgemm_flops", limits.sgemm_rate},
         {"prefill",
-         {{"tokens", prompt_tokens_},
+         {{"tokens", load_.prompt_tokens},
           {"ms", timing.prefill_seconds * 1e3},
-          {"tokens_per_second", prompt_tokens_ / timing.prefill_seconds},
+          {"tokens_per_second", load_.prompt_tokens / timing.prefill_seconds},
           {"flop", prefill.flops},
           {"of_sgemm", flop_rate / limits.sgemm_rate}}},
         {"decode",
-         {{"batch", batch_},
+         {{"batch", load_.batch},
           {"ms_per_step", timing.decode_step_seconds * 1e3},
-          {"tokens_per_second", batch_ / timing.decode_step_seconds},
+          {"tokens_per_second", load_.batch / timing.decode_step_seconds},
+          {"context", load_.decode_context()},
           {"bytes", decode.bytes},
           {"of_memory", byte_rate / limits.memory_rate},
           {"of_weight_size_rate", byte_rate / limits.weight_rate}}}};
@@ -180,10 +193,7 @@ class BenchCommand : public Command {
   BenchComm bench_comm_;
   std::vector<CLI::App*> missing_;
   EngineFlags flags_;
-  int64_t batch_ = 1;
-  int64_t prompt_tokens_ = 512;
-  int64_t new_tokens_ = 64;
-  int repeats_ = 5;
+  EngineLoad load_;
   bool json_ = false;
 };
 

@@ -29,7 +29,9 @@ std::string CacheDir() {
 }  // namespace
 
 void EngineFlags::AddTo(CLI::App& app) {
-  app.add_option("--model", model, "Folder with config.json, *.safetensors and a tokenizer")
+  app.add_option("--model", model,
+                 "Folder with config.json, *.safetensors and a tokenizer;\n"
+                 "or synthetic:SHAPE[:SCHEME[:SEED]], random weights of a known shape")
       ->type_name("DIR")
       ->required();
   app.add_option("--tp", tp, "Tensor-parallel ranks: every layer is cut into this many parts")

@@ -54,20 +54,21 @@ absl::StatusOr<double> TimePrefill(Engine& engine, int64_t prompt_tokens, uint64
 }
 
 // Median seconds between two tokens of a sequence while `batch` of them decode.
-absl::StatusOr<double> TimeDecode(Engine& engine, int64_t batch, int64_t prompt_tokens,
-                                  int64_t new_tokens) {
+absl::StatusOr<double> TimeDecode(Engine& engine, const EngineLoad& load) {
   std::vector<Clock::time_point> times;
   int64_t num_started = 0;
-  for (int64_t i = 0; i < batch; ++i) {
-    Request request = RandomRequest(engine.rank().config(), prompt_tokens, new_tokens, i);
-    request.on_token = [&, first = true, last = i + 1 == batch](int32_t) mutable {
+  for (int64_t i = 0; i < load.batch; ++i) {
+    Request request =
+        RandomRequest(engine.rank().config(), load.decode_context(), load.new_tokens, i);
+    request.on_token = [&, first = true, last = i + 1 == load.batch](int32_t) mutable {
       if (first) ++num_started;
       first = false;
       // The last sequence's tokens, from when all decode.
-      if (last && num_started == batch) times.push_back(Clock::now());
+      if (last && num_started == load.batch) times.push_back(Clock::now());
       return true;
     };
-    TW_RETURN_IF_ERROR(engine.Submit(std::move(request)).status());
+    TW_RETURN_IF_ERROR(load.context > 0 ? engine.SubmitInContext(std::move(request)).status()
+                                        : engine.Submit(std::move(request)).status());
   }
   while (engine.HasWork()) TW_RETURN_IF_ERROR(engine.Step());
   std::vector<double> gaps;
@@ -84,34 +85,29 @@ absl::StatusOr<double> TimeDecode(Engine& engine, int64_t batch, int64_t prompt_
 
 }  // namespace
 
-StepCost DecodeCost(const ModelConfig& config, double weight_bytes, DType kv_dtype, int64_t batch,
+StepCost DecodeCost(const ModelConfig& config, const ModelBytes& bytes, int64_t batch,
                     int64_t context) {
-  const double kv_elements =
-      2.0 * config.num_layers * config.num_kv_heads * config.head_dim * context * batch;
   const double attention =
       2.0 * config.num_layers * config.num_heads * config.head_dim * context;  // multiply-adds
   return {
-      .bytes = weight_bytes + kv_elements * DTypeBits(kv_dtype) / 8,
+      .bytes = bytes.weights + bytes.kv_per_token * static_cast<double>(context * batch),
       .flops = 2.0 * batch * (LinearsPerToken(config, IsGated(config)) + Head(config) + attention)};
 }
 
-StepCost PrefillCost(const ModelConfig& config, double weight_bytes, DType kv_dtype,
-                     int64_t num_tokens) {
+StepCost PrefillCost(const ModelConfig& config, const ModelBytes& bytes, int64_t num_tokens) {
   const auto n = static_cast<double>(num_tokens);
   const double attention = config.num_layers * config.num_heads * config.head_dim * n * (n + 1);
-  const double kv_elements = 2.0 * config.num_layers * config.num_kv_heads * config.head_dim * n;
-  return {.bytes = weight_bytes + kv_elements * DTypeBits(kv_dtype) / 8,
+  return {.bytes = bytes.weights + bytes.kv_per_token * n,
           .flops = 2.0 * (n * LinearsPerToken(config, IsGated(config)) + Head(config) + attention)};
 }
 
-absl::StatusOr<EngineTiming> TimeEngine(Engine& engine, int64_t batch, int64_t prompt_tokens,
-                                        int64_t new_tokens, int repeats) {
+absl::StatusOr<EngineTiming> TimeEngine(Engine& engine, const EngineLoad& load) {
   std::vector<double> prefill, decode;
-  TW_RETURN_IF_ERROR(TimePrefill(engine, prompt_tokens, 0).status());  // touches all memory once
-  for (int i = 0; i < repeats; ++i) {
-    TW_ASSIGN_OR_RETURN(const double prefill_seconds, TimePrefill(engine, prompt_tokens, i));
-    TW_ASSIGN_OR_RETURN(const double decode_seconds,
-                        TimeDecode(engine, batch, prompt_tokens, new_tokens));
+  // Touches all memory once.
+  TW_RETURN_IF_ERROR(TimePrefill(engine, load.prompt_tokens, 0).status());
+  for (int i = 0; i < load.repeats; ++i) {
+    TW_ASSIGN_OR_RETURN(const double prefill_seconds, TimePrefill(engine, load.prompt_tokens, i));
+    TW_ASSIGN_OR_RETURN(const double decode_seconds, TimeDecode(engine, load));
     prefill.push_back(prefill_seconds);
     decode.push_back(decode_seconds);
   }

@@ -15,22 +15,37 @@ struct StepCost {
   double flops = 0.0;  // of linears and attention: 2 per multiply-add
 };
 
+// What all ranks together hold: read once a step.
+struct ModelBytes {
+  double weights = 0.0;
+  double kv_per_token = 0.0;  // K and V of a token, in all layers
+};
+
 // `batch` sequences that all have `context` tokens in the cache decode one token each.
-StepCost DecodeCost(const ModelConfig& config, double weight_bytes, DType kv_dtype, int64_t batch,
+StepCost DecodeCost(const ModelConfig& config, const ModelBytes& bytes, int64_t batch,
                     int64_t context);
 // One prompt of `num_tokens`, logits for the last token only.
-StepCost PrefillCost(const ModelConfig& config, double weight_bytes, DType kv_dtype,
-                     int64_t num_tokens);
+StepCost PrefillCost(const ModelConfig& config, const ModelBytes& bytes, int64_t num_tokens);
 
 struct EngineTiming {
   double prefill_seconds = 0.0;      // of a whole prompt, first token included
   double decode_step_seconds = 0.0;  // of one token for each sequence of the batch
 };
 
-// Runs `batch` prompts of `prompt_tokens` seeded random tokens and decodes `new_tokens` from each,
-// `repeats` times. Prefill is timed with one prompt alone, decode while all sequences run; medians
-// over the repeats.
-absl::StatusOr<EngineTiming> TimeEngine(Engine& engine, int64_t batch, int64_t prompt_tokens,
-                                        int64_t new_tokens, int repeats);
+struct EngineLoad {
+  int64_t batch = 1;
+  int64_t prompt_tokens = 512;
+  int64_t new_tokens = 64;  // at least 4
+  // > 0: sequences decode behind so many tokens instead of a prompt; nobody computes these
+  // (Engine::SubmitInContext).
+  int64_t context = 0;
+  int repeats = 5;
+
+  int64_t decode_context() const { return context > 0 ? context : prompt_tokens; }
+};
+
+// Runs `batch` prompts of seeded random tokens and decodes `new_tokens` from each, `repeats` times.
+// Prefill is timed with one prompt alone, decode while all sequences run; medians over the repeats.
+absl::StatusOr<EngineTiming> TimeEngine(Engine& engine, const EngineLoad& load);
 
 }  // namespace thinwire

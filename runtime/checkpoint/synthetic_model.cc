@@ -231,7 +231,8 @@ absl::StatusOr<Quantisation> SyntheticQuantisation(const std::string& model,
                                    .group_size = kGroupSize,
                                    .act_order = false,
                                    .seed = static_cast<int64_t>(name.seed >> 1),
-                                   .tp = name.scheme.has_codes() ? BlocksOf(config) : 0};
+                                   .tp = name.scheme.has_codes() ? BlocksOf(config) : 0,
+                                   .tool_version = "(synthetic)"};
   LayerCodes layer;
   for (const QuantSite site : kQuantSites) {
     const int bits = SiteBits(name.scheme, site);

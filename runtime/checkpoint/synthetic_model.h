@@ -1,7 +1,9 @@
 // Models that exist only by their shape: seeded random weights of any known size and scheme, for
-// benchmarks and for what fits, never for quality. Wherever a model folder is named, so can be
+// benchmarks and for what fits, never for quality.
+//
+// Wherever a model folder is named, so can be
 //   synthetic:SHAPE[:SCHEME[:SEED]]
-// SHAPE: a name (known_shapes.h) or a folder with a config.json. SCHEME: as ParseScheme reads it;
+// with SHAPE: a name (known_shapes.h) or a folder with a config.json. SCHEME: as ParseScheme reads it;
 // absent: w16a16. Such a model has no tokenizer: prompts are token ids.
 //
 // What it is like: weights are normal with a variance that keeps activations near 1, or codes in

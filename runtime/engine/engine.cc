@@ -66,7 +66,7 @@ Engine::Engine(EngineRank* rank) : rank_(rank) {
 
 Engine::~Engine() = default;
 
-absl::StatusOr<int64_t> Engine::Submit(Request request) {
+absl::Status Engine::Admit(Request& request) const {
   const ModelConfig& config = rank_->config();
   const auto prompt_size = static_cast<int64_t>(request.prompt_ids.size());
   if (prompt_size == 0) {
@@ -92,20 +92,54 @@ absl::StatusOr<int64_t> Engine::Submit(Request request) {
     return absl::InvalidArgumentError("max_tokens is 0; expected at least 1");
   }
   request.max_new_tokens = std::min(request.max_new_tokens, room);
-  int64_t tokens_of_first_group = request.max_new_tokens;
-  if (hand_offs_ != nullptr && request.max_new_tokens > 1) {
-    TW_RETURN_IF_ERROR(Annotate(lanes_[1]->scheduler.CheckFits(prompt_size, request.max_new_tokens),
-                                "decode group"));
-    tokens_of_first_group = 1;
-  }
+  return absl::OkStatus();
+}
+
+int64_t Engine::AddLive(Request request) {
   const int64_t id = next_id_++;
-  TW_RETURN_IF_ERROR(lanes_[0]->scheduler.Add(id, prompt_size, tokens_of_first_group));
   auto live = std::make_unique<Live>();
   live->tokens = request.prompt_ids;
   live->request = std::move(request);
   live->submitted = Clock::now();
   live_.emplace(id, std::move(live));
   return id;
+}
+
+absl::StatusOr<int64_t> Engine::Submit(Request request) {
+  TW_RETURN_IF_ERROR(Admit(request));
+  const auto prompt_size = static_cast<int64_t>(request.prompt_ids.size());
+  int64_t tokens_of_first_group = request.max_new_tokens;
+  if (hand_offs_ != nullptr && request.max_new_tokens > 1) {
+    TW_RETURN_IF_ERROR(Annotate(lanes_[1]->scheduler.CheckFits(prompt_size, request.max_new_tokens),
+                                "decode group"));
+    tokens_of_first_group = 1;
+  }
+  TW_RETURN_IF_ERROR(lanes_[0]->scheduler.Add(next_id_, prompt_size, tokens_of_first_group));
+  return AddLive(std::move(request));
+}
+
+absl::StatusOr<int64_t> Engine::SubmitInContext(Request request) {
+  if (hand_offs_ != nullptr) {
+    return absl::UnimplementedError("decoding behind tokens that are not computed in a split job");
+  }
+  TW_RETURN_IF_ERROR(Admit(request));
+  const auto prompt_size = static_cast<int64_t>(request.prompt_ids.size());
+  if (prompt_size < 2) return Submit(std::move(request));
+  Scheduler& scheduler = lanes_[0]->scheduler;
+  TW_RETURN_IF_ERROR(scheduler.CheckFits(prompt_size, request.max_new_tokens));
+  const std::optional<Binding> binding = scheduler.Adopt(next_id_, prompt_size);
+  if (!binding.has_value()) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "a context of ", prompt_size, " tokens: expected a free slot and pages, found ",
+        scheduler.num_running(), " sequences of at most ", scheduler.limits().max_seqs, " and ",
+        scheduler.num_free_pages(), " pages of ", scheduler.limits().page_size, " tokens"));
+  }
+  StepPlan plan = {.kind = StepPlan::Kind::kAssume, .id = scheduler.num_planned_steps()};
+  plan.moved.push_back({next_id_, binding->slot, prompt_size - 1, binding->pages});
+  TW_RETURN_IF_ERROR(dispatcher_->Settle());
+  TW_RETURN_IF_ERROR(rank_->Lead(0, plan).status());
+  scheduler.Resume(next_id_);
+  return AddLive(std::move(request));
 }
 
 void Engine::Cancel(int64_t id) {

@@ -86,6 +86,11 @@ class Engine {
   // beyond the context are cut to what fits.
   absl::StatusOr<int64_t> Submit(Request request);
 
+  // The same, but K and V of all prompt tokens but the last are not computed: they are whatever
+  // lies in the cache (noise, of a synthetic model). For the speed of decoding behind long prompts.
+  // Also ResourceExhausted: no slot or pages are free now. Unimplemented: a split job.
+  absl::StatusOr<int64_t> SubmitInContext(Request request);
+
   // Drops a request; on_done is not called.
   void Cancel(int64_t id);
 
@@ -110,6 +115,9 @@ class Engine {
 
  private:
   struct Live;
+  // Checks a request, and cuts its max_new_tokens.
+  absl::Status Admit(Request& request) const;
+  int64_t AddLive(Request request);
   // A group of ranks as the leader sees it.
   struct Lane {
     explicit Lane(const SchedulerLimits& limits) : scheduler(limits) {}

@@ -11,9 +11,11 @@
 #include "kernels/core/status_macros.h"
 #include "parallel/comm/agreement.h"
 #include "parallel/plan/shard_plan.h"
+#include "runtime/cache/noise.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/folder_digest.h"
 #include "runtime/checkpoint/model_config.h"
+#include "runtime/checkpoint/synthetic_model.h"
 #include "runtime/model/decoder_weights.h"
 
 namespace thinwire {
@@ -180,7 +182,8 @@ absl::Status EngineRank::AllocateCache() {
   }
   TW_ASSIGN_OR_RETURN(
       cache_, PagedKvCache::Allocate(shape, num_pages, options_.max_seqs, stream_.device()));
-  return absl::OkStatus();
+  // Tokens that were never computed may be decoded behind (Engine::SubmitInContext).
+  return IsSyntheticModel(options_.model_dir) ? FillWithNoise(*cache_, stream_) : absl::OkStatus();
 }
 
 absl::Status EngineRank::ConnectWires() {
@@ -244,6 +247,11 @@ absl::Status EngineRank::Execute(const StepPlan& plan, StepResult& result) {
         TW_RETURN_IF_ERROR(runner_->Bind(seq.slot, seq.pages));
         TW_ASSIGN_OR_RETURN(const KvPlace place, runner_->PlaceOf(seq.slot, seq.num_tokens));
         TW_RETURN_IF_ERROR(hand_off_->Receive(seq.id, place));
+      }
+      return absl::OkStatus();
+    case StepPlan::Kind::kAssume:
+      for (const MovedSeq& seq : plan.moved) {
+        TW_RETURN_IF_ERROR(runner_->Bind(seq.slot, seq.pages));
       }
       return absl::OkStatus();
     case StepPlan::Kind::kReport:

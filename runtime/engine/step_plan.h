@@ -34,7 +34,8 @@ struct PlannedSeq {
 };
 
 // A sequence that moves between groups of ranks: its first num_tokens tokens, which are in `slot`
-// of the ranks that are told. Those that receive bind the slot to `pages`, those that send have it.
+// of the ranks that are told. Those that receive (or assume) bind the slot to `pages`, those that
+// send have it.
 struct MovedSeq {
   int64_t id = 0;
   int32_t slot = 0;
@@ -47,6 +48,7 @@ struct StepPlan {
     kRun,      // compute seqs
     kSend,     // send `moved` to the decode group
     kReceive,  // receive `moved` from the prefill group
+    kAssume,   // bind `moved` to its pages, whatever these hold
     kIdle,     // answer with no bytes: leader and ranks know that they are still there
     kReport,   // send ledger and memory figures to the leader
     kReset,    // clear the ledger
@@ -58,7 +60,9 @@ struct StepPlan {
   std::vector<PlannedSeq> seqs;
   std::vector<MovedSeq> moved;
 
-  bool moves() const { return kind == Kind::kSend || kind == Kind::kReceive; }
+  bool moves() const {
+    return kind == Kind::kSend || kind == Kind::kReceive || kind == Kind::kAssume;
+  }
 
   std::string Serialize() const;
   static absl::StatusOr<StepPlan> Parse(absl::string_view bytes);
