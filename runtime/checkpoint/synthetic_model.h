@@ -3,8 +3,8 @@
 //
 // Wherever a model folder is named, so can be
 //   synthetic:SHAPE[:SCHEME[:SEED]]
-// with SHAPE: a name (known_shapes.h) or a folder with a config.json. SCHEME: as ParseScheme reads it;
-// absent: w16a16. Such a model has no tokenizer: prompts are token ids.
+// with SHAPE: a name (known_shapes.h) or a folder with a config.json; SCHEME: as ParseScheme reads
+// it, w16a16 where absent. Such a model has no tokenizer: prompts are token ids.
 //
 // What it is like: weights are normal with a variance that keeps activations near 1, or codes in
 // groups of 128 of that variance; channels are in their own order, in clusters of up to 256 that
