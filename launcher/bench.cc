@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -56,6 +57,8 @@ class BenchCommand : public Command {
         ->type_name("N")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();
+    engine_->add_flag("--kernels", kernels_,
+                      "What rank 0's GPU runs in a decode step, kernel by kernel");
     engine_->add_flag("--json", json_, "One JSON object on standard output");
     engine_->footer(
         "Limits are measured in the same run, on all ranks at once: the rate of reading 256 MiB "
@@ -113,6 +116,9 @@ class BenchCommand : public Command {
 
   absl::Status Lead(Engine& engine, const HostLimits& limits) {
     const ModelConfig& config = engine.rank().config();
+    if (kernels_ && engine.rank().options().device == Device::Cpu()) {
+      return absl::InvalidArgumentError("--kernels: expected --device cuda, found cpu");
+    }
     const int64_t longest = std::max(load_.prompt_tokens, load_.context) + load_.new_tokens;
     if (longest > config.max_positions) {
       return absl::InvalidArgumentError(
@@ -137,8 +143,13 @@ class BenchCommand : public Command {
     const StepCost prefill = PrefillCost(config, bytes, load_.prompt_tokens);
     const StepCost decode =
         DecodeCost(config, bytes, load_.batch, load_.decode_context() + load_.new_tokens * 3 / 8);
-    return WriteOutput(json_ ? ToJson(engine, limits, timing, prefill, decode)
-                             : ToText(limits, timing, prefill, decode));
+    std::optional<DecodeTrace> trace;
+    if (kernels_) {
+      TW_ASSIGN_OR_RETURN(trace, TraceDecode(engine, load_));
+    }
+    if (json_) return WriteOutput(ToJson(engine, limits, timing, prefill, decode, trace));
+    TW_RETURN_IF_ERROR(WriteOutput(ToText(limits, timing, prefill, decode)));
+    return trace.has_value() ? WriteOutput(ToText(*trace)) : absl::OkStatus();
   }
 
   std::string ToText(const HostLimits& limits, const EngineTiming& timing, const StepCost& prefill,
@@ -158,11 +169,27 @@ class BenchCommand : public Command {
         100 * byte_rate / limits.memory_rate, 100 * byte_rate / limits.weight_rate);
   }
 
+  static std::string ToText(const DecodeTrace& trace) {
+    const double step_us = 1e6 / static_cast<double>(trace.num_steps);
+    const KernelTimes& times = trace.times;
+    std::string text = absl::StrFormat(
+        "kernels  of rank 0, mean of %d decode steps: %.1f us, of them %.1f us busy (%.0f %%)\n",
+        trace.num_steps, times.span_seconds * step_us, times.busy_seconds * step_us,
+        100 * times.busy_seconds / times.span_seconds);
+    for (const KernelTimes::Kernel& kernel : times.kernels) {
+      absl::StrAppendFormat(&text, "%10.1f us  %5.1f %%  %7.1f calls  %s\n",
+                            kernel.seconds * step_us, 100 * kernel.seconds / times.span_seconds,
+                            static_cast<double>(kernel.calls) / trace.num_steps, kernel.name);
+    }
+    return text;
+  }
+
   std::string ToJson(const Engine& engine, const HostLimits& limits, const EngineTiming& timing,
-                     const StepCost& prefill, const StepCost& decode) const {
+                     const StepCost& prefill, const StepCost& decode,
+                     const std::optional<DecodeTrace>& trace) const {
     const double flop_rate = prefill.flops / timing.prefill_seconds;
     const double byte_rate = decode.bytes / timing.decode_step_seconds;
-    const nlohmann::ordered_json json = {
+    nlohmann::ordered_json json = {
         {"model", flags_.model},
         {"tp", flags_.tp},
         {"pp", flags_.pp},
@@ -184,6 +211,18 @@ class BenchCommand : public Command {
           {"bytes", decode.bytes},
           {"of_memory", byte_rate / limits.memory_rate},
           {"of_weight_size_rate", byte_rate / limits.weight_rate}}}};
+    if (trace.has_value()) {
+      const double step_us = 1e6 / static_cast<double>(trace->num_steps);
+      nlohmann::ordered_json kernels = nlohmann::ordered_json::array();
+      for (const KernelTimes::Kernel& kernel : trace->times.kernels) {
+        kernels.push_back({{"name", kernel.name},
+                           {"us", kernel.seconds * step_us},
+                           {"calls", static_cast<double>(kernel.calls) / trace->num_steps}});
+      }
+      json["step"] = {{"us", trace->times.span_seconds * step_us},
+                      {"busy_us", trace->times.busy_seconds * step_us},
+                      {"kernels", std::move(kernels)}};
+    }
     return json.dump() + "\n";
   }
 
@@ -194,6 +233,7 @@ class BenchCommand : public Command {
   std::vector<CLI::App*> missing_;
   EngineFlags flags_;
   EngineLoad load_;
+  bool kernels_ = false;
   bool json_ = false;
 };
 

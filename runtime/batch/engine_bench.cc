@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
+#include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "kernels/core/status_macros.h"
 
@@ -53,9 +56,10 @@ absl::StatusOr<double> TimePrefill(Engine& engine, int64_t prompt_tokens, uint64
   return SecondsSince(start);
 }
 
-// Median seconds between two tokens of a sequence while `batch` of them decode.
-absl::StatusOr<double> TimeDecode(Engine& engine, const EngineLoad& load) {
-  std::vector<Clock::time_point> times;
+// Decodes with the whole batch; `on_step` is told whenever the last sequence gets a token while all
+// of them decode.
+absl::Status DecodeTogether(Engine& engine, const EngineLoad& load,
+                            absl::FunctionRef<void()> on_step) {
   int64_t num_started = 0;
   for (int64_t i = 0; i < load.batch; ++i) {
     Request request =
@@ -63,14 +67,20 @@ absl::StatusOr<double> TimeDecode(Engine& engine, const EngineLoad& load) {
     request.on_token = [&, first = true, last = i + 1 == load.batch](int32_t) mutable {
       if (first) ++num_started;
       first = false;
-      // The last sequence's tokens, from when all decode.
-      if (last && num_started == load.batch) times.push_back(Clock::now());
+      if (last && num_started == load.batch) on_step();
       return true;
     };
     TW_RETURN_IF_ERROR(load.context > 0 ? engine.SubmitInContext(std::move(request)).status()
                                         : engine.Submit(std::move(request)).status());
   }
   while (engine.HasWork()) TW_RETURN_IF_ERROR(engine.Step());
+  return absl::OkStatus();
+}
+
+// Median seconds between two tokens of a sequence while `batch` of them decode.
+absl::StatusOr<double> TimeDecode(Engine& engine, const EngineLoad& load) {
+  std::vector<Clock::time_point> times;
+  TW_RETURN_IF_ERROR(DecodeTogether(engine, load, [&] { times.push_back(Clock::now()); }));
   std::vector<double> gaps;
   // The tail, where the first sequences have ended, is left out.
   const size_t end = times.size() * 3 / 4;
@@ -99,6 +109,26 @@ StepCost PrefillCost(const ModelConfig& config, const ModelBytes& bytes, int64_t
   const double attention = config.num_layers * config.num_heads * config.head_dim * n * (n + 1);
   return {.bytes = bytes.weights + bytes.kv_per_token * n,
           .flops = 2.0 * (n * LinearsPerToken(config, IsGated(config)) + Head(config) + attention)};
+}
+
+absl::StatusOr<DecodeTrace> TraceDecode(Engine& engine, const EngineLoad& load) {
+  DecodeTrace trace;
+  absl::StatusOr<std::unique_ptr<KernelTrace>> started;
+  int64_t token = 0;
+  const int64_t end = std::max<int64_t>(2, load.new_tokens * 3 / 4);
+  absl::StatusOr<KernelTimes> times = absl::InternalError("decoding was not traced");
+  TW_RETURN_IF_ERROR(DecodeTogether(engine, load, [&] {
+    ++token;
+    if (token == 1) {
+      started = KernelTrace::Start();
+    } else if (token == end && started.ok()) {
+      times = (*started)->Stop();
+    }
+  }));
+  TW_RETURN_IF_ERROR(started.status());
+  TW_ASSIGN_OR_RETURN(trace.times, std::move(times));
+  trace.num_steps = end - 1;
+  return trace;
 }
 
 absl::StatusOr<EngineTiming> TimeEngine(Engine& engine, const EngineLoad& load) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "absl/status/statusor.h"
+#include "kernels/trace/kernel_trace.h"
 #include "runtime/engine/engine.h"
 
 namespace thinwire {
@@ -47,5 +48,13 @@ struct EngineLoad {
 // Runs `batch` prompts of seeded random tokens and decodes `new_tokens` from each, `repeats` times.
 // Prefill is timed with one prompt alone, decode while all sequences run; medians over the repeats.
 absl::StatusOr<EngineTiming> TimeEngine(Engine& engine, const EngineLoad& load);
+
+struct DecodeTrace {
+  KernelTimes times;      // of the leader's GPU
+  int64_t num_steps = 0;  // in which all sequences of the batch decoded
+};
+
+// What the leader's GPU does in the middle steps of TimeEngine's decoding. Errors: KernelTrace's.
+absl::StatusOr<DecodeTrace> TraceDecode(Engine& engine, const EngineLoad& load);
 
 }  // namespace thinwire
