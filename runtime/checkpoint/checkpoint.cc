@@ -185,8 +185,8 @@ int64_t Checkpoint::total_bytes() const {
   return total;
 }
 
-absl::Status Checkpoint::Read(absl::string_view name, absl::Span<const int64_t> expected_shape,
-                              const TensorSlice& slice, TensorView out) const {
+absl::StatusOr<Checkpoint::Location> Checkpoint::Locate(
+    absl::string_view name, absl::Span<const int64_t> expected_shape) const {
   const auto it = tensors_.find(name);
   if (it == tensors_.end()) {
     return absl::NotFoundError(absl::StrCat(dir_, ": expected tensor ", QuotedForMessage(name), " ",
@@ -194,12 +194,35 @@ absl::Status Checkpoint::Read(absl::string_view name, absl::Span<const int64_t> 
   }
   const SafetensorsFile& file = files_[it->second.file];
   const TensorInfo& tensor = file.tensors()[it->second.tensor];
-  const std::string context = absl::StrCat(file.path(), ": tensor ", QuotedForMessage(name));
   if (absl::MakeConstSpan(tensor.shape) != expected_shape) {
-    return absl::InvalidArgumentError(absl::StrCat(context, ": expected shape ",
-                                                   ShapeString(expected_shape), ", found ",
-                                                   tensor.DebugString()));
+    return absl::InvalidArgumentError(absl::StrCat(file.path(), ": tensor ", QuotedForMessage(name),
+                                                   ": expected shape ", ShapeString(expected_shape),
+                                                   ", found ", tensor.DebugString()));
   }
+  return it->second;
+}
+
+absl::Status Checkpoint::Read(absl::string_view name, absl::Span<const int64_t> expected_shape,
+                              const TensorSlice& slice, TensorView out) const {
+  TW_ASSIGN_OR_RETURN(const Location at, Locate(name, expected_shape));
+  return ReadBlock(files_[at.file], files_[at.file].tensors()[at.tensor], slice, out);
+}
+
+absl::Status Checkpoint::ReadPlane(absl::string_view name, absl::Span<const int64_t> expected_shape,
+                                   int64_t plane, const TensorSlice& slice, TensorView out) const {
+  TW_CHECK_EQ(expected_shape.size(), 3u);
+  TW_CHECK(plane >= 0 && plane < expected_shape[0]);
+  TW_ASSIGN_OR_RETURN(const Location at, Locate(name, expected_shape));
+  TensorInfo matrix = files_[at.file].tensors()[at.tensor];
+  matrix.shape.erase(matrix.shape.begin());
+  matrix.size_bytes /= expected_shape[0];
+  matrix.offset += plane * matrix.size_bytes;
+  return ReadBlock(files_[at.file], matrix, slice, out);
+}
+
+absl::Status Checkpoint::ReadBlock(const SafetensorsFile& file, const TensorInfo& tensor,
+                                   const TensorSlice& slice, TensorView out) {
+  const std::string context = absl::StrCat(file.path(), ": tensor ", QuotedForMessage(tensor.name));
   const auto rank = static_cast<int>(tensor.shape.size());
   if (!tensor.loadable || rank < 1 || rank > 2) {
     return absl::UnimplementedError(
