@@ -123,6 +123,7 @@ Json LinearJson(const LinearGroup& linear) {
   json["scales_bits"] = linear.bits_per_weight(linear.scales_bytes);
   json["zeros_bits"] = linear.bits_per_weight(linear.zeros_bytes);
   json["g_idx_bits"] = linear.bits_per_weight(linear.g_idx_bytes);
+  json["codebook_bits"] = linear.bits_per_weight(linear.codebook_bytes);
   return json;
 }
 
@@ -134,6 +135,7 @@ Json QuantisationJson(const CheckpointSummary& summary) {
                     {"desc_act", summary.config.gptq->desc_act},
                     {"sym", summary.config.gptq->sym}};
   }
+  if (summary.config.vptq.has_value()) json["vptq"] = summary.config.vptq->Name();
   if (summary.quantisation.made.has_value()) {
     const ThinwireFile& made = *summary.quantisation.made;
     json["weight_bits"] = made.scheme.weight_bits;
@@ -218,6 +220,10 @@ std::string ModelText(absl::string_view dir, const CheckpointSummary& summary) {
 
 std::string QuantisationText(const CheckpointSummary& summary) {
   if (!summary.quantisation.made.has_value()) {
+    if (summary.config.vptq.has_value()) {
+      return absl::StrCat("\nquantised by others\n  VPTQ, mostly ", summary.config.vptq->Name(),
+                          "\n");
+    }
     if (!summary.config.gptq.has_value()) return "";
     const GptqConfig& gptq = *summary.config.gptq;
     return absl::StrCat(
@@ -253,7 +259,14 @@ std::string WeightsText(const CheckpointSummary& summary) {
   absl::StrAppend(&text, "linear layers alone, and everything\n");
   absl::StrAppend(&text, GroupLine("linear", summary.linear.total));
   const LinearGroup& linear = summary.linear;
-  if (linear.scales_bytes > 0) {
+  if (linear.codebook_bytes > 0) {
+    absl::StrAppendFormat(
+        &text,
+        "  %-12s indices %.3f + codebooks %.3f + scales %.3f + offsets %.3f + order %.3f bits\n",
+        "", linear.bits_per_weight(linear.codes_bytes),
+        linear.bits_per_weight(linear.codebook_bytes), linear.bits_per_weight(linear.scales_bytes),
+        linear.bits_per_weight(linear.zeros_bytes), linear.bits_per_weight(linear.g_idx_bytes));
+  } else if (linear.scales_bytes > 0) {
     absl::StrAppendFormat(
         &text, "  %-12s codes %.3f + scales %.3f + zeros %.3f + g_idx %.3f bits\n", "",
         linear.bits_per_weight(linear.codes_bytes), linear.bits_per_weight(linear.scales_bytes),

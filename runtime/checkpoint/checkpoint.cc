@@ -199,20 +199,44 @@ int64_t Checkpoint::total_bytes() const {
   return total;
 }
 
-absl::Status Checkpoint::Read(absl::string_view name, absl::Span<const int64_t> expected_shape,
-                              const TensorSlice& slice, TensorView out) const {
+absl::StatusOr<Checkpoint::Location> Checkpoint::Locate(
+    absl::string_view name, absl::Span<const int64_t> expected_shape) const {
   const auto it = tensors_.find(name);
   if (it == tensors_.end()) {
     return absl::NotFoundError(absl::StrCat(dir_, ": expected tensor ", QuotedForMessage(name), " ",
                                             ShapeString(expected_shape), ", found none"));
   }
   const TensorInfo& tensor = InfoAt(it->second);
-  const std::string context = absl::StrCat(PathOf(name), ": tensor ", QuotedForMessage(name));
   if (absl::MakeConstSpan(tensor.shape) != expected_shape) {
-    return absl::InvalidArgumentError(absl::StrCat(context, ": expected shape ",
-                                                   ShapeString(expected_shape), ", found ",
-                                                   tensor.DebugString()));
+    return absl::InvalidArgumentError(
+        absl::StrCat(PathOf(name), ": tensor ", QuotedForMessage(name), ": expected shape ",
+                     ShapeString(expected_shape), ", found ", tensor.DebugString()));
   }
+  return it->second;
+}
+
+absl::Status Checkpoint::Read(absl::string_view name, absl::Span<const int64_t> expected_shape,
+                              const TensorSlice& slice, TensorView out) const {
+  TW_ASSIGN_OR_RETURN(const Location at, Locate(name, expected_shape));
+  return ReadBlock(at, InfoAt(at), /*plane=*/0, slice, out);
+}
+
+absl::Status Checkpoint::ReadPlane(absl::string_view name, absl::Span<const int64_t> expected_shape,
+                                   int64_t plane, const TensorSlice& slice, TensorView out) const {
+  TW_CHECK_EQ(expected_shape.size(), 3u);
+  TW_CHECK(plane >= 0 && plane < expected_shape[0]);
+  TW_ASSIGN_OR_RETURN(const Location at, Locate(name, expected_shape));
+  TensorInfo matrix = InfoAt(at);
+  matrix.shape.erase(matrix.shape.begin());
+  matrix.size_bytes /= expected_shape[0];
+  matrix.offset += plane * matrix.size_bytes;
+  return ReadBlock(at, matrix, plane, slice, out);
+}
+
+absl::Status Checkpoint::ReadBlock(const Location& location, const TensorInfo& tensor,
+                                   int64_t plane, const TensorSlice& slice, TensorView out) const {
+  const std::string context =
+      absl::StrCat(PathOf(tensor.name), ": tensor ", QuotedForMessage(tensor.name));
   const auto rank = static_cast<int>(tensor.shape.size());
   if (!tensor.loadable || rank < 1 || rank > 2) {
     return absl::UnimplementedError(
@@ -238,10 +262,13 @@ absl::Status Checkpoint::Read(absl::string_view name, absl::Span<const int64_t> 
                                                    ShapeString(block), ", found ",
                                                    out.DebugString()));
   }
-  if (it->second.file < 0) {
-    FillSynthetic(synthetic_[it->second.tensor], *rows, *columns, out);
+  if (location.file >= 0) {
+    CopyBlock(files_[location.file].file(), tensor, *rows, *columns, out);
   } else {
-    CopyBlock(files_[it->second.file].file(), tensor, *rows, *columns, out);
+    SyntheticTensor synthetic = synthetic_[location.tensor];
+    synthetic.info = tensor;
+    synthetic.seed += static_cast<uint64_t>(plane) << 48;
+    FillSynthetic(synthetic, *rows, *columns, out);
   }
   return absl::OkStatus();
 }

@@ -72,6 +72,10 @@ class Checkpoint {
   absl::Status Read(absl::string_view name, absl::Span<const int64_t> expected_shape,
                     const TensorSlice& slice, TensorView out) const;
 
+  // The same for matrix `plane` of a tensor of rank 3. out: of the block of that matrix.
+  absl::Status ReadPlane(absl::string_view name, absl::Span<const int64_t> expected_shape,
+                         int64_t plane, const TensorSlice& slice, TensorView out) const;
+
  private:
   struct Location {
     int file = 0;  // -1: synthetic
@@ -80,6 +84,12 @@ class Checkpoint {
 
   Checkpoint() = default;
   const TensorInfo& InfoAt(const Location& location) const;
+  // The tensor, if it has the shape.
+  absl::StatusOr<Location> Locate(absl::string_view name,
+                                  absl::Span<const int64_t> expected_shape) const;
+  // A block of `tensor`, a vector or matrix: what is at `location`, or a plane of that.
+  absl::Status ReadBlock(const Location& location, const TensorInfo& tensor, int64_t plane,
+                         const TensorSlice& slice, TensorView out) const;
   absl::Status AddFile(const std::string& path);
   absl::Status AddIndexedFiles(const std::string& index_path);
 

@@ -61,6 +61,22 @@ bool IsGptqTensor(const Checkpoint& checkpoint, absl::string_view name, absl::st
   return false;
 }
 
+// Whether `name` is a tensor of a VPTQ layer other than its bias; `part` is which.
+bool IsVptqTensor(const ModelConfig& config, absl::string_view name, absl::string_view* part,
+                  const VptqLayerConfig** layer) {
+  if (!config.vptq.has_value()) return false;
+  for (const absl::string_view known :
+       {"res_centroids.weight", "outlier_centroids.weight", "centroids.weight", "res_indices",
+        "outlier_indices", "indices", "weight_scale", "weight_bias", "perm"}) {
+    absl::string_view module = name;
+    if (!absl::ConsumeSuffix(&module, known) || !absl::ConsumeSuffix(&module, ".")) continue;
+    *part = known;
+    *layer = config.vptq->Find(module);
+    return *layer != nullptr;
+  }
+  return false;
+}
+
 // The weights that the words of a layer hold: its codes, not the bits behind the last of them.
 int64_t NumCodes(const TensorInfo& qweight, int bits) {
   if (qweight.shape.size() != 2) return 0;
@@ -72,10 +88,12 @@ bool IsMatrix(const TensorInfo& tensor) { return tensor.shape.size() == 2; }
 void AddToLinear(const TensorInfo& tensor, int64_t num_parameters, absl::string_view part,
                  LinearGroup& linear) {
   Add(tensor, num_parameters, linear.total);
-  (part == "scales"   ? linear.scales_bytes
-   : part == "qzeros" ? linear.zeros_bytes
-   : part == "g_idx"  ? linear.g_idx_bytes
-                      : linear.codes_bytes) += tensor.size_bytes;
+  const bool book = absl::EndsWith(part, "centroids.weight");
+  (part == "scales" || part == "weight_scale"  ? linear.scales_bytes
+   : part == "qzeros" || part == "weight_bias" ? linear.zeros_bytes
+   : part == "g_idx" || part == "perm"         ? linear.g_idx_bytes
+   : book                                      ? linear.codebook_bytes
+                                               : linear.codes_bytes) += tensor.size_bytes;
 }
 
 // How tensor parallelism cuts a tensor, by its name.
@@ -119,6 +137,41 @@ Part PartOfRank(Cut cut, const ModelConfig& config, const ShardPlan& plan) {
   return {{0, 1}, 1};
 }
 
+// Output and input features of the projection that a tensor belongs to.
+struct Features {
+  int64_t outputs = 0;
+  int64_t inputs = 0;
+};
+
+Features FeaturesOf(absl::string_view name, const ModelConfig& config) {
+  switch (CutOf(name)) {
+    case Cut::kOutputs:
+      return {config.ffn, config.hidden};
+    case Cut::kInputs:
+      return {config.hidden, config.ffn};
+    case Cut::kHeadOutputs:
+      return {config.num_heads * config.head_dim, config.hidden};
+    case Cut::kHeadInputs:
+      return {config.hidden, config.num_heads * config.head_dim};
+    case Cut::kKvOutputs:
+      return {config.num_kv_heads * config.head_dim, config.hidden};
+    default:
+      return {};
+  }
+}
+
+// What a rank holds of a VPTQ layer's tensor: whole vectors, whole codebooks.
+Part VptqPartOfRank(Part cut, bool by_inputs, absl::string_view part,
+                    const VptqLayerConfig& layer) {
+  const bool indices = absl::EndsWith(part, "indices");
+  if (absl::EndsWith(part, "centroids.weight")) return {{0, 1}, 1};
+  if (by_inputs) return cut;
+  if (!indices) return {{0, 1}, 1};
+  const int64_t length = part == "outlier_indices" ? layer.outlier_length : layer.length;
+  const auto up = [length](int64_t rows) { return (rows + length - 1) / length; };
+  return {{cut.range.begin / length, up(cut.range.end)}, up(cut.total)};
+}
+
 // The groups that input channels `range` are in, of all there are.
 absl::StatusOr<Part> GroupsOf(const Checkpoint& checkpoint, const std::string& layer,
                               int64_t in_features, Range range, const GptqConfig& gptq) {
@@ -142,7 +195,10 @@ absl::StatusOr<int64_t> BytesOfRank(const Checkpoint& checkpoint, absl::string_v
   Part part = PartOfRank(cut, config, plan);
   const bool by_inputs = cut == Cut::kInputs || cut == Cut::kHeadInputs;
   absl::string_view gptq_part;
-  if (config.gptq.has_value() && IsGptqTensor(checkpoint, name, &gptq_part)) {
+  const VptqLayerConfig* vptq = nullptr;
+  if (IsVptqTensor(config, name, &gptq_part, &vptq)) {
+    part = VptqPartOfRank(part, by_inputs, gptq_part, *vptq);
+  } else if (config.gptq.has_value() && IsGptqTensor(checkpoint, name, &gptq_part)) {
     if (by_inputs && (gptq_part == "scales" || gptq_part == "qzeros")) {
       const std::string layer(absl::StripSuffix(name, absl::StrCat(".", gptq_part)));
       TW_ASSIGN_OR_RETURN(part, GroupsOf(checkpoint, layer, part.total, part.range, *config.gptq));
@@ -179,7 +235,13 @@ absl::StatusOr<CheckpointSummary> SummarizeCheckpoint(const std::string& dir) {
     std::string dtype = tensor.stored_dtype;
     const std::string place = PartOf(name);
     absl::string_view part;
-    if (summary.config.gptq.has_value() && IsGptqTensor(checkpoint, name, &part)) {
+    const VptqLayerConfig* vptq = nullptr;
+    if (IsVptqTensor(summary.config, name, &part, &vptq)) {
+      const Features features = FeaturesOf(name, summary.config);
+      num_parameters = part == "indices" ? features.outputs * features.inputs : 0;
+      dtype = vptq->Name();
+      AddToLinear(tensor, num_parameters, part, summary.linear);
+    } else if (summary.config.gptq.has_value() && IsGptqTensor(checkpoint, name, &part)) {
       const int bits = summary.config.gptq->bits;
       num_parameters = part == "qweight" ? NumCodes(tensor, bits) : 0;
       dtype = absl::StrCat("gptq", bits);

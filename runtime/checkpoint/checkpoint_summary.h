@@ -28,8 +28,9 @@ struct LinearGroup {
   TensorGroup total;
   int64_t codes_bytes = 0;
   int64_t scales_bytes = 0;
-  int64_t zeros_bytes = 0;
-  int64_t g_idx_bytes = 0;
+  int64_t zeros_bytes = 0;     // of VPTQ: the columns' offsets
+  int64_t g_idx_bytes = 0;     // of VPTQ: the order in which columns are stored
+  int64_t codebook_bytes = 0;  // of VPTQ
 
   // `bytes` of them in bits per weight; 0 of nothing.
   double bits_per_weight(int64_t bytes) const;
@@ -41,7 +42,8 @@ struct CheckpointSummary {
   TensorGroup total;
   // "embedding", "attention", "mlp", "norm", "head", "other".
   std::map<std::string, TensorGroup> by_part;
-  // As the files spell it: "F16". A GPTQ layer, with its scales, zeros and groups, is "gptq4".
+  // As the files spell it: "F16". A GPTQ layer, with its scales, zeros and groups, is "gptq4",
+  // one of VPTQ "vptq-v8-k4096".
   std::map<std::string, TensorGroup> by_dtype;
   LinearGroup linear;
   Quantisation quantisation;

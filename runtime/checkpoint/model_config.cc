@@ -87,14 +87,21 @@ absl::StatusOr<const Family*> FindFamily(const JsonFields& fields) {
   return UnknownModel(fields, "model_type", model_type);
 }
 
-absl::StatusOr<std::optional<GptqConfig>> ParseQuantization(const JsonFields& fields) {
-  if (!fields.Has("quantization_config")) return std::nullopt;
+absl::Status ParseQuantization(const JsonFields& fields, ModelConfig* config) {
+  if (!fields.Has("quantization_config")) return absl::OkStatus();
   TW_ASSIGN_OR_RETURN(const JsonFields quantization, fields.Object("quantization_config"));
   TW_ASSIGN_OR_RETURN(const std::string method, quantization.String("quant_method"));
-  if (method == "gptq") return ParseGptqConfig(quantization);
+  if (method == "gptq") {
+    TW_ASSIGN_OR_RETURN(config->gptq, ParseGptqConfig(quantization));
+    return absl::OkStatus();
+  }
+  if (method == "vptq") {
+    TW_ASSIGN_OR_RETURN(config->vptq, ParseVptqConfig(quantization));
+    return absl::OkStatus();
+  }
   return absl::UnimplementedError(absl::StrCat(quantization.context(), ": quant_method ",
                                                QuotedForMessage(method),
-                                               " is not supported; supported: gptq"));
+                                               " is not supported; supported: gptq, vptq"));
 }
 
 absl::StatusOr<ActivationKind> ParseActivation(const JsonFields& fields, absl::string_view key,
@@ -283,7 +290,7 @@ absl::Status ParseLlama(const JsonFields& fields, ModelConfig* config) {
 absl::StatusOr<ModelConfig> ParseConfig(const JsonFields& fields) {
   TW_ASSIGN_OR_RETURN(const Family* family, FindFamily(fields));
   ModelConfig config;
-  TW_ASSIGN_OR_RETURN(config.gptq, ParseQuantization(fields));
+  TW_RETURN_IF_ERROR(ParseQuantization(fields, &config));
   config.family = family->family;
   config.architecture = family->architecture;
   TW_ASSIGN_OR_RETURN(config.vocab, fields.Int("vocab_size", 1, kMaxVocab));

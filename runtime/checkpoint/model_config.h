@@ -13,6 +13,7 @@
 #include "kernels/core/dtype.h"
 #include "nlohmann/json_fwd.hpp"
 #include "runtime/checkpoint/gptq_config.h"
+#include "runtime/checkpoint/vptq_config.h"
 
 namespace thinwire {
 
@@ -71,8 +72,11 @@ struct ModelConfig {
   // What the weights are said to be stored in: a hint, the tensors themselves decide.
   DType weights_dtype = DType::kF16;
 
-  // How the linear layers that are stored as codes are packed; none: all weights are dense.
+  // How the linear layers that are stored as codes are packed; neither this nor vptq: all
+  // weights are dense.
   std::optional<GptqConfig> gptq;
+  // Which of them are indices into codebooks; at most one of the two is there.
+  std::optional<VptqConfig> vptq;
 };
 
 // Reads dir/config.json and, if it exists, dir/generation_config.json (its eos_token_id wins if

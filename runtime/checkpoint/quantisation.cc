@@ -95,6 +95,7 @@ absl::StatusOr<Quantisation> ReadQuantisation(const std::string& dir, const Mode
 
 std::string SchemeOf(const ModelConfig& config, const Quantisation& quantisation) {
   if (quantisation.made.has_value()) return SchemeName(quantisation.made->scheme);
+  if (config.vptq.has_value()) return config.vptq->Name();
   return config.gptq.has_value() ? absl::StrCat("gptq", config.gptq->bits)
                                  : SchemeName(QuantScheme());
 }

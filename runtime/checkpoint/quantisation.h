@@ -33,7 +33,7 @@ struct Quantisation {
 absl::StatusOr<Quantisation> ReadQuantisation(const std::string& dir, const ModelConfig& config);
 
 // What quantisation is called: SchemeName of thinwire.json; "gptq4" of a published GPTQ folder;
-// "w16a16".
+// "vptq-v8-k4096-r256"; "w16a16".
 std::string SchemeOf(const ModelConfig& config, const Quantisation& quantisation);
 
 // What K and V of some KV heads take, in all layers.

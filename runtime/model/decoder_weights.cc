@@ -10,6 +10,7 @@
 #include "runtime/checkpoint/rptq_file.h"
 #include "runtime/model/coded_layer.h"
 #include "runtime/model/device_weights.h"
+#include "runtime/model/vptq_layer.h"
 #include "runtime/model/weight_reader.h"
 
 namespace thinwire {
@@ -60,6 +61,7 @@ absl::Status Reader::ReadLayer(int64_t layer, ThreadPool* pool, LayerWeights& ou
                               .codes = rptq_.layers.empty() ? nullptr : &rptq_.layers[layer],
                               .pool = pool};
   if (config_.gptq.has_value()) return ReadCodedLayer(source, out);
+  if (config_.vptq.has_value()) return ReadVptqLayer(source, out);
   TW_RETURN_IF_ERROR(ReadDenseLayer(source.prefix, out));
   return ReadSitesOfDenseLayer(source, out);
 }
@@ -180,12 +182,14 @@ int64_t Bytes(const std::vector<LinearWeights>& linears) {
 }  // namespace
 
 int64_t LinearWeights::out_features() const {
+  if (vptq.has_value()) return vptq->out_features();
   return codes.has_value() ? codes->out_features() : weight.view().dim(0);
 }
 
 int64_t LinearWeights::size_bytes() const {
-  return weight.size_bytes() + (codes.has_value() ? codes->size_bytes() : 0) + bias.size_bytes() +
-         offset.size_bytes() + input_order.size_bytes();
+  return weight.size_bytes() + (codes.has_value() ? codes->size_bytes() : 0) +
+         (vptq.has_value() ? vptq->size_bytes() : 0) + bias.size_bytes() + offset.size_bytes() +
+         input_order.size_bytes();
 }
 
 int64_t NormWeights::size_bytes() const { return weight.size_bytes() + bias.size_bytes(); }

@@ -13,6 +13,7 @@
 #include "kernels/codes/codes.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor.h"
+#include "kernels/vptq_linear/vptq_weights.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/model_config.h"
@@ -20,11 +21,12 @@
 
 namespace thinwire {
 
-// One linear layer of this rank, or several with the same input stacked. Its weight is dense, or
-// codes in groups.
+// One linear layer of this rank, or several with the same input stacked. Its weight is dense, codes
+// in groups, or indices into codebooks.
 struct LinearWeights {
   Tensor weight;  // [out_features, in_features] of this rank, dtype of the checkpoint; or:
   std::optional<CodedWeights> codes;
+  std::optional<VptqWeights> vptq;
   Tensor bias;  // [out_features] fp32, or empty
 
   // Where the input comes as codes: see IntegerLinearArgs.

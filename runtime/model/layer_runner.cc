@@ -18,6 +18,7 @@
 #include "kernels/linear/linear.h"
 #include "kernels/norm/norm.h"
 #include "kernels/rope/rope.h"
+#include "kernels/vptq_linear/vptq_linear.h"
 #include "runtime/model/rope_frequencies.h"
 
 namespace thinwire {
@@ -302,6 +303,13 @@ absl::Status LayerRunner::ApplyLinears(const std::vector<LinearWeights>& linears
                                         .bias = linear.bias.view(),
                                         .y = part},
                                        stream));
+    } else if (linear.vptq.has_value()) {
+      TW_RETURN_IF_ERROR(VptqLinear({.x = x,
+                                     .weights = &*linear.vptq,
+                                     .bias = linear.bias.view(),
+                                     .y = part,
+                                     .batch_invariant = wire.exact()},
+                                    stream));
     } else if (linear.codes.has_value()) {
       TW_RETURN_IF_ERROR(CodedLinear({.x = x,
                                       .weights = &*linear.codes,

@@ -79,7 +79,10 @@ absl::Status WeightReader::ReadBlock(const ProjectionRows& part, int64_t in_feat
                                      bool bias, LinearWeights& out) const {
   TW_RETURN_IF_ERROR(ReadMatrix(part.name + ".weight", part.total_rows, in_features,
                                 {.rows = part.rows, .columns = columns}, out.weight));
-  if (!bias) return absl::OkStatus();
+  return bias ? ReadBias(part, out) : absl::OkStatus();
+}
+
+absl::Status WeightReader::ReadBias(const ProjectionRows& part, LinearWeights& out) const {
   TW_ASSIGN_OR_RETURN(out.bias, Tensor::Allocate(DType::kF32, {part.rows.size()}, Device::Cpu()));
   return ReadVector(part.name + ".bias", part.total_rows, part.rows, out.bias.mutable_view());
 }

@@ -51,6 +51,9 @@ class WeightReader {
   absl::Status ReadBlock(const ProjectionRows& part, int64_t in_features, Range columns, bool bias,
                          LinearWeights& out) const;
 
+  // The bias of output features part.rows, as fp32.
+  absl::Status ReadBias(const ProjectionRows& part, LinearWeights& out) const;
+
  private:
   const Checkpoint& checkpoint_;
   const ModelConfig& config_;

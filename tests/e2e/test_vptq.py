@@ -1,0 +1,119 @@
+"""Models with vector-quantised layers, of a published folder's form, on one rank and on several."""
+
+import json
+import math
+import pathlib
+import shutil
+import struct
+import sys
+
+import support
+from support import LLAMA, OPT
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "support"))
+
+import vptq_folders
+
+# What a layer's projections are quantised as, in turns. Lengths of 6, 10 and 12 divide no rank's
+# part; columns of outliers and groups are scattered over the ranks.
+SPECS = [
+    {"v": 6, "k": 256, "kr": 16, "groups": 1, "outliers": 0, "perm": None},
+    {"v": 8, "k": 1024, "kr": 0, "groups": 2, "outliers": 0, "perm": "i16"},
+    {"v": 12, "k": 512, "kr": 64, "groups": 1, "outliers": 8, "v0": 4, "k0": 64, "perm": "i16"},
+    {"v": 4, "k": 256, "kr": 8, "groups": 4, "outliers": 4, "v0": 8, "k0": 32, "perm": None},
+    {"v": 10, "k": 64, "kr": 4, "groups": 1, "outliers": 0, "perm": "i16"},
+]
+
+
+def read_safetensors(path):
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:8 + size])
+    header.pop("__metadata__", None)
+    begin = 8 + size
+    return {name: (info["dtype"], info["shape"],
+                   data[begin + info["data_offsets"][0]:begin + info["data_offsets"][1]])
+            for name, info in header.items()}
+
+
+def is_projection(name, shape):
+    return ".layers." in name and name.endswith(".weight") and len(shape) == 2
+
+
+def spread(values):
+    """Standard deviation."""
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+
+
+def quantized(source, folder, dense):
+    """Writes `source` with random vectors for its projections, as indices and as weights: models of
+    no use but with activations of the usual size."""
+    tensors, plain, modules = {}, {}, {}
+    for name, (dtype, shape, data) in read_safetensors(source / "model.safetensors").items():
+        if not is_projection(name, shape):
+            tensors[name] = plain[name] = (dtype, shape, data)
+            continue
+        module = name.removesuffix(".weight")
+        spec = {"v0": -1, "k0": -1, "norm": True, "layout": "packed", "dtype": "F16",
+                **SPECS[len(modules) % len(SPECS)]}
+        layer = vptq_folders.Layer(shape[0], shape[1], spec, seed=len(modules))
+        scale = spread(struct.unpack(f"<{len(data) // 2}e", data)) / 1.5
+        number = lambda value: vptq_folders.to_bits(value, "F16")
+        layer.scale = [number(scale * (1 + i % 3)) for i in range(shape[1])]
+        layer.offset = [number(scale * (i % 5 - 2) / 8) for i in range(shape[1])]
+        tensors |= layer.tensors(module)
+        modules[module] = layer.config()
+        weights = [w for row in layer.dequantized() for w in row]
+        plain[name] = ("F32", shape, struct.pack(f"<{len(weights)}f", *weights))
+    for target, content in ((folder, tensors), (dense, plain)):
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors*", "golden*"))
+        vptq_folders.write_safetensors(target / "model.safetensors", content)
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "vptq", "config_for_layers": modules}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+class VptqTest(support.QuantizeTestCase):
+
+    def tokens(self, model, tp=1, pp=1):
+        result = self.succeed(["run", "--model", model, "--prompts", self.prompts, "--json",
+                               "--threads", 1, "--tp", tp, "--pp", pp],
+                              tp * pp if tp * pp > 1 else 0)
+        return {line["id"]: line["token_ids"] for line in result.lines}
+
+    def check(self, source):
+        model, dense = self.folder / "vptq", self.folder / "dense"
+        quantized(source, model, dense)
+        self.prompts = self.write("prompts.jsonl", [
+            {"id": str(i), "token_ids": [3 + 7 * i + j for j in range(4 + 20 * i)],
+             "max_tokens": 12} for i in range(3)])
+        expected = self.tokens(dense)
+        self.assertEqual(self.tokens(model), expected)
+        if support.MPIEXEC:
+            for tp, pp in ((2, 1), (4, 1), (2, 2)):
+                self.assertEqual(self.tokens(model, tp, pp), expected, f"{tp} x {pp}")
+        self.check_shares(model)
+
+    def check_shares(self, model):
+        """A rank holds its part of the indices, and all codebooks."""
+        found = {tp: json.loads(self.succeed(
+            ["inspect", model, "--tp", tp, "--json"]).stdout) for tp in (1, 2)}
+        linear = found[1]["linear"]
+        self.assertGreater(linear["codebook_bits"], 0)
+        whole, half = (found[tp]["rank"]["weight_bytes"] for tp in (1, 2))
+        weights = read_safetensors(model / "model.safetensors")
+        shared = sum(len(data) for name, (_, _, data) in weights.items()
+                     if "centroids" in name or "norm" in name or "position" in name)
+        self.assertGreater(half, whole / 2)
+        self.assertLess(half, whole / 2 + shared)
+
+    def test_opt(self):
+        self.check(OPT)
+
+    def test_llama(self):
+        self.check(LLAMA)
+
+
+if __name__ == "__main__":
+    support.main()
