@@ -32,6 +32,7 @@ std::unique_ptr<Command> MakeRunCommand(CLI::App& app);
 std::unique_ptr<Command> MakeEvalCommand(CLI::App& app);
 std::unique_ptr<Command> MakeQuantizeCommand(CLI::App& app);
 std::unique_ptr<Command> MakeInspectCommand(CLI::App& app);
+std::unique_ptr<Command> MakePlanCommand(CLI::App& app);
 std::unique_ptr<Command> MakeReportCommand(CLI::App& app);
 std::unique_ptr<Command> MakeCheckCommand(CLI::App& app);
 std::unique_ptr<Command> MakeBenchCommand(CLI::App& app);

@@ -13,6 +13,7 @@
 #include "launcher/output.h"
 #include "launcher/plot/gnuplot.h"
 #include "runtime/checkpoint/checkpoint_summary.h"
+#include "runtime/checkpoint/rank_share.h"
 
 namespace thinwire {
 namespace {

@@ -100,6 +100,7 @@ int Main(int argc, char** argv) {
   commands.push_back(MakeEvalCommand(app));
   commands.push_back(MakeQuantizeCommand(app));
   commands.push_back(MakeInspectCommand(app));
+  commands.push_back(MakePlanCommand(app));
   commands.push_back(MakeReportCommand(app));
   commands.push_back(MakeCheckCommand(app));
   commands.push_back(MakeBenchCommand(app));

@@ -37,7 +37,7 @@ class UnimplementedCommand : public Command {
 
 std::vector<std::unique_ptr<Command>> MakeUnimplementedCommands(CLI::App& app) {
   std::vector<std::unique_ptr<Command>> commands;
-  for (const char* name : {"plan", "serve"}) {
+  for (const char* name : {"serve"}) {
     commands.push_back(std::make_unique<UnimplementedCommand>(app, name));
   }
   return commands;

@@ -6,6 +6,7 @@
 
 #include "absl/strings/string_view.h"
 #include "runtime/checkpoint/checkpoint_summary.h"
+#include "runtime/checkpoint/rank_share.h"
 
 namespace thinwire {
 

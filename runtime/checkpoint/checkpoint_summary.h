@@ -1,4 +1,4 @@
-// Sizes of a model folder: by part of the model, by dtype, and by rank.
+// Sizes of a model folder: by part of the model and by dtype.
 #pragma once
 
 #include <cstdint>
@@ -55,16 +55,5 @@ struct CheckpointSummary {
 // Reads config.json, the headers of the safetensors files, and what ReadQuantisation reads; errors
 // as theirs.
 absl::StatusOr<CheckpointSummary> SummarizeCheckpoint(const std::string& dir);
-
-// One rank's part of a model that is cut over `tp` ranks.
-struct RankShare {
-  int tp = 1;
-  int64_t weight_bytes = 0;  // as stored, of the rank that has most
-  KvFootprint kv;            // of the rank whose cache is largest
-};
-
-// InvalidArgument names --tp and the sizes that will do.
-absl::StatusOr<RankShare> ShareOfRank(const std::string& dir, const CheckpointSummary& summary,
-                                      int tp);
 
 }  // namespace thinwire

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "runtime/checkpoint/rank_share.h"
 #include "tests/support/safetensors_writer.h"
 
 namespace thinwire {

@@ -11,6 +11,7 @@
 #include "runtime/checkpoint/folder_digest.h"
 #include "runtime/checkpoint/gptq_tensors.h"
 #include "runtime/checkpoint/known_shapes.h"
+#include "runtime/checkpoint/rank_share.h"
 
 namespace thinwire {
 namespace {

@@ -3,7 +3,7 @@
 import json
 
 import support
-from support import LLAMA
+from support import LLAMA, OPT
 
 SHAPE = f"synthetic:{LLAMA}"
 NUMBERS = "1 2 3 4 5 6 7 8 9 10 11 12"
@@ -38,6 +38,36 @@ class SyntheticTest(support.TestCase):
             decode = json.loads(done.stdout)["decode"]
             self.assertEqual(decode["context"], 100)
             self.assertGreater(decode["bytes"], 0)
+
+    @support.needs_mpi
+    def test_plan_says_what_ranks_allocate(self):
+        model = "opt-125m"
+        flags = ["--model", model, "--scheme", "w4a8", "--gpus", "2", "--gpu-memory", "2G",
+                 "--dtype", "fp32", "--batch", "5", "--json"]
+        plan = [json.loads(line) for line in self.succeed(["plan", *flags]).stdout.splitlines()]
+        self.assertEqual([(option["tp"], option["pp"]) for option in plan], [(2, 1), (1, 2)])
+        for option in plan:
+            report = self.folder / "report.json"
+            self.succeed(["run", "--model", f"synthetic:{model}:w4a8", "--prompt", "1 2",
+                          "--max-tokens", "2", "--max-seqs", "5", "--tp", str(option["tp"]),
+                          "--pp", str(option["pp"]), "--report", report], 2)
+            ranks = json.loads(report.read_text())["memory"]["ranks"]
+            parts = ("weight_bytes", "kv_cache_bytes", "activation_bytes")
+            most = max(ranks, key=lambda rank: sum(rank[part] for part in parts))
+            self.assertAlmostEqual(option["weight_bytes"] / most["weight_bytes"], 1.0, delta=0.03)
+            self.assertEqual(option["kv_bytes"], most["kv_cache_bytes"])
+            self.assertEqual(option["activation_bytes"], most["activation_bytes"])
+
+    def test_plan_says_what_does_not_fit(self):
+        flags = ["--gpus", "2", "--batch", "64", "--json"]
+        done = self.succeed(["plan", "--model", "llama-2-70b", "--gpu-memory", "80G", *flags])
+        fits = {(line["scheme"], line["tp"]): line["fits"] for line in done.lines}
+        self.assertFalse(fits["w16a16", 2])
+        self.assertTrue(fits["w4a4kv", 2])
+        self.check_error(support.run(["plan", "--model", OPT, "--gpu-memory", "80x", *flags]), 2,
+                         "--gpu-memory", "80x")
+        done = support.run(["plan", "--model", "opt-9b", "--gpu-memory", "1G", *flags])
+        self.check_error(done, 1, "opt-9b", "opt-66b")
 
     def test_inspect_shows_shapes_of_any_size(self):
         done = self.succeed(["inspect", "synthetic:opt-175b:w4a4kv", "--tp", "8", "--json"])
