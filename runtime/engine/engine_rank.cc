@@ -226,17 +226,14 @@ absl::Status EngineRank::AllocateCache() {
                      " bytes holds no page; one page of this rank needs ", page_bytes,
                      exact_bytes > 0 ? absl::StrCat(" and exact first tokens ", exact_bytes) : ""));
   }
-  TW_ASSIGN_OR_RETURN(
-      cache_, PagedKvCache::Allocate(shape, num_pages, options_.max_seqs, stream_.device()));
-  // Tokens that were never computed may be decoded behind (Engine::SubmitInContext).
-  return IsSyntheticModel(options_.model_dir) ? FillWithNoise(*cache_, stream_) : absl::OkStatus();
   auto cache = PagedKvCache::Allocate(shape, num_pages, options_.max_seqs, stream_.device());
   if (!cache.ok()) {
     return Annotate(cache.status(),
                     absl::StrCat("a KV cache of ", num_pages, " pages of ", page_bytes, " bytes"));
   }
   cache_ = *std::move(cache);
-  return absl::OkStatus();
+  // Tokens that were never computed may be decoded behind (Engine::SubmitInContext).
+  return IsSyntheticModel(options_.model_dir) ? FillWithNoise(*cache_, stream_) : absl::OkStatus();
 }
 
 absl::Status EngineRank::ConnectWires() {
