@@ -19,8 +19,10 @@
 #include "kernels/host_rates/host_rates.h"
 #include "kernels/linear/blas.h"
 #include "launcher/command.h"
+#include "launcher/gpu_findings.h"
 #include "launcher/job.h"
 #include "launcher/output.h"
+#include "parallel/comm/nccl_communicator.h"
 #include "parallel/wire/strategy_table.h"
 #include "runtime/engine/memory_report.h"
 
@@ -39,6 +41,7 @@ struct Findings {
   int64_t available_bytes = 0;
   double read_rate = 0.0;   // bytes/s
   double sgemm_rate = 0.0;  // flop/s
+  GpuFindings gpu;
 };
 
 // What the table of strategies is measured with: rows as wide as a 7B model's.
@@ -50,7 +53,14 @@ struct LinkFindings {
   double small_us = 0.0;    // all-reduce of 8 KiB
   double large_rate = 0.0;  // of 16 MiB: bytes/s of the tensor
   StrategyTable strategies;
+  absl::Status gpus_status;  // why the GPUs' are missing
+  GpuLinkFindings gpus;
 };
+
+// "13.0" of 13000.
+std::string CudaVersion(int32_t version) {
+  return absl::StrCat(version / 1000, ".", version % 1000 / 10);
+}
 
 template <size_t N>
 void CopyText(absl::string_view text, char (&to)[N]) {
@@ -86,6 +96,7 @@ Findings Look(Job& job, ThreadPool& pool) {
   if (!blas.ok()) CopyText(blas.message(), findings.problem);
   findings.read_rate = MeasureReadRate(int64_t{256} << 20, pool);
   findings.sgemm_rate = MeasureSgemmRate(pool);
+  findings.gpu = LookAtGpu(job);
   return findings;
 }
 
@@ -138,6 +149,11 @@ class CheckCommand : public Command {
       TW_ASSIGN_OR_RETURN(link.strategies,
                           MeasureStrategies(job.world(), WireOptions(), kTableWidth, kTableRows,
                                             DType::kF32, kTableBudget, stream));
+      if (BuiltWithCuda()) {
+        const absl::StatusOr<GpuLinkFindings> gpus = MeasureGpuLinks(job);
+        link.gpus_status = gpus.status();
+        if (gpus.ok()) link.gpus = *gpus;
+      }
     }
     if (job.leader()) {
       TW_RETURN_IF_ERROR(WriteOutput(json_ ? ToJson(job, all, link) : ToText(job, all, link)));
@@ -160,7 +176,7 @@ class CheckCommand : public Command {
         "rank  host              processors  threads  GPUs  free GiB  read GB/s  sgemm GF/s\n",
         THINWIRE_VERSION, job.size(), job.size() == 1 ? "rank" : "ranks",
         job.bootstrap().Description(), BlasDescription(),
-        BuiltWithCuda() ? "built in" : "not in this build");
+        BuiltWithCuda() ? absl::StrCat("built in, NCCL ", NcclVersion()) : "not in this build");
     for (int rank = 0; rank < job.size(); ++rank) {
       const Findings& found = all[rank];
       absl::StrAppend(&text,
@@ -169,6 +185,7 @@ class CheckCommand : public Command {
                                       found.num_gpus, found.available_bytes / 1073741824.0,
                                       found.read_rate / 1e9, found.sgemm_rate / 1e9));
     }
+    if (BuiltWithCuda()) AppendGpus(all, link, text);
     if (job.size() > 1) {
       absl::StrAppend(&text,
                       absl::StrFormat("all-reduce over all ranks: 8 KiB in %.1f us, 16 MiB at "
@@ -179,6 +196,47 @@ class CheckCommand : public Command {
                       link.strategies.DebugString());
     }
     return text;
+  }
+
+  static void AppendGpus(const std::vector<Findings>& all, const LinkFindings& link,
+                         std::string& text) {
+    for (size_t rank = 0; rank < all.size(); ++rank) {
+      const GpuFindings& gpu = all[rank].gpu;
+      if (gpu.problem[0] != '\0') {
+        absl::StrAppend(&text, "rank ", rank, ": no GPU: ", gpu.problem, "\n");
+        continue;
+      }
+      absl::StrAppend(
+          &text, absl::StrFormat("rank %d: cuda:%d, %s at %s, %.1f of %.1f GiB free, driver %s "
+                                 "(CUDA %s, this program %s), peer access to %d of %d others\n",
+                                 rank, gpu.index, gpu.name, gpu.bus_id,
+                                 gpu.free_bytes / 1073741824.0, gpu.memory_bytes / 1073741824.0,
+                                 gpu.driver[0] == '\0' ? "unknown" : gpu.driver,
+                                 CudaVersion(gpu.driver_cuda), CudaVersion(gpu.runtime_cuda),
+                                 gpu.peers, gpu.count - 1));
+    }
+    if (all.size() == 1) return;
+    if (!link.gpus_status.ok()) {
+      absl::StrAppend(&text, "no links between GPUs: ", link.gpus_status.message(), "\n");
+      return;
+    }
+    absl::StrAppend(&text, absl::StrFormat("all-reduce over all GPUs: 8 KiB in %.1f us, 64 MiB at "
+                                           "%.1f GB/s\n",
+                                           link.gpus.small_us, link.gpus.large_rate / 1e9));
+  }
+
+  static nlohmann::ordered_json GpuJson(const GpuFindings& gpu) {
+    if (gpu.problem[0] != '\0') return {{"problem", gpu.problem}};
+    return {{"index", gpu.index},
+            {"name", gpu.name},
+            {"bus_id", gpu.bus_id},
+            {"memory_bytes", gpu.memory_bytes},
+            {"free_bytes", gpu.free_bytes},
+            {"driver", gpu.driver},
+            {"driver_cuda", CudaVersion(gpu.driver_cuda)},
+            {"runtime_cuda", CudaVersion(gpu.runtime_cuda)},
+            {"seen", gpu.count},
+            {"peers", gpu.peers}};
   }
 
   static std::string ToJson(Job& job, const std::vector<Findings>& all, const LinkFindings& link) {
@@ -195,6 +253,7 @@ class CheckCommand : public Command {
                        {"available_bytes", found.available_bytes},
                        {"read_bytes_per_second", found.read_rate},
                        {"sgemm_flops", found.sgemm_rate},
+                       {"gpu", GpuJson(found.gpu)},
                        {"problem", found.problem}});
     }
     nlohmann::ordered_json strategies = nlohmann::ordered_json::array();
@@ -207,10 +266,17 @@ class CheckCommand : public Command {
       strategies.push_back(std::move(entry));
     }
     const nlohmann::ordered_json json = {
-        {"version", THINWIRE_VERSION},        {"launcher", job.bootstrap().Description()},
-        {"blas", BlasDescription()},          {"cuda", BuiltWithCuda()},
-        {"all_reduce_8k_us", link.small_us},  {"all_reduce_16m_bytes_per_second", link.large_rate},
-        {"ranks", std::move(ranks)},          {"strategies_width", kTableWidth},
+        {"version", THINWIRE_VERSION},
+        {"launcher", job.bootstrap().Description()},
+        {"blas", BlasDescription()},
+        {"cuda", BuiltWithCuda()},
+        {"all_reduce_8k_us", link.small_us},
+        {"all_reduce_16m_bytes_per_second", link.large_rate},
+        {"nccl", NcclVersion()},
+        {"gpus_all_reduce_8k_us", link.gpus.small_us},
+        {"gpus_all_reduce_64m_bytes_per_second", link.gpus.large_rate},
+        {"ranks", std::move(ranks)},
+        {"strategies_width", kTableWidth},
         {"strategies", std::move(strategies)}};
     return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   }

@@ -1,6 +1,7 @@
 #include "launcher/engine_flags.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdlib>
 #include <limits>
 #include <utility>
@@ -13,6 +14,8 @@
 #include "launcher/command.h"
 #include "launcher/log.h"
 #include "launcher/progress.h"
+#include "parallel/comm/agreement.h"
+#include "runtime/engine/gpu_placement.h"
 
 namespace thinwire {
 
@@ -24,6 +27,37 @@ std::string CacheDir() {
   if (cache != nullptr && *cache == '/') return absl::StrCat(cache, "/thinwire");
   const char* home = std::getenv("HOME");
   return home != nullptr && *home == '/' ? absl::StrCat(home, "/.cache/thinwire") : "";
+}
+
+// The device of this rank for --device; kinds are alike on all ranks.
+absl::StatusOr<Device> ChooseDevice(const EngineFlags& flags, const WireOptions& wire,
+                                    const RankLayout& layout, Job& job) {
+  if (flags.device == "cpu") return Device::Cpu();
+  if (job.size() > 1) {
+    // A kernel that is loaded when it is first launched may wait for all that the GPU is doing, and
+    // so for other ranks. Read by the driver when it starts.
+    setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
+  }
+  const Device gpu = Device::Cuda(job.bootstrap().local_rank() % std::max(1, NumCudaDevices()));
+  if (flags.share_gpus) {
+    // NCCL wants a GPU for each rank of a host: it takes each rank for a host.
+    setenv("NCCL_HOSTID", absl::StrCat("thinwire-", job.rank()).c_str(), /*overwrite=*/0);
+    setenv("NCCL_NET", "Socket", /*overwrite=*/0);
+  }
+  if (flags.device == "cuda") {
+    TW_RETURN_IF_ERROR(UsageError(Annotate(CheckDeviceUsable(gpu), "--device cuda")));
+    return gpu;
+  }
+  ThreadPool pool(1);
+  Stream host = Stream::Cpu(&pool);
+  absl::Status usable = CheckGpusDistinct(gpu, job.world(), host);
+  if (!usable.ok() && flags.share_gpus) {
+    usable = AgreeOnStatus(CheckDeviceUsable(gpu), job.world(), host);
+  }
+  if (usable.ok()) usable = CheckRunsOnGpus(wire, layout);
+  if (usable.ok()) return gpu;
+  if (job.leader() && BuiltWithCuda()) LogInfo(absl::StrCat("on the CPU: ", usable.message()));
+  return Device::Cpu();
 }
 
 }  // namespace
@@ -72,9 +106,14 @@ void EngineFlags::AddTo(CLI::App& app) {
                  "for up to a week, in $XDG_CACHE_HOME/thinwire or ~/.cache/thinwire) or new")
       ->check(CLI::IsMember({"cached", "new"}))
       ->capture_default_str();
-  app.add_option("--device", device, "Where the model runs; cuda: one rank, on the first GPU")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
+  app.add_option("--device", device,
+                 "Where the model runs; cuda: each rank on a GPU of its own, the n-th of a host on "
+                 "the n-th; auto: that, where every rank has one, else cpu")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+  app.add_flag("--share-gpus", share_gpus,
+               "Let ranks of a host share GPUs where there are fewer: slow, for tests; what ranks "
+               "send goes through sockets");
   app.add_option("--threads", threads, "Threads of each rank; 0: its share of the host")
       ->type_name("N")
       ->check(CLI::Range(0, 1024))
@@ -164,10 +203,8 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
   const auto wire = ParseWireOptions(flags.wire, flags.hop, flags.norm_codes);
   if (!wire.ok()) return UsageError(wire.status());
   EngineOptions options;
-  if (flags.device == "cuda") {
-    options.device = Device::Cuda(0);
-    TW_RETURN_IF_ERROR(UsageError(Annotate(CheckDeviceUsable(options.device), "--device cuda")));
-  }
+  TW_ASSIGN_OR_RETURN(options.device, ChooseDevice(flags, *wire, *layout, job));
+  options.share_gpus = flags.share_gpus;
   options.model_dir = flags.model;
   TW_ASSIGN_OR_RETURN(options.dtype, ParseDType(flags.dtype));
   options.wire = *wire;

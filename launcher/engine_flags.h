@@ -29,7 +29,8 @@ struct EngineFlags {
   std::string hop = "auto";
   std::string norm_codes = "auto";
   std::string wire_table = "cached";
-  std::string device = "cpu";
+  std::string device = "auto";
+  bool share_gpus = false;
   int threads = 0;
   std::string kv_memory;
   int64_t page_size = 16;

@@ -12,7 +12,7 @@
 namespace thinwire::backend {
 
 bool IsCuda();
-int NumDevices();
+absl::StatusOr<int> CountDevices();
 absl::StatusOr<std::byte*> Allocate(int64_t size_bytes, Device device);
 void Free(std::byte* data, Device device);
 absl::StatusOr<void*> CreateStream(Device device);
@@ -30,5 +30,6 @@ absl::Status SynchronizeEvent(void* event, Device device);
 absl::StatusOr<bool> EventHappened(void* event, Device device);
 absl::StatusOr<double> EventMilliseconds(void* start, void* end, Device device);
 absl::StatusOr<DeviceProperties> GetProperties(Device device);
+absl::StatusOr<bool> CanAccessPeer(Device device, Device peer);
 
 }  // namespace thinwire::backend

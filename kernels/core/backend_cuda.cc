@@ -9,11 +9,12 @@ namespace thinwire::backend {
 
 bool IsCuda() { return true; }
 
-int NumDevices() {
+absl::StatusOr<int> CountDevices() {
   int count = 0;
-  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess) return count;
   (void)cudaGetLastError();  // else the next launch would report it
-  return 0;
+  return CudaStatus(error, "cudaGetDeviceCount", Device::Cuda(0));
 }
 
 absl::StatusOr<std::byte*> Allocate(int64_t size_bytes, Device device) {
@@ -110,7 +111,10 @@ absl::Status SynchronizeEvent(void* event, Device device) {
 
 absl::StatusOr<bool> EventHappened(void* event, Device device) {
   const cudaError_t error = cudaEventQuery(static_cast<cudaEvent_t>(event));
-  if (error == cudaErrorNotReady) return false;
+  if (error == cudaErrorNotReady) {
+    (void)cudaGetLastError();  // else the next launch would report it
+    return false;
+  }
   TW_RETURN_IF_ERROR(CudaStatus(error, "cudaEventQuery", device));
   return true;
 }
@@ -123,6 +127,12 @@ absl::StatusOr<double> EventMilliseconds(void* start, void* end, Device device) 
   return milliseconds;
 }
 
+absl::StatusOr<bool> CanAccessPeer(Device device, Device peer) {
+  int can = 0;
+  TW_RETURN_IF_CUDA_ERROR(cudaDeviceCanAccessPeer(&can, device.index, peer.index), device);
+  return can != 0;
+}
+
 absl::StatusOr<DeviceProperties> GetProperties(Device device) {
   TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device.index), device);
   cudaDeviceProp found;
@@ -131,6 +141,14 @@ absl::StatusOr<DeviceProperties> GetProperties(Device device) {
   TW_RETURN_IF_CUDA_ERROR(cudaMemGetInfo(&free, &total), device);
   DeviceProperties properties;
   properties.name = found.name;
+  char bus_id[32] = {};
+  TW_RETURN_IF_CUDA_ERROR(cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), device.index), device);
+  properties.bus_id = bus_id;
+  int driver = 0, runtime = 0;
+  TW_RETURN_IF_CUDA_ERROR(cudaDriverGetVersion(&driver), device);
+  TW_RETURN_IF_CUDA_ERROR(cudaRuntimeGetVersion(&runtime), device);
+  properties.driver_cuda_version = driver;
+  properties.runtime_cuda_version = runtime;
   properties.compute_capability = 10 * found.major + found.minor;
   properties.num_multiprocessors = found.multiProcessorCount;
   properties.memory_bytes = static_cast<int64_t>(total);

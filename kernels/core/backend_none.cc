@@ -13,7 +13,7 @@ absl::Status NoCuda() {
 }  // namespace
 
 bool IsCuda() { return false; }
-int NumDevices() { return 0; }
+absl::StatusOr<int> CountDevices() { return NoCuda(); }
 absl::StatusOr<std::byte*> Allocate(int64_t, Device) { return NoCuda(); }
 void Free(std::byte*, Device) { TW_CHECK(false); }
 absl::StatusOr<void*> CreateStream(Device) { return NoCuda(); }
@@ -32,5 +32,6 @@ absl::Status SynchronizeEvent(void*, Device) { return NoCuda(); }
 absl::StatusOr<bool> EventHappened(void*, Device) { return NoCuda(); }
 absl::StatusOr<double> EventMilliseconds(void*, void*, Device) { return NoCuda(); }
 absl::StatusOr<DeviceProperties> GetProperties(Device) { return NoCuda(); }
+absl::StatusOr<bool> CanAccessPeer(Device, Device) { return NoCuda(); }
 
 }  // namespace thinwire::backend

@@ -3,6 +3,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/backend.h"
+#include "kernels/core/status_macros.h"
 
 namespace thinwire {
 
@@ -10,7 +11,7 @@ std::string DeviceName(Device device) {
   return device.kind == DeviceKind::kCpu ? "cpu" : absl::StrCat("cuda:", device.index);
 }
 
-int NumCudaDevices() { return backend::NumDevices(); }
+int NumCudaDevices() { return backend::CountDevices().value_or(0); }
 
 bool BuiltWithCuda() { return backend::IsCuda(); }
 
@@ -21,7 +22,7 @@ absl::Status CheckDeviceUsable(Device device) {
         DeviceName(device),
         ": this build has no CUDA; configure with -DTHINWIRE_CUDA=ON (preset cuda-release)"));
   }
-  const int count = NumCudaDevices();
+  TW_ASSIGN_OR_RETURN(const int count, backend::CountDevices());
   if (device.index < 0 || device.index >= count) {
     return absl::NotFoundError(
         absl::StrCat(DeviceName(device), " does not exist; this host has ", count, " GPUs"));

@@ -29,8 +29,8 @@ int NumCudaDevices();
 // True when this build contains the CUDA backend.
 bool BuiltWithCuda();
 
-// OK for the CPU and for an existing CUDA device; Unimplemented in a build without CUDA (the
-// message says how to configure one), NotFound when the ordinal does not exist.
+// OK for the CPU and for an existing CUDA device; Unimplemented in a build without CUDA (says how
+// to configure one), FailedPrecondition where the driver will not do, NotFound for other ordinals.
 absl::Status CheckDeviceUsable(Device device);
 
 }  // namespace thinwire

@@ -13,4 +13,10 @@ absl::StatusOr<DeviceProperties> GetDeviceProperties(Device device) {
   return backend::GetProperties(device);
 }
 
+absl::StatusOr<bool> CanAccessPeer(Device device, Device peer) {
+  TW_RETURN_IF_ERROR(CheckDeviceUsable(device));
+  TW_RETURN_IF_ERROR(CheckDeviceUsable(peer));
+  return backend::CanAccessPeer(device, peer);
+}
+
 }  // namespace thinwire

@@ -10,8 +10,11 @@
 namespace thinwire {
 
 struct DeviceProperties {
-  std::string name;            // "NVIDIA H100 80GB HBM3"
-  int compute_capability = 0;  // 10 * major + minor: 90
+  std::string name;              // "NVIDIA H100 80GB HBM3"
+  std::string bus_id;            // where it is in its host: "0000:18:00.0"
+  int driver_cuda_version = 0;   // the newest CUDA that the driver knows: 13000 is 13.0
+  int runtime_cuda_version = 0;  // the one that this program uses
+  int compute_capability = 0;    // 10 * major + minor: 90
   int num_multiprocessors = 0;
   int64_t memory_bytes = 0;       // in all
   int64_t free_memory_bytes = 0;  // at the time of the call, of all processes
@@ -22,5 +25,8 @@ struct DeviceProperties {
 // As the driver says; nothing is measured. For the CPU: InvalidArgument. Errors as
 // CheckDeviceUsable.
 absl::StatusOr<DeviceProperties> GetDeviceProperties(Device device);
+
+// Whether kernels on `device` can read and write memory of `peer`, another GPU of this host.
+absl::StatusOr<bool> CanAccessPeer(Device device, Device peer);
 
 }  // namespace thinwire

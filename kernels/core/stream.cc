@@ -6,6 +6,7 @@
 #include "kernels/core/backend.h"
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
+#include "kernels/core/stream_wait.h"
 
 namespace thinwire {
 
@@ -48,6 +49,7 @@ Stream::~Stream() {
 
 absl::Status Stream::Synchronize() {
   if (device_.kind == DeviceKind::kCpu) return absl::OkStatus();
+  if (const auto& wait = State<StreamWait>().wait) return wait(*this);
   return backend::SynchronizeStream(native_, device_);
 }
 

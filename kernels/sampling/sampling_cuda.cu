@@ -1,6 +1,9 @@
+#include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "kernels/core/cuda_status.h"
+#include "kernels/core/pinned_buffer.h"
 #include "kernels/core/vectors.cuh"
 #include "kernels/sampling/row_sampler.cuh"
 #include "kernels/sampling/sampling_internal.h"
@@ -102,11 +105,34 @@ absl::StatusOr<RoundTrip> Upload(const void* in, size_t in_bytes, size_t out_byt
   return RoundTrip{scratch, scratch + rounded};
 }
 
+// Page-locked memory, kept with the stream: a copy to other memory would wait inside the driver,
+// where nothing bounds it.
+class Landing : public StreamState {
+ public:
+  explicit Landing(Device device) : device_(device) {}
+
+  absl::StatusOr<std::byte*> Get(size_t bytes) {
+    const auto wanted = static_cast<int64_t>(bytes);
+    if (buffer_.size_bytes() < wanted) {
+      TW_ASSIGN_OR_RETURN(buffer_,
+                          PinnedBuffer::Allocate(std::max<int64_t>(wanted, 4096), device_));
+    }
+    return buffer_.data();
+  }
+
+ private:
+  Device device_;
+  PinnedBuffer buffer_;
+};
+
 absl::Status Download(const std::byte* from, void* to, size_t bytes, Stream& stream) {
+  TW_ASSIGN_OR_RETURN(std::byte* const landing, stream.State<Landing>().Get(bytes));
   TW_RETURN_IF_CUDA_ERROR(
-      cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, CudaStream(stream)),
+      cudaMemcpyAsync(landing, from, bytes, cudaMemcpyDeviceToHost, CudaStream(stream)),
       stream.device());
-  return stream.Synchronize();
+  TW_RETURN_IF_ERROR(stream.Synchronize());
+  std::memcpy(to, landing, bytes);
+  return absl::OkStatus();
 }
 
 }  // namespace

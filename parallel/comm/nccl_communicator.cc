@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -12,6 +13,24 @@
 #include "parallel/comm/nccl_internal.h"
 
 namespace thinwire {
+namespace {
+
+// For the others to end a communicator, too, and for kernels that have been told to end.
+constexpr absl::Duration kLeaveTimeout = absl::Seconds(20);
+constexpr absl::Duration kDrainTimeout = absl::Seconds(2);
+
+// Whether all work on a stream is done, or its error.
+absl::StatusOr<bool> Idle(cudaStream_t stream, Device device) {
+  const cudaError_t error = cudaStreamQuery(stream);
+  if (error == cudaErrorNotReady) {
+    (void)cudaGetLastError();  // else the next launch would report it
+    return false;
+  }
+  TW_RETURN_IF_ERROR(CudaStatus(error, "cudaStreamQuery", device));
+  return true;
+}
+
+}  // namespace
 
 absl::Status NcclCommunicator::Fail(const absl::Status& why) {
   if (failure_.ok()) {
@@ -27,7 +46,15 @@ absl::Status NcclCommunicator::Fail(const absl::Status& why) {
 absl::Status NcclCommunicator::status() {
   if (!failure_.ok()) return failure_;
   const absl::Status told = control_->status();
-  return told.ok() ? told : Fail(told);
+  if (!told.ok()) return Fail(told);
+  ncclResult_t state = ncclSuccess;
+  if (comm_ == nullptr || ncclCommGetAsyncError(comm_, &state) != ncclSuccess ||
+      state == ncclSuccess || state == ncclInProgress) {
+    return absl::OkStatus();
+  }
+  return Fail(absl::UnavailableError(
+      absl::StrCat("NCCL on rank ", rank(), ", ", DeviceName(device_), ": ",
+                   ncclGetErrorString(state), ": ", ncclGetLastError(comm_))));
 }
 
 template <typename Done>
@@ -109,6 +136,7 @@ absl::Status NcclCommunicator::Connect() {
 NcclCommunicator::~NcclCommunicator() {
   if (comm_ == nullptr) return;
   (void)cudaSetDevice(device_.index);
+  set_timeout(std::min(timeout(), kLeaveTimeout));
   // Waits for what is enqueued, and for the others to come here too.
   if (Finish(ncclCommFinalize(comm_), "ncclCommFinalize").ok()) {
     ncclCommDestroy(std::exchange(comm_, nullptr));
@@ -218,7 +246,9 @@ absl::Status NcclCommunicator::Send(ConstTensorView in, int peer, Stream& stream
   TW_RETURN_IF_ERROR(CheckPeer(peer));
   TW_RETURN_IF_ERROR(status());
   int64_t bytes = in.size_bytes();
-  TW_RETURN_IF_ERROR(control_->Send(ConstTensorView(&bytes, DType::kI64, {1}), peer, host_));
+  if (options_.announces_sizes) {
+    TW_RETURN_IF_ERROR(control_->Send(ConstTensorView(&bytes, DType::kI64, {1}), peer, host_));
+  }
   const Message message = {peer, in.raw(), nullptr, bytes};
   return bytes == 0 ? absl::OkStatus() : Transfer({&message, 1}, stream);
 }
@@ -227,9 +257,11 @@ absl::Status NcclCommunicator::Recv(TensorView out, int peer, Stream& stream) {
   TW_RETURN_IF_ERROR(Check(out, stream));
   TW_RETURN_IF_ERROR(CheckPeer(peer));
   TW_RETURN_IF_ERROR(status());
-  int64_t bytes = 0;
-  const absl::Status told = control_->Recv(TensorView(&bytes, DType::kI64, {1}), peer, host_);
-  if (!told.ok()) return Fail(told);
+  int64_t bytes = out.size_bytes();
+  if (options_.announces_sizes) {
+    const absl::Status told = control_->Recv(TensorView(&bytes, DType::kI64, {1}), peer, host_);
+    if (!told.ok()) return Fail(told);
+  }
   if (bytes != out.size_bytes()) {
     return Fail(
         absl::InternalError(absl::StrCat("rank ", rank(), " expected ", out.size_bytes(),
@@ -243,23 +275,13 @@ absl::Status NcclCommunicator::Wait(Stream& stream) {
   TW_RETURN_IF_ERROR(status());
   if (stream.device().kind == DeviceKind::kCpu) return absl::OkStatus();
   const cudaStream_t native = CudaStream(stream);
-  const absl::Status waited = PollUntil("a stream", [&]() -> absl::StatusOr<bool> {
-    const cudaError_t error = cudaStreamQuery(native);
-    if (error == cudaErrorNotReady) {
-      ncclResult_t state = ncclSuccess;
-      if (ncclCommGetAsyncError(comm_, &state) == ncclSuccess && state != ncclSuccess &&
-          state != ncclInProgress) {
-        return absl::UnavailableError(absl::StrCat("NCCL on rank ", rank(), ": ",
-                                                   ncclGetErrorString(state), ": ",
-                                                   ncclGetLastError(comm_)));
-      }
-      return false;
-    }
-    TW_RETURN_IF_ERROR(CudaStatus(error, "cudaStreamQuery", device_));
-    return true;
-  });
-  // What waited for other ranks has ended with the communicator: the stream can be used again.
-  if (!waited.ok()) (void)stream.Synchronize();
+  const absl::Status waited =
+      PollUntil("a stream", [&]() -> absl::StatusOr<bool> { return Idle(native, device_); });
+  if (waited.ok()) return waited;
+  // What waited for other ranks ends with the communicator: then the stream can be used again.
+  for (Backoff backoff(kDrainTimeout); backoff.Wait();) {
+    if (Idle(native, device_).value_or(true)) break;
+  }
   return waited;
 }
 
@@ -276,14 +298,21 @@ absl::StatusOr<std::unique_ptr<Communicator>> NcclCommunicator::Split(int color,
   bytes_sent_ += control_->bytes_sent() - before;
   if (!control.ok()) return Fail(control.status());
   if (*control == nullptr) return std::unique_ptr<Communicator>();
-  return CreateNcclCommunicator(*std::move(control), device_);
+  return CreateNcclCommunicator(*std::move(control), device_, options_);
 }
 
 absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(
-    std::unique_ptr<Communicator> control, Device device) {
-  auto made = std::make_unique<NcclCommunicator>(std::move(control), device);
+    std::unique_ptr<Communicator> control, Device device, const NcclOptions& options) {
+  auto made = std::make_unique<NcclCommunicator>(std::move(control), device, options);
   TW_RETURN_IF_ERROR(Annotate(made->Connect(), "making an NCCL communicator"));
   return std::unique_ptr<Communicator>(std::move(made));
+}
+
+std::string NcclVersion() {
+  int version = 0;
+  const ncclResult_t asked = ncclGetVersion(&version);
+  if (asked != ncclSuccess) return ncclGetErrorString(asked);
+  return absl::StrCat(version / 10000, ".", version / 100 % 100, ".", version % 100);
 }
 
 }  // namespace thinwire

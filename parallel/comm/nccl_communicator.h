@@ -2,12 +2,20 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "kernels/core/device.h"
 #include "parallel/comm/communicator.h"
 
 namespace thinwire {
+
+struct NcclOptions {
+  // Send tells the receiver's host how long its message is, so that Recv, which waits for that, can
+  // refuse another size. Without, both only enqueue, and sizes that disagree end in a timeout: for
+  // callers that know sizes to agree and want the host to run ahead.
+  bool announces_sizes = true;
+};
 
 // A communicator of the ranks of `control`, each with a GPU of its own, `device` on this rank.
 // Collective; waits for the others as long as control's timeout. `control` is one for host memory
@@ -21,6 +29,9 @@ namespace thinwire {
 //
 // Unimplemented in a build without NCCL.
 absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(
-    std::unique_ptr<Communicator> control, Device device);
+    std::unique_ptr<Communicator> control, Device device, const NcclOptions& options = {});
+
+// "2.28.3", or why there is none.
+std::string NcclVersion();
 
 }  // namespace thinwire

@@ -12,14 +12,18 @@
 #include "absl/types/span.h"
 #include "kernels/core/stream.h"
 #include "parallel/comm/communicator.h"
+#include "parallel/comm/nccl_communicator.h"
 
 namespace thinwire {
 
 // See nccl_communicator.h.
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(std::unique_ptr<Communicator> control, Device device)
-      : control_(std::move(control)), device_(device), host_(Stream::Cpu(&pool_)) {}
+  NcclCommunicator(std::unique_ptr<Communicator> control, Device device, const NcclOptions& options)
+      : control_(std::move(control)),
+        device_(device),
+        options_(options),
+        host_(Stream::Cpu(&pool_)) {}
   ~NcclCommunicator() override;
 
   // Joins the others. The communicator is of no use otherwise.
@@ -82,6 +86,7 @@ class NcclCommunicator final : public Communicator {
 
   const std::unique_ptr<Communicator> control_;
   const Device device_;
+  const NcclOptions options_;
   ThreadPool pool_{1};
   Stream host_;
   ncclComm_t comm_ = nullptr;

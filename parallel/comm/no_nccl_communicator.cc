@@ -4,9 +4,11 @@
 namespace thinwire {
 
 absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(std::unique_ptr<Communicator>,
-                                                                     Device) {
+                                                                     Device, const NcclOptions&) {
   return absl::UnimplementedError(
       "this build has no NCCL; install it and configure with -DTHINWIRE_CUDA=ON");
 }
+
+std::string NcclVersion() { return "not in this build"; }
 
 }  // namespace thinwire

@@ -9,19 +9,24 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/device_properties.h"
 #include "kernels/core/status_macros.h"
+#include "kernels/core/stream_wait.h"
 #include "parallel/comm/agreement.h"
+#include "parallel/comm/nccl_communicator.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/cache/noise.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/folder_digest.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/synthetic_model.h"
+#include "runtime/engine/gpu_placement.h"
 #include "runtime/model/decoder_weights.h"
 
 namespace thinwire {
 namespace {
 
 constexpr absl::Duration kMeasuringBudget = absl::Seconds(2);
+// For GPUs to find each other; some seconds are usual.
+constexpr absl::Duration kConnectTimeout = absl::Minutes(1);
 
 DecoderShape ShapeOf(const ModelConfig& config) {
   return {.num_layers = config.num_layers,
@@ -29,6 +34,11 @@ DecoderShape ShapeOf(const ModelConfig& config) {
           .num_kv_heads = config.num_kv_heads,
           .ffn = config.ffn,
           .vocab = config.vocab};
+}
+
+// Says what memory was wanted for, where there is too little.
+absl::Status AnnotateIfFull(const absl::Status& status, absl::string_view wanted) {
+  return absl::IsResourceExhausted(status) ? Annotate(status, wanted) : status;
 }
 
 }  // namespace
@@ -42,6 +52,11 @@ EngineRank::EngineRank(const EngineOptions& options, const RankLayout& layout, C
       host_stream_(Stream::Cpu(pool)),
       stream_(Stream::Cpu(pool)) {}
 
+EngineRank::~EngineRank() {
+  // Outlives what its waits refer to.
+  stream_.State<StreamWait>().wait = nullptr;
+}
+
 absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptions& options,
                                                                const RankLayout& layout,
                                                                Communicator* world,
@@ -52,8 +67,14 @@ absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptio
   world->set_timeout(options.load_timeout);
   TW_RETURN_IF_ERROR(rank->AgreeOnTheJob());
   TW_RETURN_IF_ERROR(AgreeOnStatus(rank->OpenDevice(), *world, rank->host_stream_));
+  if (rank->on_gpu() && !options.share_gpus) {
+    TW_RETURN_IF_ERROR(CheckGpusDistinct(options.device, *world, rank->host_stream_));
+  }
   TW_RETURN_IF_ERROR(AgreeOnStatus(rank->Load(progress), *world, rank->host_stream_));
   TW_RETURN_IF_ERROR(rank->SplitWorld());
+  if (rank->on_gpu()) {
+    TW_RETURN_IF_ERROR(AgreeOnStatus(rank->ConnectGpus(), *world, rank->host_stream_));
+  }
   TW_RETURN_IF_ERROR(AgreeOnStatus(rank->AllocateCache(), *world, rank->host_stream_));
   TW_RETURN_IF_ERROR(rank->ConnectWires());
   rank->runner_.emplace(&*rank->decoder_, &*rank->cache_, &*rank->wire_, &rank->stream_,
@@ -61,6 +82,8 @@ absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptio
   world->set_timeout(options.step_timeout);
   rank->group_ranks().set_timeout(options.step_timeout);
   rank->tp_->set_timeout(options.step_timeout);
+  if (rank->stages_ != nullptr) rank->stages_->set_timeout(options.step_timeout);
+  if (rank->watch_.has_value()) rank->watch_->set_timeout(options.step_timeout);
   for (const std::unique_ptr<GroupControl>& control : rank->controls_) {
     if (control != nullptr) control->set_timeout(options.step_timeout);
   }
@@ -92,16 +115,9 @@ absl::Status EngineRank::AgreeOnTheJob() {
 }
 
 absl::Status EngineRank::OpenDevice() {
-  if (options_.device == Device::Cpu()) return absl::OkStatus();
+  if (!on_gpu()) return absl::OkStatus();
   TW_RETURN_IF_ERROR(CheckDeviceUsable(options_.device));
-  if (options_.wire.strategy.kind == WireStrategy::Kind::kExact || options_.wire.automatic) {
-    return absl::UnimplementedError(
-        absl::StrCat("--wire ", WireName(options_.wire), " on GPUs; expected --device cpu"));
-  }
-  if (layout_.world_size() > 1) {
-    return absl::UnimplementedError(absl::StrCat("--device cuda with ", layout_.world_size(),
-                                                 " ranks; expected one, or --device cpu"));
-  }
+  TW_RETURN_IF_ERROR(CheckRunsOnGpus(options_.wire, layout_));
   TW_ASSIGN_OR_RETURN(stream_, Stream::Cuda(options_.device, &host_stream_.pool()));
   return absl::OkStatus();
 }
@@ -127,6 +143,31 @@ absl::Status EngineRank::SplitWorld() {
   return absl::OkStatus();
 }
 
+absl::Status EngineRank::ConnectGpus() {
+  // Sizes of messages follow from the plan, which all ranks have: hosts need not tell them.
+  const auto connect = [&](std::unique_ptr<Communicator>& ranks) -> absl::Status {
+    ranks->set_timeout(std::min(kConnectTimeout, options_.load_timeout));
+    TW_ASSIGN_OR_RETURN(ranks, CreateNcclCommunicator(std::move(ranks), options_.device,
+                                                      {.announces_sizes = false}));
+    ranks->set_timeout(options_.load_timeout);
+    return absl::OkStatus();
+  };
+  std::vector<Communicator*> watched = {world_};
+  if (tp_->size() > 1) {
+    TW_RETURN_IF_ERROR(Annotate(connect(tp_), "tensor-parallel ranks"));
+    watched.push_back(tp_.get());
+  }
+  if (mesh().pp_size > 1) {
+    TW_ASSIGN_OR_RETURN(stages_, group_ranks().Split(0, layout_.RankInGroup(rank())));
+    TW_RETURN_IF_ERROR(Annotate(connect(stages_), "ranks of all stages"));
+    watched.push_back(stages_.get());
+  }
+  TW_ASSIGN_OR_RETURN(
+      watch_, StreamWatch::Create(options_.device, std::move(watched), options_.load_timeout));
+  stream_.State<StreamWait>().wait = [this](Stream& stream) { return watch_->Wait(stream); };
+  return absl::OkStatus();
+}
+
 absl::Status EngineRank::Load(const LoadProgress& progress) {
   TW_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options_.model_dir));
   const ResidualCut cut = options_.wire.strategy.kind == WireStrategy::Kind::kExact
@@ -140,10 +181,15 @@ absl::Status EngineRank::Load(const LoadProgress& progress) {
                : plan.status();
   }
   TW_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(options_.model_dir));
-  TW_ASSIGN_OR_RETURN(DecoderWeights weights,
-                      LoadDecoderWeights(checkpoint, config, *plan, progress, &stream_));
-  TW_ASSIGN_OR_RETURN(decoder_, Decoder::Create(config, *plan, std::move(weights), options_.dtype,
-                                                options_.max_step_tokens, stream_));
+  auto weights = LoadDecoderWeights(checkpoint, config, *plan, progress, &stream_);
+  if (!weights.ok()) return AnnotateIfFull(weights.status(), "weights");
+  auto decoder = Decoder::Create(config, *plan, *std::move(weights), options_.dtype,
+                                 options_.max_step_tokens, stream_);
+  if (!decoder.ok()) {
+    return AnnotateIfFull(decoder.status(),
+                          absl::StrCat("activations of ", options_.max_step_tokens, " tokens"));
+  }
+  decoder_ = *std::move(decoder);
   return absl::OkStatus();
 }
 
@@ -180,14 +226,19 @@ absl::Status EngineRank::AllocateCache() {
                      " bytes holds no page; one page of this rank needs ", page_bytes,
                      exact_bytes > 0 ? absl::StrCat(" and exact first tokens ", exact_bytes) : ""));
   }
-  TW_ASSIGN_OR_RETURN(
-      cache_, PagedKvCache::Allocate(shape, num_pages, options_.max_seqs, stream_.device()));
+  auto cache = PagedKvCache::Allocate(shape, num_pages, options_.max_seqs, stream_.device());
+  if (!cache.ok()) {
+    return Annotate(cache.status(),
+                    absl::StrCat("a KV cache of ", num_pages, " pages of ", page_bytes, " bytes"));
+  }
+  cache_ = *std::move(cache);
   // Tokens that were never computed may be decoded behind (Engine::SubmitInContext).
   return IsSyntheticModel(options_.model_dir) ? FillWithNoise(*cache_, stream_) : absl::OkStatus();
 }
 
 absl::Status EngineRank::ConnectWires() {
-  wire_.emplace(tp_.get(), &group_ranks(), options_.wire, &ledger_);
+  wire_.emplace(tp_.get(), stages_ != nullptr ? stages_.get() : &group_ranks(), options_.wire,
+                &ledger_);
   if (options_.wire.automatic && tp_->size() > 1) {
     TW_ASSIGN_OR_RETURN(CachedStrategies strategies,
                         LoadOrMeasureStrategies(options_.strategy_cache, *tp_, options_.wire,
@@ -228,6 +279,7 @@ RankReport EngineRank::Report() const {
 
 absl::Status EngineRank::Execute(const StepPlan& plan, StepResult& result) {
   GroupControl& control = *controls_[group_];
+  if (plan.kind != StepPlan::Kind::kRun) TW_RETURN_IF_ERROR(runner_->Settle());
   switch (plan.kind) {
     case StepPlan::Kind::kRun: {
       TW_ASSIGN_OR_RETURN(result, runner_->Run(plan));

@@ -18,6 +18,7 @@
 #include "runtime/engine/rank_report.h"
 #include "runtime/engine/stage_runner.h"
 #include "runtime/engine/step_plan.h"
+#include "runtime/engine/stream_watch.h"
 #include "runtime/scheduler/scheduler.h"
 
 namespace thinwire {
@@ -39,6 +40,7 @@ class EngineRank {
                                                             Communicator* world, ThreadPool* pool,
                                                             const LoadProgress& progress = nullptr);
 
+  ~EngineRank();
   EngineRank(const EngineRank&) = delete;
   EngineRank& operator=(const EngineRank&) = delete;
 
@@ -79,11 +81,14 @@ class EngineRank {
 
   // FailedPrecondition where ranks were started with other flags or folders.
   absl::Status AgreeOnTheJob();
+  bool on_gpu() const { return options_.device != Device::Cpu(); }
   // Where tensors are on a GPU: its stream, or Unimplemented for options that only the CPU has.
   absl::Status OpenDevice();
   absl::Status Load(const LoadProgress& progress);
   // Communicators of groups, and of the leader with the groups that it is not in.
   absl::Status SplitWorld();
+  // Where tensors are on GPUs: what carries them, and bounded waits for the stream.
+  absl::Status ConnectGpus();
   // Pages that the smallest budget among the ranks of a group holds.
   absl::Status AllocateCache();
   absl::Status ConnectWires();
@@ -105,6 +110,8 @@ class EngineRank {
   std::vector<int64_t> num_pages_;             // by group
   std::unique_ptr<Communicator> group_ranks_;  // null: all ranks of the job
   std::unique_ptr<Communicator> tp_;
+  std::unique_ptr<Communicator> stages_;  // of the group's GPUs; null: group_ranks() carries hops
+  std::optional<StreamWatch> watch_;      // of stream_, on a GPU
   std::vector<std::unique_ptr<GroupControl>> controls_;  // by group; null: not this rank's
   std::optional<Wire> wire_;
   absl::Duration strategies_age_;

@@ -103,7 +103,30 @@ absl::Status StageRunner::FillBatch(const StepPlan& plan) {
   return absl::OkStatus();
 }
 
+absl::Status StageRunner::Settle() {
+  if (!unsettled_) return absl::OkStatus();
+  unsettled_ = false;
+  TW_RETURN_IF_ERROR(stream_->Synchronize());
+  return decoder_->CheckKvStored(
+      {reinterpret_cast<const int64_t*>(first_wrong_.data()),
+       static_cast<size_t>(first_wrong_.size_bytes()) / sizeof(int64_t)});
+}
+
+absl::Status StageRunner::LeaveUnsettled() {
+  if (stream_->device() == Device::Cpu()) return absl::OkStatus();
+  unsettled_ = true;
+  const ConstTensorView first_wrong = decoder_->first_wrong();
+  if (first_wrong.empty()) return absl::OkStatus();
+  if (first_wrong_.size_bytes() == 0) {
+    TW_ASSIGN_OR_RETURN(first_wrong_,
+                        PinnedBuffer::Allocate(first_wrong.size_bytes(), stream_->device()));
+  }
+  return Copy(first_wrong, TensorView(first_wrong_.data(), DType::kI64, {first_wrong.dim(0)}),
+              *stream_);
+}
+
 absl::StatusOr<StepResult> StageRunner::Run(const StepPlan& plan) {
+  TW_RETURN_IF_ERROR(Settle());
   TW_RETURN_IF_ERROR(FillBatch(plan));
   const StepBatch batch = {.token_ids = batch_.token_ids,
                            .positions = batch_.positions,
@@ -118,8 +141,12 @@ absl::StatusOr<StepResult> StageRunner::Run(const StepPlan& plan) {
   TW_RETURN_IF_ERROR(decoder_->Forward(batch, *cache_, *wire_, *stream_));
   StepResult result;
   result.id = plan.id;
-  if (!decoder_->plan().last_stage()) return result;
-  return ReadOutputs(plan);
+  if (decoder_->plan().last_stage()) {
+    TW_ASSIGN_OR_RETURN(result, ReadOutputs(plan));
+  }
+  TW_RETURN_IF_ERROR(LeaveUnsettled());
+  if (samples()) TW_RETURN_IF_ERROR(Settle());
+  return result;
 }
 
 absl::StatusOr<StepResult> StageRunner::ReadOutputs(const StepPlan& plan) {
@@ -191,11 +218,16 @@ absl::Status StageRunner::ReadLogits(const StepPlan& plan, absl::Span<const Outp
 
   for (int64_t row = 0; row < n; ++row) {
     if (!plan.seqs[outputs[row].seq].want_logits || !is_last(outputs[row])) continue;
-    std::vector<float>& wanted = result.seqs[outputs[row].seq].logits;
-    wanted.resize(logits.dim(1));
-    TW_RETURN_IF_ERROR(Copy(logits.Rows(row, 1),
-                            TensorView(wanted.data(), DType::kF32, {1, logits.dim(1)}), *stream_));
+    if (logits_here_.size_bytes() == 0) {
+      TW_ASSIGN_OR_RETURN(
+          logits_here_,
+          PinnedBuffer::Allocate(DTypeBytes(DType::kF32, logits.dim(1)), stream_->device()));
+    }
+    const TensorView here(logits_here_.data(), DType::kF32, {1, logits.dim(1)});
+    TW_RETURN_IF_ERROR(Copy(logits.Rows(row, 1), here, *stream_));
     TW_RETURN_IF_ERROR(stream_->Synchronize());
+    const auto* const values = here.data<float>();
+    result.seqs[outputs[row].seq].logits.assign(values, values + logits.dim(1));
   }
 
   return for_each_run(

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/core/pinned_buffer.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor.h"
 #include "parallel/wire/wire.h"
@@ -24,6 +25,11 @@ class StageRunner {
   // Runs a plan of kind kRun; collective over the mesh. The result is filled on the last stage's
   // tp_rank 0 and empty elsewhere.
   absl::StatusOr<StepResult> Run(const StepPlan& plan);
+
+  // Waits for what the last step has enqueued, as long as the stream's waits last, and returns the
+  // error of values that it could not store. Run begins with it, and ends with it where it samples.
+  // Nothing on the CPU.
+  absl::Status Settle();
 
   // Where the first num_tokens tokens of a slot lie, until the next call. Internal where it has not
   // as many.
@@ -50,6 +56,8 @@ class StageRunner {
     int64_t token;
   };
 
+  // After a step's last call on a GPU: what Settle will look at.
+  absl::Status LeaveUnsettled();
   absl::StatusOr<StepResult> ReadOutputs(const StepPlan& plan);
   // Takes what the plan wants of `outputs` from their `logits`, [outputs.size(), vocab].
   absl::Status ReadLogits(const StepPlan& plan, absl::Span<const Output> outputs,
@@ -62,7 +70,10 @@ class StageRunner {
   Stream* stream_;
   std::vector<std::vector<int32_t>> page_tables_;  // by slot
   BatchArrays batch_;
-  Tensor logits_;  // [kMaxLogitRows, vocab] fp32 where this rank samples
+  bool unsettled_ = false;    // a step's work may not have ended on the GPU
+  PinnedBuffer first_wrong_;  // a copy of the decoder's
+  PinnedBuffer logits_here_;  // [vocab] fp32, from the first logits that are wanted on
+  Tensor logits_;             // [kMaxLogitRows, vocab] fp32 where this rank samples
 };
 
 }  // namespace thinwire

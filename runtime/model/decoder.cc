@@ -90,6 +90,15 @@ int64_t Decoder::activation_bytes() const {
   return bytes;
 }
 
+absl::Status Decoder::CheckKvStored(absl::Span<const int64_t> first_wrong) const {
+  for (size_t l = 0; l < first_wrong.size(); ++l) {
+    TW_RETURN_IF_ERROR(
+        Annotate(layers_->KvStoredStatus(weights_.layers[l], first_wrong[l]),
+                 absl::StrCat("layer ", plan_.layers().begin + static_cast<int64_t>(l))));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<ConstTensorView> Decoder::There(absl::Span<const int32_t> ids, Tensor& room,
                                                Stream& stream) {
   const ConstTensorView here(ids.data(), DType::kI32, {static_cast<int64_t>(ids.size())});

@@ -45,6 +45,12 @@ class Decoder {
   // vocab] fp32 on tp_rank 0; ignored (may be empty) on the others, which pass the same n.
   absl::Status Logits(int64_t begin, int64_t n, TensorView logits, Wire& wire, Stream& stream);
 
+  // On a GPU, where K and V are coded: int64 [layers of this rank], which the kernels lower where a
+  // value cannot be stored, so that no layer waits; elsewhere empty, as layers return the error.
+  ConstTensorView first_wrong() const { return layers_->first_wrong(); }
+  // The error of what was copied from it, or OK; OK for nothing.
+  absl::Status CheckKvStored(absl::Span<const int64_t> first_wrong) const;
+
   // Bytes that a page of this rank's cache needs, given the page's tokens.
   KvCacheShape CacheShape(int64_t page_size) const;
 

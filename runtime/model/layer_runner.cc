@@ -68,6 +68,13 @@ absl::StatusOr<LayerRunner> LayerRunner::Create(const ModelConfig& config, const
     TW_ASSIGN_OR_RETURN(runner.whole_, Tensor::Allocate(DType::kU8, {max_tokens, bytes}, device));
     TW_RETURN_IF_ERROR(allocate(runner.packed_, ffn));
   }
+  if (device != Device::Cpu()) {
+    const std::vector<int64_t> none(plan.layers().size(), kNoWrongValue);
+    const ConstTensorView here(none.data(), DType::kI64, {static_cast<int64_t>(none.size())});
+    TW_ASSIGN_OR_RETURN(runner.first_wrong_, Tensor::Allocate(DType::kI64, {here.dim(0)}, device));
+    TW_RETURN_IF_ERROR(Copy(here, runner.first_wrong_.mutable_view(), stream));
+    TW_RETURN_IF_ERROR(stream.Synchronize());
+  }
   if (runner.spec_.rope) {
     const std::vector<float> frequencies = RopeFrequencies(config.rope, config.head_dim);
     TW_ASSIGN_OR_RETURN(
@@ -79,6 +86,13 @@ absl::StatusOr<LayerRunner> LayerRunner::Create(const ModelConfig& config, const
     TW_RETURN_IF_ERROR(stream.Synchronize());
   }
   return runner;
+}
+
+absl::Status LayerRunner::KvStoredStatus(const LayerWeights& layer, int64_t first_wrong) const {
+  if (!layer.k_codes.has_value()) return absl::OkStatus();
+  const int64_t kv_width = plan_.kv_heads().size() * config_.head_dim;
+  const ConstTensorView k = qkv_.view().Columns(plan_.heads().size() * config_.head_dim, kv_width);
+  return CodedKvWriteError({.k = k, .v = k, .k_codes = &*layer.k_codes}, first_wrong);
 }
 
 int64_t LayerRunner::size_bytes() const {
@@ -332,7 +346,7 @@ absl::Status LayerRunner::ApplyLinears(const std::vector<LinearWeights>& linears
 
 absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer, TensorView qkv,
                                  TensorView out, const StepBatch& batch, PagedKvCache& cache,
-                                 const Wire& wire, Stream& stream) const {
+                                 const Wire& wire, Stream& stream) {
   const int64_t head_dim = config_.head_dim;
   const int64_t num_heads = plan_.heads().size();
   const int64_t num_kv_heads = plan_.kv_heads().size();
@@ -363,18 +377,20 @@ absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer,
   const TensorView exact_k = cache.exact_k(cache_layer);
   const TensorView exact_v = cache.exact_v(cache_layer);
   const bool exact = !exact_k.empty();
-  TW_RETURN_IF_ERROR(
-      CodedKvWrite({.k = k,
-                    .v = v,
-                    .slots = batch.slots,
-                    .k_codes = &*layer.k_codes,
-                    .v_codes = &*layer.v_codes,
-                    .k_pages = k_pages,
-                    .v_pages = v_pages,
-                    .exact_rows = exact ? batch.exact_rows_of_tokens : absl::Span<const int32_t>(),
-                    .exact_k = exact_k,
-                    .exact_v = exact_v},
-                   stream));
+  TW_RETURN_IF_ERROR(CodedKvWrite(
+      {.k = k,
+       .v = v,
+       .slots = batch.slots,
+       .k_codes = &*layer.k_codes,
+       .v_codes = &*layer.v_codes,
+       .k_pages = k_pages,
+       .v_pages = v_pages,
+       .exact_rows = exact ? batch.exact_rows_of_tokens : absl::Span<const int32_t>(),
+       .exact_k = exact_k,
+       .exact_v = exact_v,
+       .first_wrong =
+           first_wrong_.empty() ? TensorView() : first_wrong_.mutable_view().Rows(cache_layer, 1)},
+      stream));
   return CodedPagedAttention(
       {.q = q,
        .out = out,

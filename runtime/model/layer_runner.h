@@ -57,6 +57,11 @@ class LayerRunner {
   absl::Status ApplyNorm(const NormWeights& weights, TensorView x, ConstTensorView delta,
                          TensorView out, Stream& stream) const;
 
+  // See Decoder.
+  ConstTensorView first_wrong() const { return first_wrong_.view(); }
+  // The error of a layer with coded K and V for which `first_wrong` was found, or OK.
+  absl::Status KvStoredStatus(const LayerWeights& layer, int64_t first_wrong) const;
+
   int64_t size_bytes() const;
 
  private:
@@ -92,7 +97,7 @@ class LayerRunner {
                                               Stream& stream);
   absl::Status Attend(const LayerWeights& layer, int64_t cache_layer, TensorView qkv,
                       TensorView out, const StepBatch& batch, PagedKvCache& cache, const Wire& wire,
-                      Stream& stream) const;
+                      Stream& stream);
   // Each half leaves its sum in delta_, in the rows that the residual then has.
   absl::Status AttentionHalf(const LayerWeights& layer, int64_t cache_layer, const Input& input,
                              Residual& residual, const StepBatch& batch, PagedKvCache& cache,
@@ -123,7 +128,8 @@ class LayerRunner {
   Tensor gains_;     // fp32
   Tensor gathered_;  // [, width of the widest site], from the first gather on
   Tensor whole_;     // [, bytes of the widest input of o_proj and down], where these are gathered
-  Tensor packed_;    // [, ffn of this rank], there
+  Tensor first_wrong_;  // int64 [layers], on a GPU
+  Tensor packed_;       // [, ffn of this rank], there
 };
 
 }  // namespace thinwire
