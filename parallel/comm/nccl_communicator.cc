@@ -20,14 +20,36 @@ absl::Status NcclCommunicator::Fail(const absl::Status& why) {
     failure_ = told.ok() ? why : told;
     if (told.ok()) control_->Abort(why);
   }
+  if (peers_ != nullptr) peers_->Stop();
   if (comm_ != nullptr) ncclCommAbort(std::exchange(comm_, nullptr));
   return failure_;
 }
 
 absl::Status NcclCommunicator::status() {
   if (!failure_.ok()) return failure_;
-  const absl::Status told = control_->status();
-  return told.ok() ? told : Fail(told);
+  absl::Status found = control_->status();
+  if (found.ok() && peers_ != nullptr) found = peers_->status();
+  return found.ok() ? found : Fail(found);
+}
+
+absl::StatusOr<PeerMemory*> NcclCommunicator::Peers() {
+  if (!asked_for_peers_) {
+    TW_RETURN_IF_ERROR(status());
+    asked_for_peers_ = true;
+    if (!options_.uses_peer_memory) {
+      no_peers_ = absl::FailedPreconditionError("this communicator was made without peer memory");
+    } else {
+      const int64_t before = control_->bytes_sent();
+      absl::StatusOr<std::unique_ptr<PeerMemory>> made =
+          PeerMemory::Create(*control_, host_, device_);
+      bytes_sent_ += control_->bytes_sent() - before;
+      TW_RETURN_IF_ERROR(status());
+      no_peers_ = made.status();
+      if (made.ok()) peers_ = *std::move(made);
+    }
+  }
+  TW_RETURN_IF_ERROR(no_peers_);
+  return peers_.get();
 }
 
 template <typename Done>
@@ -109,6 +131,7 @@ absl::Status NcclCommunicator::Connect() {
 NcclCommunicator::~NcclCommunicator() {
   if (comm_ == nullptr) return;
   (void)cudaSetDevice(device_.index);
+  peers_.reset();
   // Waits for what is enqueued, and for the others to come here too.
   if (Finish(ncclCommFinalize(comm_), "ncclCommFinalize").ok()) {
     ncclCommDestroy(std::exchange(comm_, nullptr));
@@ -256,6 +279,7 @@ absl::Status NcclCommunicator::Wait(Stream& stream) {
       return false;
     }
     TW_RETURN_IF_ERROR(CudaStatus(error, "cudaStreamQuery", device_));
+    if (peers_ != nullptr) TW_RETURN_IF_ERROR(peers_->status());
     return true;
   });
   // What waited for other ranks has ended with the communicator: the stream can be used again.
@@ -276,12 +300,12 @@ absl::StatusOr<std::unique_ptr<Communicator>> NcclCommunicator::Split(int color,
   bytes_sent_ += control_->bytes_sent() - before;
   if (!control.ok()) return Fail(control.status());
   if (*control == nullptr) return std::unique_ptr<Communicator>();
-  return CreateNcclCommunicator(*std::move(control), device_);
+  return CreateNcclCommunicator(*std::move(control), device_, options_);
 }
 
 absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(
-    std::unique_ptr<Communicator> control, Device device) {
-  auto made = std::make_unique<NcclCommunicator>(std::move(control), device);
+    std::unique_ptr<Communicator> control, Device device, const NcclOptions& options) {
+  auto made = std::make_unique<NcclCommunicator>(std::move(control), device, options);
   TW_RETURN_IF_ERROR(Annotate(made->Connect(), "making an NCCL communicator"));
   return std::unique_ptr<Communicator>(std::move(made));
 }

@@ -9,6 +9,11 @@
 
 namespace thinwire {
 
+struct NcclOptions {
+  // Kernels write to other ranks' GPUs where the host lets them: Peers() is what makes it so.
+  bool uses_peer_memory = true;
+};
+
 // A communicator of the ranks of `control`, each with a GPU of its own, `device` on this rank.
 // Collective; waits for the others as long as control's timeout. `control` is one for host memory
 // that nobody else uses: it agrees on NCCL's id, carries the sizes of messages, the barriers and
@@ -17,10 +22,11 @@ namespace thinwire {
 // Sums keep the promise of Communicator. Of two ranks they are NCCL's, since two terms have one
 // order and one rounding (fp16 and bf16, too: rounding their exact sum to fp32 first changes
 // nothing). More ranks send their parts to an owner, who adds in rank order, and gather the
-// results: the bytes of a ring in two steps. Maxima go that way always, for the sake of NaNs.
+// results: the bytes of a ring in two steps. Maxima go that way always, for the sake of NaNs. Once
+// there is peer memory, sums of up to MostPeerSumBytes go through it, with the same bits.
 //
 // Unimplemented in a build without NCCL.
 absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(
-    std::unique_ptr<Communicator> control, Device device);
+    std::unique_ptr<Communicator> control, Device device, const NcclOptions& options = {});
 
 }  // namespace thinwire

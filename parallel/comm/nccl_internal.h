@@ -12,14 +12,19 @@
 #include "absl/types/span.h"
 #include "kernels/core/stream.h"
 #include "parallel/comm/communicator.h"
+#include "parallel/comm/nccl_communicator.h"
+#include "parallel/comm/peer_memory.h"
 
 namespace thinwire {
 
 // See nccl_communicator.h.
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(std::unique_ptr<Communicator> control, Device device)
-      : control_(std::move(control)), device_(device), host_(Stream::Cpu(&pool_)) {}
+  NcclCommunicator(std::unique_ptr<Communicator> control, Device device, const NcclOptions& options)
+      : control_(std::move(control)),
+        device_(device),
+        options_(options),
+        host_(Stream::Cpu(&pool_)) {}
   ~NcclCommunicator() override;
 
   // Joins the others. The communicator is of no use otherwise.
@@ -45,7 +50,10 @@ class NcclCommunicator final : public Communicator {
   absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) override;
   void Abort(const absl::Status& why) override { control_->Abort(why); }
   absl::Status status() override;
-  int64_t bytes_sent() const override { return bytes_sent_; }
+  absl::StatusOr<PeerMemory*> Peers() override;
+  int64_t bytes_sent() const override {
+    return bytes_sent_ + (peers_ != nullptr ? peers_->bytes_sent() : 0);
+  }
 
  private:
   struct Message {
@@ -82,10 +90,14 @@ class NcclCommunicator final : public Communicator {
 
   const std::unique_ptr<Communicator> control_;
   const Device device_;
+  const NcclOptions options_;
   ThreadPool pool_{1};
   Stream host_;
   ncclComm_t comm_ = nullptr;
   absl::Status failure_;
+  bool asked_for_peers_ = false;
+  absl::Status no_peers_;  // why
+  std::unique_ptr<PeerMemory> peers_;
   int64_t bytes_sent_ = 0;
 };
 

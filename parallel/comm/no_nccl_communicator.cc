@@ -4,7 +4,7 @@
 namespace thinwire {
 
 absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(std::unique_ptr<Communicator>,
-                                                                     Device) {
+                                                                     Device, const NcclOptions&) {
   return absl::UnimplementedError(
       "this build has no NCCL; install it and configure with -DTHINWIRE_CUDA=ON");
 }
