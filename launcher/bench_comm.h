@@ -6,7 +6,12 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/core/dtype.h"
+#include "kernels/core/stream.h"
 #include "launcher/job.h"
+#include "parallel/wire/strategy_timing.h"
 
 namespace CLI {
 class App;
@@ -20,6 +25,16 @@ class BenchComm {
   absl::Status Run(Job& job);
 
  private:
+  struct Way;
+  // What a job on GPUs measures with: communicators that use peer memory and that do not.
+  struct Gpus;
+
+  absl::StatusOr<Gpus> ConnectGpus(Job& job) const;
+  // Times all ways for messages of `bytes`, taking turns, and writes a line of each.
+  absl::Status Measure(Job& job, absl::Span<Way> ways, int64_t bytes, DType dtype, Stream& stream);
+  absl::Status WriteLine(Job& job, const Way& way, int64_t num_rows, const StrategyTiming& timing,
+                         double baseline_us) const;
+
   std::vector<std::string> strategies_ = {
       "native",      "fp16",           "one-shot-q8",    "one-shot-q6",    "one-shot-q5",
       "one-shot-q4", "token-owner-q8", "token-owner-q6", "token-owner-q5", "token-owner-q4"};
@@ -27,6 +42,7 @@ class BenchComm {
   std::string max_bytes_ = "64M";
   std::string norm_codes_ = "auto";
   std::string dtype_ = "fp32";
+  std::string device_ = "cpu";
   int64_t width_ = 4096;
   double seconds_ = 0.3;
   int threads_ = 0;

@@ -92,6 +92,7 @@ __device__ __forceinline__ int DeviceScaleByte(float largest) {
 
 // Rounds to a whole number, halves to even; |value| < 2^22. Cheaper than the instruction for it.
 inline constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23
+inline constexpr uint32_t kWholeBits = 0x4b400000u;
 
 // Which level is nearest to a magnitude: factors are those of a scale.
 template <int kBits>
@@ -129,18 +130,23 @@ struct Quantizer {
     }
   }
 
-  // Its number, from the smallest of those above 0 on.
-  static __device__ __forceinline__ int Number(const SharedTables& tables, float magnitude,
-                                               float factor) {
+  // Its number, from the smallest of those above 0 on, in the lowest byte.
+  static __device__ __forceinline__ uint32_t NumberBits(const SharedTables& tables, float magnitude,
+                                                        float factor) {
     if constexpr (kBits == 4) {
       const float scaled = magnitude * factor;
       const int b = Eighth(scaled);
-      return min(b, 6) + (scaled >= tables.middle[b] ? 1 : 0);
+      return static_cast<uint32_t>(min(b, 6) + (scaled >= tables.middle[b] ? 1 : 0));
     } else {
+      static_assert(kWholeBits % 256 == 0);
       const float steps = fmaf(magnitude, factor, -0.5f);
-      const float whole = fminf(steps, static_cast<float>(kLast)) + kWhole;
-      return static_cast<int>(__float_as_uint(whole)) - static_cast<int>(__float_as_uint(kWhole));
+      return __float_as_uint(fminf(steps, static_cast<float>(kLast)) + kWhole);
     }
+  }
+
+  static __device__ __forceinline__ int Number(const SharedTables& tables, float magnitude,
+                                               float factor) {
+    return static_cast<int>(NumberBits(tables, magnitude, factor) & 0xffu);
   }
 };
 

@@ -12,6 +12,8 @@
 
 namespace thinwire {
 
+class PeerMemory;
+
 enum class ReduceOp { kSum, kMax };
 
 // Every rank of a communicator issues the same collectives in the same order with the same shapes,
@@ -97,6 +99,14 @@ class Communicator {
   // Ends outstanding and later calls on every rank of this communicator and those split from it
   // with Unavailable and the given cause. Does not wait; callable from any thread.
   virtual void Abort(const absl::Status& why) = 0;
+
+  // Memory that kernels on all ranks' GPUs write (peer_memory.h): for collectives that are fused
+  // with what they carry, in the order of the other calls. The first call is collective, takes the
+  // memory, and must not be made while a stream is captured; the answer is always the same.
+  // FailedPrecondition says why there is none. It counts in bytes_sent().
+  virtual absl::StatusOr<PeerMemory*> Peers() {
+    return absl::FailedPreconditionError("this communicator has no peer memory");
+  }
 
   // Bytes this rank has handed to the transport for other ranks, framing of the transport excluded.
   // Split counts its agreement (a few bytes per rank).

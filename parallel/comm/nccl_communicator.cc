@@ -39,13 +39,15 @@ absl::Status NcclCommunicator::Fail(const absl::Status& why) {
     failure_ = told.ok() ? why : told;
     if (told.ok()) control_->Abort(why);
   }
+  if (peers_ != nullptr) peers_->Stop();
   if (comm_ != nullptr) ncclCommAbort(std::exchange(comm_, nullptr));
   return failure_;
 }
 
 absl::Status NcclCommunicator::status() {
   if (!failure_.ok()) return failure_;
-  const absl::Status told = control_->status();
+  absl::Status told = control_->status();
+  if (told.ok() && peers_ != nullptr) told = peers_->status();
   if (!told.ok()) return Fail(told);
   ncclResult_t state = ncclSuccess;
   if (comm_ == nullptr || ncclCommGetAsyncError(comm_, &state) != ncclSuccess ||
@@ -55,6 +57,26 @@ absl::Status NcclCommunicator::status() {
   return Fail(absl::UnavailableError(
       absl::StrCat("NCCL on rank ", rank(), ", ", DeviceName(device_), ": ",
                    ncclGetErrorString(state), ": ", ncclGetLastError(comm_))));
+}
+
+absl::StatusOr<PeerMemory*> NcclCommunicator::Peers() {
+  if (!asked_for_peers_) {
+    TW_RETURN_IF_ERROR(status());
+    asked_for_peers_ = true;
+    if (!options_.uses_peer_memory) {
+      no_peers_ = absl::FailedPreconditionError("this communicator was made without peer memory");
+    } else {
+      const int64_t before = control_->bytes_sent();
+      absl::StatusOr<std::unique_ptr<PeerMemory>> made =
+          PeerMemory::Create(*control_, host_, device_);
+      bytes_sent_ += control_->bytes_sent() - before;
+      TW_RETURN_IF_ERROR(status());
+      no_peers_ = made.status();
+      if (made.ok()) peers_ = *std::move(made);
+    }
+  }
+  TW_RETURN_IF_ERROR(no_peers_);
+  return peers_.get();
 }
 
 template <typename Done>
@@ -136,6 +158,7 @@ absl::Status NcclCommunicator::Connect() {
 NcclCommunicator::~NcclCommunicator() {
   if (comm_ == nullptr) return;
   (void)cudaSetDevice(device_.index);
+  peers_.reset();
   set_timeout(std::min(timeout(), kLeaveTimeout));
   // Waits for what is enqueued, and for the others to come here too.
   if (Finish(ncclCommFinalize(comm_), "ncclCommFinalize").ok()) {
@@ -275,8 +298,11 @@ absl::Status NcclCommunicator::Wait(Stream& stream) {
   TW_RETURN_IF_ERROR(status());
   if (stream.device().kind == DeviceKind::kCpu) return absl::OkStatus();
   const cudaStream_t native = CudaStream(stream);
-  const absl::Status waited =
-      PollUntil("a stream", [&]() -> absl::StatusOr<bool> { return Idle(native, device_); });
+  const absl::Status waited = PollUntil("a stream", [&]() -> absl::StatusOr<bool> {
+    TW_ASSIGN_OR_RETURN(const bool idle, Idle(native, device_));
+    if (idle && peers_ != nullptr) TW_RETURN_IF_ERROR(peers_->status());
+    return idle;
+  });
   if (waited.ok()) return waited;
   // What waited for other ranks ends with the communicator: then the stream can be used again.
   for (Backoff backoff(kDrainTimeout); backoff.Wait();) {

@@ -15,6 +15,8 @@ struct NcclOptions {
   // refuse another size. Without, both only enqueue, and sizes that disagree end in a timeout: for
   // callers that know sizes to agree and want the host to run ahead.
   bool announces_sizes = true;
+  // Kernels write to other ranks' GPUs where the host lets them: Peers() is what makes it so.
+  bool uses_peer_memory = true;
 };
 
 // A communicator of the ranks of `control`, each with a GPU of its own, `device` on this rank.
@@ -25,7 +27,8 @@ struct NcclOptions {
 // Sums keep the promise of Communicator. Of two ranks they are NCCL's, since two terms have one
 // order and one rounding (fp16 and bf16, too: rounding their exact sum to fp32 first changes
 // nothing). More ranks send their parts to an owner, who adds in rank order, and gather the
-// results: the bytes of a ring in two steps. Maxima go that way always, for the sake of NaNs.
+// results: the bytes of a ring in two steps. Maxima go that way always, for the sake of NaNs. Once
+// there is peer memory, sums of up to MostPeerSumBytes go through it, with the same bits.
 //
 // Unimplemented in a build without NCCL.
 absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(

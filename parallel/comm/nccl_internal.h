@@ -13,6 +13,7 @@
 #include "kernels/core/stream.h"
 #include "parallel/comm/communicator.h"
 #include "parallel/comm/nccl_communicator.h"
+#include "parallel/comm/peer_memory.h"
 
 namespace thinwire {
 
@@ -49,7 +50,10 @@ class NcclCommunicator final : public Communicator {
   absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) override;
   void Abort(const absl::Status& why) override { control_->Abort(why); }
   absl::Status status() override;
-  int64_t bytes_sent() const override { return bytes_sent_; }
+  absl::StatusOr<PeerMemory*> Peers() override;
+  int64_t bytes_sent() const override {
+    return bytes_sent_ + (peers_ != nullptr ? peers_->bytes_sent() : 0);
+  }
 
  private:
   struct Message {
@@ -91,6 +95,9 @@ class NcclCommunicator final : public Communicator {
   Stream host_;
   ncclComm_t comm_ = nullptr;
   absl::Status failure_;
+  bool asked_for_peers_ = false;
+  absl::Status no_peers_;  // why
+  std::unique_ptr<PeerMemory> peers_;
   int64_t bytes_sent_ = 0;
 };
 

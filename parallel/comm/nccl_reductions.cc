@@ -9,6 +9,7 @@
 #include "kernels/core/cuda_status.h"
 #include "parallel/comm/host_communicator.h"
 #include "parallel/comm/nccl_internal.h"
+#include "parallel/comm/peer_sums_cuda.h"
 #include "parallel/comm/rank_order_reduce.h"
 #include "parallel/comm/rank_order_reduce_cuda.h"
 
@@ -49,6 +50,10 @@ absl::Status NcclCommunicator::AllReduce(TensorView inout, ReduceOp op, Stream& 
   const int p = size();
   const int64_t n = inout.num_elements();
   if (p == 1 || n == 0) return absl::OkStatus();
+  if (peers_ != nullptr && op == ReduceOp::kSum && IsFloat(inout.dtype()) &&
+      inout.size_bytes() <= MostPeerSumBytes(*peers_)) {
+    return SumThroughPeersCuda(*peers_, inout, stream);
+  }
   if (p == 2 && op == ReduceOp::kSum) {
     bytes_sent_ += inout.size_bytes();
     return Finish(ncclAllReduce(inout.raw(), inout.mutable_raw(), static_cast<size_t>(n),

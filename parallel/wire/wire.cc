@@ -6,7 +6,9 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/convert/convert.h"
 #include "kernels/core/check.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
+#include "parallel/wire/peer_codes.h"
 #include "parallel/wire/recording.h"
 
 namespace thinwire {
@@ -50,6 +52,15 @@ absl::StatusOr<TensorView> Wire::Bytes(Buffer& buffer, int64_t bytes, Device dev
     TW_ASSIGN_OR_RETURN(buffer, Buffer::Allocate(bytes, device));
   }
   return TensorView(buffer.data(), DType::kU8, {bytes}, device);
+}
+
+PeerMemory* Wire::PeersFor(const RowCodec& codec, const ConstTensorView& rows) {
+  if constexpr (kHasCuda) {
+    if (!PeersExchange(codec, rows)) return nullptr;
+    const absl::StatusOr<PeerMemory*> peers = tp_->Peers();
+    if (peers.ok()) return *peers;
+  }
+  return nullptr;
 }
 
 absl::StatusOr<TensorView> Wire::Fp16Scratch(const ConstTensorView& like) {

@@ -23,9 +23,11 @@
 
 namespace thinwire {
 
-// Borrows the communicators and the ledger, which must outlive it. Thread-compatible. Every call is
-// recorded under its site. Errors carry the site's name; a message that is not what it should be
-// (message.h) is DataLoss with the sender's rank in its group.
+// Borrows the communicators and the ledger, which must outlive it. Where the group's GPUs can write
+// to each other's memory (Communicator::Peers), rows in codes go that way, with the same bits; the
+// first call of Reduce, Share or AllReduce finds out, so it must not be captured in a graph.
+// Thread-compatible. Every call is recorded under its site. Errors carry the site's name; a message
+// that is not what it should be (message.h) is DataLoss with the sender's rank in its group.
 //
 // Residuals. Row t of n is owned by one rank of the tensor-parallel group: rank r owns the rows
 // [n r / p, n (r + 1) / p). What the others know of it depends on the strategy: with kTokenOwner
@@ -135,6 +137,8 @@ class Wire {
   class Recording;
   struct Blocks;
 
+  // What carries such rows in `codec` in one kernel, or null: the communicator does.
+  PeerMemory* PeersFor(const RowCodec& codec, const ConstTensorView& rows);
   absl::Status ReduceInOneShot(Site site, TensorView inout, Stream& stream);
   absl::Status ReduceToOwners(Site site, TensorView inout, Stream& stream);
   // Encodes this rank's block of `rows` and exchanges it for the others', which are decoded.

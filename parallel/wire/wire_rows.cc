@@ -3,7 +3,9 @@
 
 #include "absl/status/status.h"
 #include "kernels/core/check.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
+#include "parallel/wire/peer_codes.h"
 #include "parallel/wire/recording.h"
 #include "parallel/wire/wire.h"
 
@@ -39,7 +41,17 @@ absl::Status Wire::Share(Site site, ShareAs as, TensorView rows, absl::Span<cons
   RowCodec codec;
   if (as == ShareAs::kFp16 && !exact()) codec.kind = RowCodec::Kind::kFp16;
   if (as == ShareAs::kCodes && !exact()) codec = {RowCodec::Kind::kCodes, NormBits(options_)};
+  PeerMemory* const peers = PeersFor(codec, rows);
   Recording recording(ledger_, tp_, site, /*logical_bytes=*/0);
+  if constexpr (kHasCuda) {
+    if (peers != nullptr) {
+      const int64_t own = offsets[tp_->rank() + 1] - offsets[tp_->rank()];
+      recording.AddMetadata((tp_->size() - 1) * own * codec.RowMetadataBytes(rows.dim(1)));
+      if (rows.dim(0) == 0) return recording.Done(absl::OkStatus());
+      return recording.Done(
+          ExchangeThroughPeers(*peers, PeerExchange::kShare, codec, rows, offsets, stream));
+    }
+  }
   return recording.Done(ShareEncoded(site, codec, rows, offsets, recording, stream));
 }
 

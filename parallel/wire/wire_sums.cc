@@ -5,7 +5,9 @@
 #include "absl/status/status.h"
 #include "kernels/convert/convert.h"
 #include "kernels/core/check.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
+#include "parallel/wire/peer_codes.h"
 #include "parallel/wire/recording.h"
 #include "parallel/wire/wire.h"
 
@@ -40,6 +42,8 @@ absl::Status Wire::Reduce(Site site, TensorView inout, Stream& stream) {
 
 absl::Status Wire::AllReduce(Site site, TensorView inout, Stream& stream) {
   if (tp_->size() == 1) return absl::OkStatus();
+  // The communicator uses what peer memory there is; without, it goes its own way.
+  if (inout.device().kind == DeviceKind::kCuda) tp_->Peers().IgnoreError();
   Recording recording(ledger_, tp_, site, RingAllReduceBytes(inout.num_elements()));
   const auto run = [&]() -> absl::Status {
     if (sends_whole_values() || inout.dtype() == DType::kF16) {
@@ -66,8 +70,16 @@ absl::Status Wire::ReduceInOneShot(Site site, TensorView inout, Stream& stream) 
                     .sender = tp_->rank(),
                     .num_rows = n,
                     .row_bytes = codec.RowBytes(inout.dim(1), inout.dtype())};
-  const int64_t bytes = key.message_bytes();
+  PeerMemory* const peers = PeersFor(codec, inout);
   Recording recording(ledger_, tp_, site, RingAllReduceBytes(inout.num_elements()));
+  if constexpr (kHasCuda) {
+    if (peers != nullptr) {
+      recording.AddMetadata((p - 1) * n * codec.RowMetadataBytes(inout.dim(1)));
+      return recording.Done(ExchangeThroughPeers(*peers, PeerExchange::kSumAll, codec, inout,
+                                                 BlockOffsets(n), stream));
+    }
+  }
+  const int64_t bytes = key.message_bytes();
   recording.AddMetadata((p - 1) *
                         (n * codec.RowMetadataBytes(inout.dim(1)) + MessageKey::kCheckBytes));
   const auto run = [&]() -> absl::Status {
@@ -97,6 +109,15 @@ absl::Status Wire::ReduceToOwners(Site site, TensorView inout, Stream& stream) {
   const RowCodec codec = CodesFor(n);
   const int64_t row_bytes = codec.RowBytes(inout.dim(1), inout.dtype());
   const Range own = BlockOf(n, rank);
+  PeerMemory* const peers = PeersFor(codec, inout);
+  Recording recording(ledger_, tp_, site, RingAllReduceBytes(inout.num_elements()));
+  if constexpr (kHasCuda) {
+    if (peers != nullptr) {
+      recording.AddMetadata((n - own.size()) * codec.RowMetadataBytes(inout.dim(1)));
+      return recording.Done(ExchangeThroughPeers(*peers, PeerExchange::kSumToOwners, codec, inout,
+                                                 BlockOffsets(n), stream));
+    }
+  }
   // What `sender` sends to the owner of `rows`.
   const auto key_of = [&](int sender, Range rows) {
     return MessageKey{.site = site,
@@ -105,7 +126,6 @@ absl::Status Wire::ReduceToOwners(Site site, TensorView inout, Stream& stream) {
                       .num_rows = rows.size(),
                       .row_bytes = row_bytes};
   };
-  Recording recording(ledger_, tp_, site, RingAllReduceBytes(inout.num_elements()));
   const auto run = [&]() -> absl::Status {
     TW_ASSIGN_OR_RETURN(
         const TensorView sent,

@@ -1,0 +1,373 @@
+// Groups of 16 values and more on a GPU: 4 threads share one, thread i of them having the values
+// 16 k + 4 i + r, r < 4, and with them 4 of the 16 chains in which errors are summed. The same
+// operations as on the CPU in the same order, fused where they are there (files that include this
+// are compiled without contraction): the same bytes and the same bits.
+#pragma once
+
+#include "kernels/group_codes/group_codes_cuda.cuh"
+
+namespace thinwire {
+namespace {
+
+inline constexpr int kLanes = 4;
+inline constexpr int kGroupThreads = 256;  // of a block
+inline constexpr int kGroupsPerBlock = kGroupThreads / kLanes;
+
+// kSteps = size of a group / 16.
+template <int kSteps>
+struct Values {
+  float at[kSteps][4];
+};
+
+__device__ __forceinline__ float FromLane(float value, int distance) {
+  return __shfl_xor_sync(0xffffffffu, value, distance);
+}
+
+// (a, b) = (a + b, a - b)
+__device__ __forceinline__ void Butterfly(float& a, float& b) {
+  const float sum = a + b;
+  b = a - b;
+  a = sum;
+}
+
+// sqrt(size) H u, in the order of growing distances: 1 and 2 in a thread, 4 and 8 between threads,
+// the rest in a thread.
+template <int kSteps>
+__device__ __forceinline__ void Rotate(int lane, Values<kSteps>& u) {
+  const float signs[2] = {(lane & 1) != 0 ? -1.0f : 1.0f, (lane & 2) != 0 ? -1.0f : 1.0f};
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    Butterfly(u.at[k][0], u.at[k][1]);
+    Butterfly(u.at[k][2], u.at[k][3]);
+    Butterfly(u.at[k][0], u.at[k][2]);
+    Butterfly(u.at[k][1], u.at[k][3]);
+#pragma unroll
+    for (int stage = 0; stage < 2; ++stage) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        // A product with 1 or -1 is exact: one rounding, of the sum or difference.
+        u.at[k][r] = fmaf(u.at[k][r], signs[stage], FromLane(u.at[k][r], 1 << stage));
+      }
+    }
+  }
+#pragma unroll
+  for (int h = 1; h < kSteps; h *= 2) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      if ((k & h) != 0) continue;
+#pragma unroll
+      for (int r = 0; r < 4; ++r) Butterfly(u.at[k][r], u.at[k + h][r]);
+    }
+  }
+}
+
+// The bits of the largest |u| of the group, on all its threads: as integers, NaN is above infinity,
+// and both are above all else.
+template <int kSteps>
+__device__ __forceinline__ uint32_t LargestMagnitude(const Values<kSteps>& u) {
+  uint32_t largest = 0;
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      largest = max(largest, __float_as_uint(u.at[k][r]) & 0x7fffffffu);
+    }
+  }
+  largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+  return max(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+}
+
+template <int kSteps, typename T>
+__device__ __forceinline__ Values<kSteps> Load(const T* from, bool aligned) {
+  Values<kSteps> values;
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    Pack<T, 4> pack;
+    if (aligned) {
+      pack = StreamPack<4>(from + 16 * k);
+    } else {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) pack.values[r] = from[16 * k + r];
+    }
+#pragma unroll
+    for (int r = 0; r < 4; ++r) values.at[k][r] = AsFloat(pack.values[r]);
+  }
+  return values;
+}
+
+template <int kBits, int kSteps>
+__device__ __forceinline__ float SquaredError(const SharedTables& tables, const Values<kSteps>& u,
+                                              int byte) {
+  const float factor = Quantizer<kBits>::Factor(byte);
+  float sums[4];
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const float distance = Quantizer<kBits>::Distance(tables, fabsf(u.at[k][r]), factor);
+      sums[r] = k == 0 ? distance * distance : fmaf(distance, distance, sums[r]);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 4; ++r) sums[r] += FromLane(sums[r], 2);
+#pragma unroll
+  for (int r = 0; r < 4; ++r) sums[r] += FromLane(sums[r], 1);
+  const float scale = device_tables.scale[byte];
+  return ((sums[0] + sums[2]) + (sums[1] + sums[3])) * (scale * scale);
+}
+
+// kAligned: known to be at a multiple of 4.
+template <bool kAligned>
+__device__ __forceinline__ void StoreWord(uint32_t word, uint8_t* to) {
+  if constexpr (!kAligned) {
+    if (reinterpret_cast<uintptr_t>(to) % 4 != 0) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) to[i] = static_cast<uint8_t>(word >> (8 * i));
+      return;
+    }
+  }
+  *reinterpret_cast<uint32_t*>(to) = word;
+}
+
+template <bool kAligned>
+__device__ __forceinline__ uint32_t LoadWord(const uint8_t* from) {
+  if constexpr (!kAligned) {
+    if (reinterpret_cast<uintptr_t>(from) % 4 != 0) {
+      uint32_t word = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) word |= static_cast<uint32_t>(from[i]) << (8 * i);
+      return word;
+    }
+  }
+  return *reinterpret_cast<const uint32_t*>(from);
+}
+
+// codes[k]: those of values 16 k + 4 lane + r, in byte r.
+template <int kBits, int kSteps, bool kAligned>
+__device__ __forceinline__ void StoreCodes(int lane, const uint32_t (&codes)[kSteps], bool write,
+                                           uint8_t* to) {
+  if constexpr (kBits == 8) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      if (write) StoreWord<kAligned>(codes[k], to + 16 * k + 4 * lane);
+    }
+    return;
+  }
+  constexpr uint32_t kLow = 0x0f0f0f0fu;
+  if constexpr (kSteps == 1) {
+    // The upper half of the values lies two threads further.
+    const uint32_t above = __shfl_xor_sync(0xffffffffu, codes[0] & kLow, 2);
+    if (write && lane < 2) StoreWord<kAligned>((codes[0] & kLow) | above << 4, to + 4 * lane);
+  } else {
+#pragma unroll
+    for (int k = 0; k < kSteps / 2; ++k) {
+      if (!write) continue;
+      StoreWord<kAligned>((codes[k] & kLow) | (codes[k + kSteps / 2] & kLow) << 4,
+                          to + 16 * k + 4 * lane);
+    }
+  }
+  uint8_t* const high = to + 8 * kSteps;
+  if constexpr (kBits == 6) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      // The product moves the two bits of each byte into the topmost.
+      const uint32_t pairs = codes[k] >> 4 & 0x03030303u;
+      if (write) high[4 * k + lane] = static_cast<uint8_t>(pairs * 0x01041040u >> 24);
+    }
+  }
+  if constexpr (kBits == 5) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      const uint32_t bits = codes[k] >> 4 & 0x01010101u;
+      const uint32_t four = bits * 0x01020408u >> 24;  // their lowest bits, that of byte 0 lowest
+      const uint32_t next = __shfl_down_sync(0xffffffffu, four, 1);
+      if (write && lane % 2 == 0) high[2 * k + lane / 2] = static_cast<uint8_t>(four | next << 4);
+    }
+  }
+}
+
+template <int kBits, int kSteps, bool kAligned>
+__device__ __forceinline__ void LoadCodes(int lane, const uint8_t* from,
+                                          uint32_t (&codes)[kSteps]) {
+  constexpr uint32_t kLow = 0x0f0f0f0fu;
+  if constexpr (kBits == 8) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) codes[k] = LoadWord<kAligned>(from + 16 * k + 4 * lane);
+    return;
+  } else if constexpr (kSteps == 1) {
+    codes[0] = LoadWord<kAligned>(from + 4 * (lane & 1)) >> (lane < 2 ? 0 : 4) & kLow;
+  } else {
+#pragma unroll
+    for (int k = 0; k < kSteps / 2; ++k) {
+      const uint32_t word = LoadWord<kAligned>(from + 16 * k + 4 * lane);
+      codes[k] = word & kLow;
+      codes[k + kSteps / 2] = word >> 4 & kLow;
+    }
+  }
+  const uint8_t* const high = from + 8 * kSteps;
+  if constexpr (kBits == 6) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      const uint32_t byte = high[4 * k + lane];
+      codes[k] |=
+          (byte & 0x03u) << 4 | (byte & 0x0cu) << 10 | (byte & 0x30u) << 16 | (byte & 0xc0u) << 22;
+    }
+  }
+  if constexpr (kBits == 5) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      uint32_t four;
+      if constexpr (kAligned && kSteps == 4) {
+        four = LoadWord<true>(high + 4 * (k / 2)) >> (16 * (k % 2) + 4 * lane) & 0x0fu;
+      } else {
+        four = static_cast<uint32_t>(high[2 * k + lane / 2]) >> (4 * (lane % 2)) & 0x0fu;
+      }
+      codes[k] |= (four * 0x00204081u & 0x01010101u) << 4;  // bit i to the lowest of byte i
+    }
+  }
+}
+
+// Byte i of the result is byte (selector >> 4 i & 7) of a (0 to 3) and b (4 to 7), or, with 8 more,
+// 8 times its topmost bit.
+__device__ __forceinline__ uint32_t Permuted(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t result;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(selector));
+  return result;
+}
+
+// The lowest byte of each of 4 words.
+__device__ __forceinline__ uint32_t LowBytes(const uint32_t (&words)[4]) {
+  return Permuted(Permuted(words[0], words[1], 0x0040), Permuted(words[2], words[3], 0x0040),
+                  0x5410);
+}
+
+// 0xff for each of 4 that is below 0 or -0, else 0.
+__device__ __forceinline__ uint32_t SignBytes(const float (&values)[4]) {
+  return Permuted(Permuted(__float_as_uint(values[0]), __float_as_uint(values[1]), 0x00fb),
+                  Permuted(__float_as_uint(values[2]), __float_as_uint(values[3]), 0x00fb), 0x5410);
+}
+
+// A thread's codes of a group and the group's scale byte.
+template <int kSteps>
+struct GroupCode {
+  uint32_t words[kSteps];
+  uint8_t scale;
+};
+
+// Encodes the group whose values 4 lane and on are at `from`. All threads of the warp take part;
+// norm is 1 / sqrt(size), aligned as in GroupParams.
+template <int kBits, int kSteps, typename T>
+__device__ __forceinline__ GroupCode<kSteps> EncodeGroup(const SharedTables& tables, int lane,
+                                                         const T* from, float norm, bool aligned) {
+  constexpr uint32_t kInfinity = 0x7f800000u;
+  constexpr uint32_t kEach = 0x01010101u;
+  Values<kSteps> u = Load<kSteps>(from, aligned);
+  Rotate<kSteps>(lane, u);
+  uint32_t largest = LargestMagnitude<kSteps>(u);
+  bool is_nan = false;
+  if (__any_sync(0xffffffffu, largest >= kInfinity)) {
+    Values<kSteps> smaller = Load<kSteps>(from, aligned);
+    const bool any_infinite = LargestMagnitude<kSteps>(smaller) >= kInfinity;
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) smaller.at[k][r] *= 0x1p-8f;
+    }
+    Rotate<kSteps>(lane, smaller);
+    const uint32_t largest_smaller = LargestMagnitude<kSteps>(smaller);
+    if (largest >= kInfinity) {
+      // Sums have overflown. The group saturates at any scale: a smaller one has the same codes.
+      is_nan = any_infinite;
+      largest = largest_smaller;
+      u = smaller;
+    }
+  }
+  const float top = __uint_as_float(largest) * norm;
+  const int first = DeviceScaleByte(fmaxf(top, 1.17549435e-38f));
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) u.at[k][r] *= norm;
+  }
+  int best = first;
+  float least = SquaredError<kBits, kSteps>(tables, u, first);
+#pragma unroll
+  for (int c = 1; c < Quantizer<kBits>::kCandidates; ++c) {
+    const int byte = max(first - c, kLeastScaleByte);
+    // What the largest value alone adds to the error. Sums of squares only grow, rounded ones too:
+    // where that is no less than the least error, this scale cannot be better; nor can the next,
+    // which clip more of it.
+    const float clipped = Quantizer<kBits>::Distance(tables, top, Quantizer<kBits>::Factor(byte));
+    const float scale = device_tables.scale[byte];
+    if (__all_sync(0xffffffffu, clipped * clipped * (scale * scale) >= least)) break;
+    const float error = SquaredError<kBits, kSteps>(tables, u, byte);
+    best = error < least ? byte : best;
+    least = fminf(error, least);
+  }
+  const bool special = is_nan || largest == 0;
+  const float factor = Quantizer<kBits>::Factor(best);
+  GroupCode<kSteps> coded;
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    uint32_t numbers[4];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      numbers[r] = Quantizer<kBits>::NumberBits(tables, fabsf(u.at[k][r]), factor);
+    }
+    // Number i of the levels above 0 has code 2^(bits - 1) + i, and of those below, 2^(bits - 1) -
+    // 1 - i: all bits the other way round.
+    const uint32_t word = LowBytes(numbers) ^ kEach << (kBits - 1) ^
+                          (SignBytes(u.at[k]) & kEach * ((1u << kBits) - 1));
+    coded.words[k] = special ? 0 : word;
+  }
+  coded.scale = static_cast<uint8_t>(is_nan ? kNanGroup : largest == 0 ? kZeroGroup : best);
+  return coded;
+}
+
+// u += the levels of a thread's codes.
+template <int kBits, int kSteps>
+__device__ __forceinline__ void AddLevels(const SharedTables& tables, int scale_byte,
+                                          const uint32_t (&codes)[kSteps], Values<kSteps>& u) {
+  const float factor = Quantizer<kBits>::LevelFactor(scale_byte);
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      float level;
+      if constexpr (kBits == 4) {
+        level = tables.level[codes[k] >> (8 * r) & 0xffu];
+      } else {
+        // 2^15 + code, by its bits, less 2^15: cheaper than a conversion, and as exact.
+        const uint32_t raised = Permuted(codes[k], 0x47000000u, 0x7404u | r << 4);
+        level = __uint_as_float(raised) - (32768.0f + Quantizer<kBits>::kMiddle);
+      }
+      u.at[k][r] += factor * level;
+    }
+  }
+}
+
+// y, or y + it, of a thread's values, rotated back, from `to`: 4 lane and on of the group.
+template <int kSteps, typename T>
+__device__ __forceinline__ void StoreValues(Values<kSteps>& u, float norm, bool accumulate,
+                                            bool aligned, T* to) {
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    Pack<T, 4> pack = {};
+    if (accumulate && aligned) pack = LoadPack<4>(to + 16 * k);
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      float value = u.at[k][r] * norm;
+      if (accumulate) value = AsFloat(aligned ? pack.values[r] : to[16 * k + r]) + value;
+      pack.values[r] = FromFloat<T>(value);
+    }
+    if (aligned) {
+      StorePack(pack, to + 16 * k);
+    } else {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) to[16 * k + r] = pack.values[r];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace thinwire

@@ -1,0 +1,94 @@
+// For kernels that push into peer memory: where things lie, signals and waits.
+//
+// Order. A sender's threads write to a peer's room, meet at a barrier of their block, and one of
+// them stores the signal with release semantics at system scope: by cumulativity what any of them
+// wrote before is visible to whoever acquires the signal. A receiver's thread loads it with acquire
+// semantics at system scope, then its block meets at a barrier, after which all its threads may
+// read the room by ordinary loads. Values in mailboxes need none of that: each 8 bytes, which are
+// moved at once, are 4 of the values and 4 of the mark.
+#pragma once
+
+#include <cstdint>
+
+#include "parallel/comm/peer_memory.h"
+
+namespace thinwire {
+namespace {
+
+// The mailbox or room in the memory of `to` for what `from` sends it.
+__device__ __forceinline__ std::byte* PlaceOf(const PeerView& v, int64_t begin, int64_t bytes,
+                                              int to, int from, uint64_t epoch) {
+  const int64_t index = static_cast<int64_t>(epoch & 1) * (v.size - 1) + from - (from > to ? 1 : 0);
+  return v.base[to] + begin + index * bytes;
+}
+
+__device__ __forceinline__ std::byte* MailboxOf(const PeerView& v, int to, int from,
+                                                uint64_t epoch) {
+  return PlaceOf(v, PeerView::kMailboxes, v.mailbox_bytes, to, from, epoch);
+}
+
+__device__ __forceinline__ std::byte* RoomOf(const PeerView& v, int to, int from, uint64_t epoch) {
+  return PlaceOf(v, PeerView::kMailboxes + 2 * (v.size - 1) * v.mailbox_bytes, v.room_bytes, to,
+                 from, epoch);
+}
+
+// The signal that block `block` of `from` gives that of `to`: (epoch << 16) + messages so far.
+__device__ __forceinline__ uint64_t* SignalOf(const PeerView& v, int to, int from, unsigned block) {
+  return reinterpret_cast<uint64_t*>(v.base[to] + PeerView::kSignals) + from * kMostPeerBlocks +
+         block;
+}
+
+// The number of the running kernel, from 1. Read by every block before it calls EndEpoch.
+__device__ __forceinline__ uint64_t CurrentEpoch(const PeerView& v) {
+  return *reinterpret_cast<volatile uint64_t*>(v.base[v.rank] + PeerView::kEpoch) + 1;
+}
+
+// The last that all threads of a kernel's blocks do.
+__device__ __forceinline__ void EndEpoch(const PeerView& v, uint64_t epoch) {
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  auto* const ended = reinterpret_cast<unsigned*>(v.base[v.rank] + PeerView::kEnded);
+  __threadfence();
+  if (atomicAdd(ended, 1) != gridDim.x - 1) return;
+  *ended = 0;
+  *reinterpret_cast<uint64_t*>(v.base[v.rank] + PeerView::kEpoch) = epoch;
+}
+
+__device__ __forceinline__ void Signal(uint64_t* at, uint64_t value) {
+  asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
+}
+
+__device__ __forceinline__ uint64_t ReadSignal(const uint64_t* at) {
+  uint64_t value;
+  asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(at) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ uint64_t GlobalNanoseconds() {
+  uint64_t ns;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+  return ns;
+}
+
+// Polls until done() is true. False, with the silent rank told to the host, after the timeout, and
+// when the host or another thread has given up.
+template <typename Done>
+__device__ __forceinline__ bool WaitFor(const PeerView& v, int from, const Done& done) {
+  if (done()) return true;
+  const uint64_t start = GlobalNanoseconds();
+  volatile uint32_t* const words = v.host_words;
+  for (;;) {
+    for (int i = 0; i < 1000; ++i) {
+      if (done()) return true;
+    }
+    if (words[0] != 0 || words[1] != 0) return false;
+    if (GlobalNanoseconds() - start > v.timeout_ns) {
+      words[0] = static_cast<uint32_t>(from) + 1;
+      __threadfence_system();
+      return false;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace thinwire

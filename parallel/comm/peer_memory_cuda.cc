@@ -1,0 +1,174 @@
+#include <cuda_runtime_api.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/cuda_status.h"
+#include "parallel/comm/agreement.h"
+#include "parallel/comm/peer_memory.h"
+
+namespace thinwire {
+namespace {
+
+constexpr int64_t kMailboxesBytes = int64_t{8} << 20;  // of all ranks and both parities
+constexpr int64_t kRoomsBytes = int64_t{64} << 20;
+constexpr int64_t kBytes = PeerView::kMailboxes + kMailboxesBytes + kRoomsBytes;
+static_assert(PeerView::kSignals + 8 * kMostPeerRanks * kMostPeerBlocks <= PeerView::kMailboxes);
+
+// What ranks tell each other.
+struct Introduction {
+  char host[96];
+  char bus[32];
+  cudaIpcMemHandle_t handle;
+  int32_t num_multiprocessors;
+  int32_t willing;
+};
+
+// The kernel's id of this boot, which containers of a host share, and what NCCL is told of it.
+std::string HostName() {
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  const char* const told = std::getenv("NCCL_HOSTID");
+  return absl::StrCat(boot, " ", told != nullptr ? told : "");
+}
+
+bool IsSwitchedOff() {
+  const char* const value = std::getenv("NCCL_P2P_DISABLE");
+  return value != nullptr && std::atoi(value) != 0;
+}
+
+int64_t Share(int64_t bytes, int size) { return bytes / (2 * (size - 1)) / 4096 * 4096; }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PeerMemory>> PeerMemory::Create(Communicator& control, Stream& host,
+                                                               Device device) {
+  if (control.size() < 2 || control.size() > kMostPeerRanks) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("peer memory is for 2 to ", kMostPeerRanks, " ranks, not ", control.size()));
+  }
+  std::unique_ptr<PeerMemory> made(new PeerMemory(control, device));
+  const absl::Status joined = made->Join(host);
+  TW_RETURN_IF_ERROR(AgreeOnStatus(joined, control, host));
+  made->joined_ = true;
+  return made;
+}
+
+absl::Status PeerMemory::Join(Stream& host) {
+  const int p = control_->size();
+  const int me = control_->rank();
+  view_.rank = me;
+  view_.size = p;
+  view_.mailbox_bytes = Share(kMailboxesBytes, p);
+  view_.room_bytes = Share(kRoomsBytes, p);
+  // Whatever fails, this rank introduces itself: the others wait for that.
+  Introduction mine = {};
+  const auto prepare = [&]() -> absl::Status {
+    if (IsSwitchedOff()) {
+      return absl::FailedPreconditionError("NCCL_P2P_DISABLE switches access between GPUs off");
+    }
+    TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device_.index), device_);
+    const std::string host_name = HostName();
+    std::strncpy(mine.host, host_name.c_str(), sizeof(mine.host) - 1);
+    TW_RETURN_IF_CUDA_ERROR(cudaDeviceGetPCIBusId(mine.bus, sizeof(mine.bus), device_.index),
+                            device_);
+    TW_RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&mine.num_multiprocessors,
+                                                   cudaDevAttrMultiProcessorCount, device_.index),
+                            device_);
+    TW_ASSIGN_OR_RETURN(words_, PinnedBuffer::Allocate(64, device_));
+    std::memset(words_.data(), 0, 64);
+    view_.host_words = reinterpret_cast<uint32_t*>(words_.data());
+    void* memory = nullptr;
+    TW_RETURN_IF_CUDA_ERROR(cudaMalloc(&memory, kBytes), device_);
+    view_.base[me] = static_cast<std::byte*>(memory);
+    TW_RETURN_IF_CUDA_ERROR(cudaMemset(memory, 0, kBytes), device_);
+    TW_RETURN_IF_CUDA_ERROR(cudaDeviceSynchronize(), device_);
+    TW_RETURN_IF_CUDA_ERROR(cudaIpcGetMemHandle(&mine.handle, memory), device_);
+    mine.willing = 1;
+    return absl::OkStatus();
+  };
+  const absl::Status prepared = prepare();
+  std::vector<Introduction> all(p);
+  TW_RETURN_IF_ERROR(control_->AllGather(
+      ConstTensorView(&mine, DType::kU8, {static_cast<int64_t>(sizeof(mine))}),
+      TensorView(all.data(), DType::kU8, {static_cast<int64_t>(p * sizeof(mine))}), host));
+  TW_RETURN_IF_ERROR(prepared);
+  num_multiprocessors_ = mine.num_multiprocessors;
+  for (int r = 0; r < p; ++r) {
+    if (r == me) continue;
+    if (all[r].willing == 0) {
+      return absl::FailedPreconditionError(absl::StrCat("rank ", r, " has no memory to offer"));
+    }
+    if (std::strcmp(all[r].host, mine.host) != 0) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("ranks ", me, " and ", r, " are on different hosts"));
+    }
+    if (std::strcmp(all[r].bus, mine.bus) == 0) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("ranks ", me, " and ", r, " share the GPU ", mine.bus));
+    }
+    int index = -1;
+    int can = 0;
+    if (cudaDeviceGetByPCIBusId(&index, all[r].bus) == cudaSuccess) {
+      TW_RETURN_IF_CUDA_ERROR(cudaDeviceCanAccessPeer(&can, device_.index, index), device_);
+      if (can == 0) {
+        return absl::FailedPreconditionError(absl::StrCat(
+            "the GPU ", mine.bus, " of rank ", me, " cannot access ", all[r].bus, " of rank ", r));
+      }
+    } else {
+      (void)cudaGetLastError();  // not visible to this process: opening it will tell
+    }
+    void* memory = nullptr;
+    const cudaError_t opened =
+        cudaIpcOpenMemHandle(&memory, all[r].handle, cudaIpcMemLazyEnablePeerAccess);
+    if (opened != cudaSuccess) {
+      (void)cudaGetLastError();
+      return absl::FailedPreconditionError(
+          absl::StrCat("memory of rank ", r, " on rank ", me, ": ", cudaGetErrorString(opened)));
+    }
+    view_.base[r] = static_cast<std::byte*>(memory);
+    num_multiprocessors_ = std::min(num_multiprocessors_, int{all[r].num_multiprocessors});
+  }
+  return absl::OkStatus();
+}
+
+PeerMemory::~PeerMemory() {
+  (void)cudaSetDevice(device_.index);
+  const int me = view_.rank;
+  for (int r = 0; r < view_.size; ++r) {
+    if (r == me || view_.base[r] == nullptr) continue;
+    LogCudaFailure(cudaIpcCloseMemHandle(view_.base[r]), "cudaIpcCloseMemHandle", device_);
+  }
+  if (view_.base[me] == nullptr) return;
+  // Freed once nobody has it open. What a lost rank may still write to is left to the driver, which
+  // frees it with the process.
+  ThreadPool pool(1);
+  Stream host = Stream::Cpu(&pool);
+  if (joined_ && !control_->Barrier(host).ok()) return;
+  LogCudaFailure(cudaFree(view_.base[me]), "cudaFree", device_);
+}
+
+PeerView PeerMemory::view() const {
+  PeerView view = view_;
+  const absl::Duration timeout =
+      std::clamp(control_->timeout(), absl::Milliseconds(1), absl::Hours(24 * 365));
+  view.timeout_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(timeout));
+  return view;
+}
+
+absl::Status PeerMemory::status() const {
+  const uint32_t silent = *static_cast<volatile uint32_t*>(view_.host_words);
+  if (silent == 0) return absl::OkStatus();
+  return absl::DeadlineExceededError(absl::StrCat("rank ", view_.rank, ": a kernel on ",
+                                                  DeviceName(device_), " waited in vain for rank ",
+                                                  silent - 1, " to write to its memory"));
+}
+
+void PeerMemory::Stop() { *static_cast<volatile uint32_t*>(view_.host_words + 1) = 1; }
+
+}  // namespace thinwire
