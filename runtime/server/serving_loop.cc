@@ -142,6 +142,11 @@ absl::Status ServingLoop::Reject(const absl::Status& why) {
   return why;
 }
 
+void ServingLoop::CountRejected(const absl::Status& why) {
+  const std::lock_guard lock(mutex_);
+  Reject(why).IgnoreError();
+}
+
 absl::StatusOr<std::shared_ptr<Generation>> ServingLoop::Submit(GenerationRequest request) {
   auto active = std::make_unique<Active>();
   std::shared_ptr<Generation> generation = std::make_shared<Generation>(request.id);

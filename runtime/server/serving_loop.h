@@ -41,12 +41,17 @@ struct ServingLimits {
 class ServingLoop {
  public:
   using StateListener = std::function<void(ServingState state)>;
+  using EndListener =
+      std::function<void(const GenerationRequest& request, const GenerationEnd& end)>;
 
   explicit ServingLoop(const ServingLimits& limits);
   ~ServingLoop();
 
   // Told of every change of state, on the thread that makes it. Before all else.
   void AddListener(StateListener listener);
+
+  // Told of every request that the engine's thread ends, on that thread. Before all else.
+  void SetEndListener(EndListener listener) { end_listener_ = std::move(listener); }
 
   // What is being done before the engine runs, for people.
   void SetProgress(absl::string_view progress);
@@ -55,6 +60,9 @@ class ServingLoop {
   // AlreadyExists: its id is live. ResourceExhausted, with a retry hint: the queue is full.
   // Unavailable: starting, draining or failed.
   absl::StatusOr<std::shared_ptr<Generation>> Submit(GenerationRequest request);
+
+  // Counts a request that was refused before it came here.
+  void CountRejected(const absl::Status& why);
 
   // Ends a request that has not ended with this error.
   void Cancel(Generation& generation, const absl::Status& why);
@@ -106,6 +114,7 @@ class ServingLoop {
 
   const ServingLimits limits_;
   std::vector<StateListener> listeners_;
+  EndListener end_listener_;
 
   mutable std::mutex mutex_;  // guards what follows, up to the next blank line
   std::condition_variable wake_;

@@ -195,6 +195,7 @@ void ServingLoop::Finish(Active& active, EndReason reason, const absl::Status& s
   totals_.e2e.Add(Seconds(now - active.submitted));
   if (active.first_token.has_value()) totals_.decode.Add(Seconds(now - first));
   ++totals_.ended[std::string(EndReasonName(reason))];
+  if (end_listener_ != nullptr) end_listener_(active.request, end);
   const std::shared_ptr<Generation> generation = active.generation;
   {
     const std::lock_guard lock(mutex_);
