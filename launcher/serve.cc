@@ -25,6 +25,7 @@
 #include "parallel/comm/agreement.h"
 #include "runtime/server/grpc/grpc_server.h"
 #include "runtime/server/http/http_server.h"
+#include "runtime/server/rank_links.h"
 #include "runtime/server/serving_core.h"
 
 namespace thinwire {
@@ -80,7 +81,9 @@ class ServeCommand : public Command {
     TW_RETURN_IF_ERROR(UsageError(engine_flags_.Layout(job.size()).status()));
     if (!job.leader()) return Follow(job);
     const absl::Status listening = Listen();
-    TW_RETURN_IF_ERROR(Agree(listening, job));
+    const absl::Status agreed = Agree(listening, job);
+    TW_RETURN_IF_ERROR(listening);
+    TW_RETURN_IF_ERROR(agreed);
     return Lead(job);
   }
 
@@ -94,10 +97,18 @@ class ServeCommand : public Command {
   absl::Status Follow(Job& job) {
     IgnoreStopSignals();
     TW_RETURN_IF_ERROR(Agree(absl::OkStatus(), job));
-    TW_RETURN_IF_ERROR(GatherRankPlaces(engine_flags_.device, job.world()).status());
+    TW_ASSIGN_OR_RETURN(const std::vector<RankPlace> places,
+                        GatherRankPlaces(engine_flags_.device, job.world()));
+    TW_ASSIGN_OR_RETURN(
+        const std::unique_ptr<RankLinks> links,
+        RankLinks::Connect(places, job.world(), [&job](int rank) {
+          job.world().Abort(absl::UnavailableError(absl::StrCat("rank ", rank, " is gone")));
+        }));
     TW_ASSIGN_OR_RETURN(const std::unique_ptr<EngineSession> session,
                         EngineSession::Open(engine_flags_, job));
-    return session->Follow();
+    const absl::Status followed = session->Follow();
+    if (followed.ok()) links->Farewell();
+    return followed;
   }
 
   // Before the model is loaded: what is wrong here ends the job early, and probes get answers.
@@ -152,7 +163,17 @@ class ServeCommand : public Command {
 
   absl::Status Lead(Job& job) {
     const StopSignals signals([this, &job](int count) { OnSignal(count, job); });
-    TW_RETURN_IF_ERROR(DescribeRanks(job));
+    TW_ASSIGN_OR_RETURN(const std::vector<RankPlace> places,
+                        GatherRankPlaces(engine_flags_.device, job.world()));
+    TW_RETURN_IF_ERROR(DescribeRanks(places, job));
+    TW_ASSIGN_OR_RETURN(const std::unique_ptr<RankLinks> links,
+                        RankLinks::Connect(places, job.world(),
+                                           [&](int rank) { OnLost(rank, places[rank], job); }));
+    if (links->num_linked() < job.size() - 1) {
+      LogWarning(absl::StrCat("only ", links->num_linked(), " of ", job.size() - 1,
+                              " ranks can reach rank 0 by the name ", places[0].host,
+                              ": the loss of others is noticed by --step-timeout"));
+    }
     absl::StatusOr<std::unique_ptr<EngineSession>> session =
         EngineSession::Open(engine_flags_, job);
     if (!session.ok()) {
@@ -164,12 +185,11 @@ class ServeCommand : public Command {
     const absl::Status served = core_->loop.Run(engine, *core_->model.tokenizer);
     Close(job);
     if (!served.ok()) return served;
+    links->Farewell();
     return engine.Stop();
   }
 
-  absl::Status DescribeRanks(Job& job) {
-    TW_ASSIGN_OR_RETURN(const std::vector<RankPlace> places,
-                        GatherRankPlaces(engine_flags_.device, job.world()));
+  absl::Status DescribeRanks(const std::vector<RankPlace>& places, Job& job) {
     TW_ASSIGN_OR_RETURN(const RankLayout layout, engine_flags_.Layout(job.size()));
     std::vector<RankInfo> ranks;
     for (int rank = 0; rank < job.size(); ++rank) {
@@ -179,6 +199,14 @@ class ServeCommand : public Command {
     }
     core_->SetJob({layout.Description(), job.bootstrap().Description(), std::move(ranks)});
     return absl::OkStatus();
+  }
+
+  // Streams learn of it before the launcher ends this process, too.
+  void OnLost(int rank, const RankPlace& place, Job& job) {
+    const absl::Status why = absl::UnavailableError(absl::StrCat(
+        "rank ", rank, " (process ", place.process_id, " on ", place.host, ") is gone"));
+    core_->loop.Fail(why);
+    job.world().Abort(why);
   }
 
   void OnSignal(int count, Job& job) {

@@ -351,10 +351,10 @@ class EndTest(support.TestCase):
 
     @support.needs_mpi
     def test_a_lost_rank_ends_streams_and_the_job(self):
-        for number, rank in ((signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)):
-            for busy in (True, False):
-                with self.subTest(signal=number, rank=rank, busy=busy):
-                    self.check_lost_rank(number, rank, busy)
+        for number, rank, busy in ((signal.SIGKILL, 1, True), (signal.SIGKILL, 0, True),
+                                   (signal.SIGSTOP, 1, True), (signal.SIGSTOP, 1, False)):
+            with self.subTest(signal=number, rank=rank, busy=busy):
+                self.check_lost_rank(number, rank, busy)
 
     def check_lost_rank(self, number, rank, busy):
         server = self.start("--tp", 2, "--step-timeout", 2, ranks=2)
@@ -380,13 +380,14 @@ class EndTest(support.TestCase):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         base = ["serve", "--model", OPT, "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
         self.fail_alike([*base, "--http", address], 1, address)
-        self.fail_alike(["serve", "--model", OPT, "--grpc", address], 1, address)
+        alone = {"ranks": False}
+        self.fail_alike(["serve", "--model", OPT, "--grpc", address], 1, address, **alone)
         self.fail_alike([*base, "--http", "0.0.0.0:0"], 2, "--http 0.0.0.0:0", "--insecure")
-        self.fail_alike([*base, "--http", "nowhere"], 2, "--http", "HOST:PORT")
-        self.fail_alike([*base, "--tls-cert", "x"], 2, "--tls-key")
-        self.fail_alike([*base, "--chat-template", "nope"], 1, "nope", "chatml")
+        self.fail_alike([*base, "--http", "nowhere"], 2, "--http", "HOST:PORT", **alone)
+        self.fail_alike([*base, "--tls-cert", "x"], 2, "--tls-key", **alone)
+        self.fail_alike([*base, "--chat-template", "nope"], 1, "nope", "chatml", **alone)
         self.fail_alike(["serve", "--model", self.folder, "--grpc", "127.0.0.1:0"], 1,
-                        "config.json")
+                        "config.json", **alone)
 
 
 if __name__ == "__main__":
