@@ -36,6 +36,7 @@ std::unique_ptr<Command> MakePlanCommand(CLI::App& app);
 std::unique_ptr<Command> MakeReportCommand(CLI::App& app);
 std::unique_ptr<Command> MakeCheckCommand(CLI::App& app);
 std::unique_ptr<Command> MakeBenchCommand(CLI::App& app);
+std::unique_ptr<Command> MakeServeCommand(CLI::App& app);  // in builds with a server
 
 // Hidden from --help: names of the command line that this version refuses.
 std::vector<std::unique_ptr<Command>> MakeUnimplementedCommands(CLI::App& app);

@@ -104,6 +104,9 @@ int Main(int argc, char** argv) {
   commands.push_back(MakeReportCommand(app));
   commands.push_back(MakeCheckCommand(app));
   commands.push_back(MakeBenchCommand(app));
+#ifdef THINWIRE_HAS_SERVER
+  commands.push_back(MakeServeCommand(app));
+#endif
   for (auto& command : MakeUnimplementedCommands(app)) commands.push_back(std::move(command));
 
   std::string text;

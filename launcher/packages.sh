@@ -11,10 +11,14 @@ thinwire_packages=(
   libxxhash-dev           # checks of messages between ranks
   libcli11-dev libspdlog-dev  # command line, logs
   gnuplot-nox             # inspect --plot, report
+  libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev  # serve: gRPC
+  libcpp-httplib-dev libssl-dev libbrotli-dev zlib1g-dev  # serve: HTTP
+  prometheus-cpp-dev      # serve: /metrics
 )
 thinwire_test_packages=(
   libgtest-dev libgmock-dev libbenchmark-dev python3 clang-format
   iproute2 ethtool        # two hosts on one machine
+  python3-grpcio python3-protobuf nginx-light  # clients of serve, and a gateway before it
 )
 
 # install_packages NAME...: those of the named packages that are not there yet.

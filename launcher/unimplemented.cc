@@ -1,5 +1,5 @@
-// Subcommands of the documented command line that this version does not have: a clear refusal
-// instead of "unknown argument".
+// Subcommands of the documented command line that this version or build does not have: a clear
+// refusal instead of "unknown argument".
 #include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
@@ -37,9 +37,9 @@ class UnimplementedCommand : public Command {
 
 std::vector<std::unique_ptr<Command>> MakeUnimplementedCommands(CLI::App& app) {
   std::vector<std::unique_ptr<Command>> commands;
-  for (const char* name : {"serve"}) {
-    commands.push_back(std::make_unique<UnimplementedCommand>(app, name));
-  }
+#ifndef THINWIRE_HAS_SERVER
+  commands.push_back(std::make_unique<UnimplementedCommand>(app, "serve"));
+#endif
   return commands;
 }
 

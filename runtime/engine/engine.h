@@ -112,6 +112,7 @@ class Engine {
   EngineCounters counters() const;  // of all groups
   EngineCounters counters(int group) const;
   const EngineRank& rank() const { return *rank_; }
+  const Scheduler& scheduler(int group) const { return lanes_[group]->scheduler; }
 
  private:
   struct Live;

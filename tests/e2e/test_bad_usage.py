@@ -18,7 +18,8 @@ class FlagsTest(support.TestCase):
         return self.fail_alike(args, 2, *parts, **{"parallel": (), **kwargs})
 
     def test_no_subcommand(self):
-        self.fail_usage([], "subcommand", "run, eval, quantize, inspect, plan, report, check, bench")
+        self.fail_usage([], "subcommand",
+                        "run, eval, quantize, inspect, plan, report, check, bench")
 
     def test_an_unknown_subcommand(self):
         self.fail_usage(["frobnicate"], "frobnicate", "expected one of run, eval")
@@ -89,9 +90,6 @@ class FlagsTest(support.TestCase):
                         parallel=("--tp", "2"))
 
     def test_subcommands_that_this_version_does_not_have(self):
-        for command in ("serve",):
-            self.fail_usage([command, "--x"], f"'{command}'", "not in this version",
-                            ranks=command == "serve")
         self.fail_usage(["bench", "kernels"], "'bench kernels'", "not in this version", ranks=False)
         self.fail_usage(["bench", "comm"], "expected several", "mpirun -np 2", ranks=False)
         self.fail_usage(["bench", "comm", "--min-bytes", "x"], "expected", ranks=False)

@@ -11,7 +11,7 @@ import sys
 
 from source_tree import SourceTree, Violation, cmake_commands, cmake_file_of, report
 
-OPTIONAL = re.compile(r"\bTHINWIRE_HAS_(MPI|CUDA)\b|\bTHINWIRE_SERVER\b")
+OPTIONAL = re.compile(r"\bTHINWIRE_HAS_(MPI|CUDA|SERVER)\b")
 
 
 def words_of(commands):

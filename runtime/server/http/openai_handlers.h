@@ -1,0 +1,22 @@
+// POST /v1/completions and /v1/chat/completions. Private to http_server.cc.
+#pragma once
+
+#include "absl/status/status.h"
+#include "runtime/server/serving_core.h"
+
+namespace httplib {
+struct Request;
+struct Response;
+}  // namespace httplib
+
+namespace thinwire {
+
+// Answers on the calling thread, which waits for the engine; streams go on when it has returned.
+// The client's leaving cancels what was asked. Header "X-Request-Timeout-Ms": how long it may take.
+void AnswerOpenAi(const httplib::Request& http, bool chat, ServingCore& core,
+                  httplib::Response& response);
+
+// A body in OpenAI's form, the status code, and Retry-After where there is advice.
+void AnswerError(const absl::Status& status, httplib::Response& response);
+
+}  // namespace thinwire

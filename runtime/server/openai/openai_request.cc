@@ -1,0 +1,289 @@
+#include "runtime/server/openai/openai_request.h"
+
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/status_macros.h"
+
+namespace thinwire {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMaxChoices = 128;
+constexpr size_t kMaxStops = 64;
+
+std::string Excerpt(const Json& value) {
+  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
+  if (text.size() > 40) text = text.substr(0, 37) + "...";
+  return text;
+}
+
+absl::Status Unexpected(absl::string_view name, absl::string_view expected, const Json& found) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("\"", name, "\": expected ", expected, ", found ", Excerpt(found)));
+}
+
+const Json* Member(const Json& object, const char* name) {
+  const auto it = object.find(name);
+  return it == object.end() || it->is_null() ? nullptr : &*it;
+}
+
+absl::Status Read(const Json& object, const char* name, int64_t low, int64_t high, int64_t& out) {
+  const Json* value = Member(object, name);
+  if (value == nullptr) return absl::OkStatus();
+  const bool fits =
+      value->is_number_integer() &&
+      !(value->is_number_unsigned() && value->get<uint64_t>() > static_cast<uint64_t>(high)) &&
+      value->get<int64_t>() >= low && value->get<int64_t>() <= high;
+  if (!fits) return Unexpected(name, absl::StrCat("an integer from ", low, " to ", high), *value);
+  out = value->get<int64_t>();
+  return absl::OkStatus();
+}
+
+absl::Status Read(const Json& object, const char* name, float& out) {
+  const Json* value = Member(object, name);
+  if (value == nullptr) return absl::OkStatus();
+  if (!value->is_number()) return Unexpected(name, "a number", *value);
+  out = value->get<float>();
+  return absl::OkStatus();
+}
+
+absl::Status Read(const Json& object, const char* name, bool& out) {
+  const Json* value = Member(object, name);
+  if (value == nullptr) return absl::OkStatus();
+  if (!value->is_boolean()) return Unexpected(name, "true or false", *value);
+  out = value->get<bool>();
+  return absl::OkStatus();
+}
+
+// Members that would change the answer, were they heeded. Values that mean "no" are welcome.
+absl::Status CheckUnsupported(const Json& object) {
+  for (const char* name : {"suffix", "tools", "functions", "tool_choice", "function_call", "echo",
+                           "logit_bias", "presence_penalty", "frequency_penalty", "audio", "min_p",
+                           "repetition_penalty", "guided_json", "guided_regex"}) {
+    const Json* value = Member(object, name);
+    if (value == nullptr || *value == false || *value == 0 || *value == "" || *value == "none") {
+      continue;
+    }
+    if (value->is_structured() && value->empty()) continue;
+    if (absl::string_view(name) == "repetition_penalty" && *value == 1) continue;
+    return absl::InvalidArgumentError(absl::StrCat("\"", name, "\" is not supported"));
+  }
+  const Json* format = Member(object, "response_format");
+  if (format != nullptr && (!format->is_object() || format->value("type", Json()) != "text")) {
+    return absl::InvalidArgumentError(
+        "\"response_format\": only {\"type\": \"text\"} is supported");
+  }
+  const Json* best_of = Member(object, "best_of");
+  const Json* n = Member(object, "n");
+  if (best_of != nullptr && *best_of != (n == nullptr ? Json(1) : *n)) {
+    return absl::InvalidArgumentError("\"best_of\" is not supported, unless it is \"n\"");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadStop(const Json& object, std::vector<std::string>& out) {
+  const Json* value = Member(object, "stop");
+  if (value == nullptr) return absl::OkStatus();
+  const Json list = value->is_string() ? Json::array({*value}) : *value;
+  if (!list.is_array() || list.size() > kMaxStops) {
+    return Unexpected("stop", absl::StrCat("a string or up to ", kMaxStops, " strings"), *value);
+  }
+  for (const Json& entry : list) {
+    if (!entry.is_string() || entry.get_ref<const std::string&>().empty()) {
+      return Unexpected("stop", "strings that are not empty", entry);
+    }
+    out.push_back(entry.get<std::string>());
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<int32_t>> ReadIds(const Json& list) {
+  std::vector<int32_t> ids;
+  for (const Json& entry : list) {
+    const bool fits =
+        entry.is_number_integer() && entry.get<int64_t>() >= 0 && entry.get<int64_t>() <= kMaxInt32;
+    if (!fits) return Unexpected("prompt", "token ids", entry);
+    ids.push_back(entry.get<int32_t>());
+  }
+  return ids;
+}
+
+// A string, a list of strings, a list of token ids, or a list of such lists.
+absl::StatusOr<std::vector<std::vector<int32_t>>> ReadPrompts(const Json& object,
+                                                              const ServedModel& model) {
+  const Json* prompt = Member(object, "prompt");
+  if (prompt == nullptr) return absl::InvalidArgumentError("\"prompt\" is missing");
+  const bool one =
+      prompt->is_string() || (prompt->is_array() && !prompt->empty() && prompt->at(0).is_number());
+  const Json list = one ? Json::array({*prompt}) : *prompt;
+  if (!list.is_array() || list.empty()) {
+    return Unexpected("prompt", "a string, strings, token ids, or lists of token ids", *prompt);
+  }
+  std::vector<std::vector<int32_t>> prompts;
+  for (const Json& entry : list) {
+    if (entry.is_string()) {
+      TW_ASSIGN_OR_RETURN(prompts.emplace_back(),
+                          model.tokenizer->Encode(entry.get_ref<const std::string&>(),
+                                                  /*add_special_tokens=*/true));
+    } else if (entry.is_array()) {
+      TW_ASSIGN_OR_RETURN(prompts.emplace_back(), ReadIds(entry));
+    } else {
+      return Unexpected("prompt", "strings or lists of token ids", entry);
+    }
+  }
+  return prompts;
+}
+
+// The text of a message: a string, or a list of {"type": "text", "text": ...}.
+absl::StatusOr<std::string> ReadContent(const Json& message) {
+  const Json* content = Member(message, "content");
+  if (content == nullptr) return std::string();
+  if (content->is_string()) return content->get<std::string>();
+  if (!content->is_array()) return Unexpected("content", "a string or a list of parts", *content);
+  std::string text;
+  for (const Json& part : *content) {
+    if (!part.is_object() || part.value("type", Json()) != "text" ||
+        !part.value("text", Json()).is_string()) {
+      return Unexpected("content", "parts of type \"text\"", part);
+    }
+    text += part["text"].get_ref<const std::string&>();
+  }
+  return text;
+}
+
+absl::StatusOr<std::vector<int32_t>> ReadMessages(const Json& object, const ServedModel& model) {
+  const Json* list = Member(object, "messages");
+  if (list == nullptr) return absl::InvalidArgumentError("\"messages\" is missing");
+  if (!list->is_array()) return Unexpected("messages", "a list", *list);
+  if (!model.chat_template.has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model '", model.name,
+                     "' has a chat template that this server does not know; start it with "
+                     "--chat-template, or use /v1/completions"));
+  }
+  std::vector<ChatMessage> messages;
+  for (const Json& entry : *list) {
+    if (!entry.is_object()) return Unexpected("messages", "objects", entry);
+    const Json* role = Member(entry, "role");
+    if (role == nullptr || !role->is_string()) {
+      return Unexpected("role", "a string", role == nullptr ? Json() : *role);
+    }
+    ChatMessage message;
+    message.role = role->get<std::string>();
+    if (message.role == "developer") message.role = "system";
+    TW_ASSIGN_OR_RETURN(message.content, ReadContent(entry));
+    messages.push_back(std::move(message));
+  }
+  return model.chat_template->Encode(messages, *model.tokenizer);
+}
+
+absl::Status ReadLogProbs(const Json& object, OpenAiRequest& request) {
+  if (request.chat) {
+    TW_RETURN_IF_ERROR(Read(object, "logprobs", request.log_probs));
+    int64_t top = 0;
+    TW_RETURN_IF_ERROR(Read(object, "top_logprobs", 0, 20, top));
+    if (top > 0) {
+      return absl::InvalidArgumentError(
+          "\"top_logprobs\": only 0 is supported, the tokens that were chosen");
+    }
+  } else if (const Json* value = Member(object, "logprobs")) {
+    if (*value != 0) {
+      return absl::InvalidArgumentError(
+          "\"logprobs\": only 0 is supported, the tokens that were chosen");
+    }
+    request.log_probs = true;
+  }
+  if (request.log_probs && request.stream) {
+    return absl::InvalidArgumentError("\"logprobs\" is not supported together with \"stream\"");
+  }
+  return absl::OkStatus();
+}
+
+uint64_t RandomSeed() {
+  std::random_device device;
+  return (uint64_t{device()} << 31 | device()) & std::numeric_limits<int64_t>::max();
+}
+
+}  // namespace
+
+absl::StatusOr<OpenAiRequest> ParseOpenAiRequest(absl::string_view body, bool chat,
+                                                 const ServedModel& model) {
+  const Json object = Json::parse(body.begin(), body.end(), /*cb=*/nullptr,
+                                  /*allow_exceptions=*/false);
+  if (object.is_discarded()) return absl::InvalidArgumentError("the body is not valid JSON");
+  if (!object.is_object()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the body: expected a JSON object, found ", Excerpt(object)));
+  }
+  if (const Json* name = Member(object, "model")) {
+    if (!name->is_string()) return Unexpected("model", "a string", *name);
+    if (*name != model.name) {
+      return absl::NotFoundError(absl::StrCat("model '", name->get_ref<const std::string&>(),
+                                              "' is not here; this server has '", model.name, "'"));
+    }
+  }
+  TW_RETURN_IF_ERROR(CheckUnsupported(object));
+  OpenAiRequest request;
+  request.chat = chat;
+  GenerationRequest base;
+  base.params.max_tokens = chat ? kMaxInt32 : 16;  // cut to what fits into the context
+  base.params.sampling.temperature = 1.0f;
+  int64_t top_k = 0;
+  int64_t seed = -1;
+  int64_t priority = 0;
+  TW_RETURN_IF_ERROR(Read(object, "stream", request.stream));
+  TW_RETURN_IF_ERROR(Read(object, "max_tokens", 1, kMaxInt32, base.params.max_tokens));
+  if (chat) {
+    TW_RETURN_IF_ERROR(Read(object, "max_completion_tokens", 1, kMaxInt32, base.params.max_tokens));
+  }
+  TW_RETURN_IF_ERROR(Read(object, "n", 1, kMaxChoices, request.n));
+  TW_RETURN_IF_ERROR(Read(object, "temperature", base.params.sampling.temperature));
+  TW_RETURN_IF_ERROR(Read(object, "top_p", base.params.sampling.top_p));
+  TW_RETURN_IF_ERROR(Read(object, "top_k", -1, kMaxInt32, top_k));
+  TW_RETURN_IF_ERROR(Read(object, "seed", 0, std::numeric_limits<int64_t>::max(), seed));
+  TW_RETURN_IF_ERROR(Read(object, "priority", -100, 100, priority));
+  TW_RETURN_IF_ERROR(Read(object, "ignore_eos", base.params.ignore_eos));
+  TW_RETURN_IF_ERROR(ReadStop(object, base.params.stop));
+  TW_RETURN_IF_ERROR(ReadLogProbs(object, request));
+  if (const Json* options = Member(object, "stream_options")) {
+    if (!options->is_object()) return Unexpected("stream_options", "an object", *options);
+    TW_RETURN_IF_ERROR(Read(*options, "include_usage", request.include_usage));
+  }
+  base.params.sampling.top_k = static_cast<int32_t>(std::max<int64_t>(top_k, 0));
+  base.params.sampling.seed = seed >= 0 ? static_cast<uint64_t>(seed) : RandomSeed();
+  base.priority = static_cast<int>(priority);
+  base.want_log_probs = request.log_probs;
+  TW_RETURN_IF_ERROR(ValidateSamplingParams(base.params.sampling));
+
+  std::vector<std::vector<int32_t>> prompts;
+  if (chat) {
+    TW_ASSIGN_OR_RETURN(prompts.emplace_back(), ReadMessages(object, model));
+    const std::vector<std::string>& stop = model.chat_template->stop();
+    base.params.stop.insert(base.params.stop.end(), stop.begin(), stop.end());
+  } else {
+    TW_ASSIGN_OR_RETURN(prompts, ReadPrompts(object, model));
+  }
+  request.num_prompts = static_cast<int64_t>(prompts.size());
+  if (request.num_prompts * request.n > kMaxChoices) {
+    return absl::InvalidArgumentError(absl::StrCat(request.num_prompts, " prompts with \"n\" ",
+                                                   request.n, ": at most ", kMaxChoices,
+                                                   " choices"));
+  }
+  for (const std::vector<int32_t>& prompt : prompts) {
+    for (int64_t i = 0; i < request.n; ++i) {
+      GenerationRequest generation = base;
+      generation.prompt_ids = prompt;
+      generation.params.sampling.seed += static_cast<uint64_t>(i);
+      request.generations.push_back(std::move(generation));
+    }
+  }
+  return request;
+}
+
+}  // namespace thinwire

@@ -1,0 +1,57 @@
+// What all transports of a server share.
+#pragma once
+
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "runtime/server/rank_places.h"
+#include "runtime/server/request_ids.h"
+#include "runtime/server/served_model.h"
+#include "runtime/server/serving_loop.h"
+
+namespace thinwire {
+
+struct RankInfo {
+  RankPlace place;
+  int tp_rank = 0;
+  int pp_rank = 0;
+};
+
+// How the job is laid out: known once its ranks have met.
+struct JobInfo {
+  std::string layout;     // "tp 2 x pp 1"
+  std::string transport;  // between ranks
+  std::vector<RankInfo> ranks;
+};
+
+// Outlives the transports. Thread-safe.
+class ServingCore {
+ public:
+  ServingCore(const ServingLimits& limits, ServedModel served)
+      : loop(limits), model(std::move(served)) {}
+
+  void SetJob(JobInfo job) {
+    const std::lock_guard lock(mutex_);
+    job_ = std::move(job);
+  }
+  JobInfo job() const {
+    const std::lock_guard lock(mutex_);
+    return job_;
+  }
+
+  ServingLoop loop;
+  RequestIds ids;
+  const ServedModel model;
+  // Constant once transports run.
+  std::string version;
+  absl::Duration drain_timeout = absl::Seconds(45);
+
+ private:
+  mutable std::mutex mutex_;
+  JobInfo job_;
+};
+
+}  // namespace thinwire

@@ -1,0 +1,44 @@
+// A request inside the serving loop. Private to serving_loop*.cc.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "runtime/batch/stop_text.h"
+#include "runtime/server/serving_loop.h"
+#include "runtime/tokenizer/stream_decoder.h"
+
+namespace thinwire {
+
+struct ServingLoop::Active {
+  GenerationRequest request;
+  std::shared_ptr<Generation> generation;
+  int64_t num_tokens = 0;  // prompt and what it may grow by
+  ServingClock::time_point submitted;
+
+  // Set by the engine's thread.
+  int64_t engine_id = -1;
+  std::optional<StreamDecoder> decoder;
+  StopText stop{{}};
+  std::vector<int32_t> token_ids;  // generated
+  std::vector<float> log_probs;
+  EndReason reason = EndReason::kStop;  // where it waits for its log probabilities
+  std::string last_text;                // and the text that the end brings
+  std::optional<ServingClock::time_point> admitted, first_token, last_token;
+};
+
+inline double Seconds(ServingClock::duration duration) {
+  return std::chrono::duration<double>(duration).count();
+}
+
+// Tokens of the longest text that the request may become.
+inline int64_t CostOf(const GenerationRequest& request, int64_t max_positions) {
+  const auto prompt_size = static_cast<int64_t>(request.prompt_ids.size());
+  return prompt_size + std::min(request.params.max_tokens, max_positions - prompt_size);
+}
+
+}  // namespace thinwire
