@@ -37,6 +37,8 @@ absl::StatusOr<Device> ChooseDevice(const EngineFlags& flags, const WireOptions&
     // A kernel that is loaded when it is first launched may wait for all that the GPU is doing, and
     // so for other ranks. Read by the driver when it starts.
     setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
+    // The same for connections: all of them now, none in the first steps.
+    setenv("NCCL_RUNTIME_CONNECT", "0", /*overwrite=*/0);
   }
   const Device gpu = Device::Cuda(job.bootstrap().local_rank() % std::max(1, NumCudaDevices()));
   if (flags.share_gpus) {
@@ -205,6 +207,10 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
   EngineOptions options;
   TW_ASSIGN_OR_RETURN(options.device, ChooseDevice(flags, *wire, *layout, job));
   options.share_gpus = flags.share_gpus;
+  options.on_hang = [&job](const absl::Status& why) {
+    PrintError(absl::StrCat("rank ", job.rank(), ": ", why.message()));
+    job.bootstrap().Abort(1);
+  };
   options.model_dir = flags.model;
   TW_ASSIGN_OR_RETURN(options.dtype, ParseDType(flags.dtype));
   options.wire = *wire;

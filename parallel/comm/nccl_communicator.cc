@@ -3,6 +3,9 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
+#include <memory>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -116,6 +119,28 @@ absl::Status NcclCommunicator::Finish(ncclResult_t result, absl::string_view cal
   });
 }
 
+absl::Status NcclCommunicator::InitInThread(const ncclUniqueId& id) {
+  // Owned by the thread, which may be left behind, and by this call.
+  struct Start {
+    std::atomic<bool> done = false;
+    ncclResult_t result = ncclSuccess;
+    ncclComm_t comm = nullptr;
+  };
+  const auto start = std::make_shared<Start>();
+  std::thread([start, id, device = device_.index, ranks = size(), rank = rank()] {
+    (void)cudaSetDevice(device);
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 1;
+    start->result = ncclCommInitRankConfig(&start->comm, ranks, id, rank, &config);
+    start->done.store(true, std::memory_order_release);
+  }).detach();
+  TW_RETURN_IF_ERROR(PollUntil("ncclCommInitRankConfig", [&]() -> absl::StatusOr<bool> {
+    return start->done.load(std::memory_order_acquire);
+  }));
+  comm_ = start->comm;
+  return Finish(start->result, "ncclCommInitRankConfig");
+}
+
 absl::Status NcclCommunicator::Connect() {
   TW_RETURN_IF_ERROR(CheckDeviceUsable(device_));
   TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device_.index), device_);
@@ -135,10 +160,15 @@ absl::Status NcclCommunicator::Connect() {
     return Fail(absl::UnavailableError(
         absl::StrCat("rank 0 could not make an NCCL id: ", ncclGetErrorString(made))));
   }
-  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-  config.blocking = 0;
-  TW_RETURN_IF_ERROR(Finish(ncclCommInitRankConfig(&comm_, size(), invitation.id, rank(), &config),
-                            "ncclCommInitRankConfig"));
+  if (options_.blocking) {
+    TW_RETURN_IF_ERROR(InitInThread(invitation.id));
+  } else {
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    TW_RETURN_IF_ERROR(
+        Finish(ncclCommInitRankConfig(&comm_, size(), invitation.id, rank(), &config),
+               "ncclCommInitRankConfig"));
+  }
   if (size() == 1) return absl::OkStatus();
   // Ways between pairs are made by the first message, which waits for the other side: now, so that
   // later calls only enqueue.
@@ -160,6 +190,11 @@ NcclCommunicator::~NcclCommunicator() {
   (void)cudaSetDevice(device_.index);
   peers_.reset();
   set_timeout(std::min(timeout(), kLeaveTimeout));
+  // NCCL itself would wait for the others without a bound.
+  if (options_.blocking && !control_->Barrier(host_).ok()) {
+    ncclCommAbort(std::exchange(comm_, nullptr));
+    return;
+  }
   // Waits for what is enqueued, and for the others to come here too.
   if (Finish(ncclCommFinalize(comm_), "ncclCommFinalize").ok()) {
     ncclCommDestroy(std::exchange(comm_, nullptr));

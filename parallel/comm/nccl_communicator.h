@@ -17,6 +17,11 @@ struct NcclOptions {
   bool announces_sizes = true;
   // Kernels write to other ranks' GPUs where the host lets them: Peers() is what makes it so.
   bool uses_peer_memory = true;
+  // Whether calls enqueue in the caller's thread: in some microseconds, where a thread of NCCL's
+  // takes a hundred, but NCCL itself then waits without a bound should it have to (for room in the
+  // GPU's queue). For callers that watch their calls; making the communicator is bounded either
+  // way.
+  bool blocking = false;
 };
 
 // A communicator of the ranks of `control`, each with a GPU of its own, `device` on this rank.

@@ -67,6 +67,9 @@ class NcclCommunicator final : public Communicator {
   absl::Status Check(const ConstTensorView& view, const Stream& stream) const;
   absl::Status CheckPeer(int peer) const;
 
+  // ncclCommInitRankConfig in a thread, which is left alone with it after the timeout.
+  absl::Status InitInThread(const ncclUniqueId& id);
+
   // The status of an NCCL call, once it has been taken in hand: without blocking, calls go on in
   // the background. A failure ends the communicator on all ranks.
   absl::Status Finish(ncclResult_t result, absl::string_view call);

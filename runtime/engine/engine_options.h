@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "kernels/core/device.h"
 #include "kernels/core/dtype.h"
@@ -27,6 +29,9 @@ struct EngineOptions {
                                // what weights and activations leave of a GPU's
   absl::Duration load_timeout = absl::Minutes(60);
   absl::Duration step_timeout = absl::Minutes(10);
+  // Called in a thread of its own when a step on a GPU hangs in a call that has no bound: to end
+  // the process, which nothing else can. Null: it goes on hanging.
+  std::function<void(const absl::Status&)> on_hang;
 };
 
 }  // namespace thinwire

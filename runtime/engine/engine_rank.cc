@@ -25,6 +25,8 @@ namespace thinwire {
 namespace {
 
 constexpr absl::Duration kMeasuringBudget = absl::Seconds(2);
+// After the end of a bounded wait, for what has been told to end.
+constexpr absl::Duration kWatchdogMargin = absl::Seconds(4);
 // For GPUs to find each other; some seconds are usual.
 constexpr absl::Duration kConnectTimeout = absl::Minutes(1);
 
@@ -84,6 +86,9 @@ absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptio
   rank->tp_->set_timeout(options.step_timeout);
   if (rank->stages_ != nullptr) rank->stages_->set_timeout(options.step_timeout);
   if (rank->watch_.has_value()) rank->watch_->set_timeout(options.step_timeout);
+  if (rank->on_gpu() && options.on_hang != nullptr) {
+    rank->watchdog_.emplace(options.step_timeout + kWatchdogMargin, options.on_hang);
+  }
   for (const std::unique_ptr<GroupControl>& control : rank->controls_) {
     if (control != nullptr) control->set_timeout(options.step_timeout);
   }
@@ -147,8 +152,9 @@ absl::Status EngineRank::ConnectGpus() {
   // Sizes of messages follow from the plan, which all ranks have: hosts need not tell them.
   const auto connect = [&](std::unique_ptr<Communicator>& ranks) -> absl::Status {
     ranks->set_timeout(std::min(kConnectTimeout, options_.load_timeout));
-    TW_ASSIGN_OR_RETURN(ranks, CreateNcclCommunicator(std::move(ranks), options_.device,
-                                                      {.announces_sizes = false}));
+    TW_ASSIGN_OR_RETURN(ranks,
+                        CreateNcclCommunicator(std::move(ranks), options_.device,
+                                               {.announces_sizes = false, .blocking = true}));
     ranks->set_timeout(options_.load_timeout);
     return absl::OkStatus();
   };
@@ -279,10 +285,18 @@ RankReport EngineRank::Report() const {
 
 absl::Status EngineRank::Execute(const StepPlan& plan, StepResult& result) {
   GroupControl& control = *controls_[group_];
-  if (plan.kind != StepPlan::Kind::kRun) TW_RETURN_IF_ERROR(runner_->Settle());
+  const auto watched = [&](const auto& run) {
+    if (watchdog_.has_value()) watchdog_->Begin(plan.id);
+    auto done = run();
+    if (watchdog_.has_value()) watchdog_->End();
+    return done;
+  };
+  if (plan.kind != StepPlan::Kind::kRun) {
+    TW_RETURN_IF_ERROR(watched([&] { return runner_->Settle(); }));
+  }
   switch (plan.kind) {
     case StepPlan::Kind::kRun: {
-      TW_ASSIGN_OR_RETURN(result, runner_->Run(plan));
+      TW_ASSIGN_OR_RETURN(result, watched([&] { return runner_->Run(plan); }));
       if (rank() != 0 && samples_here(group_)) {
         return control.SendToLeader(result.Serialize());
       }

@@ -18,6 +18,7 @@
 #include "runtime/engine/rank_report.h"
 #include "runtime/engine/stage_runner.h"
 #include "runtime/engine/step_plan.h"
+#include "runtime/engine/step_watchdog.h"
 #include "runtime/engine/stream_watch.h"
 #include "runtime/scheduler/scheduler.h"
 
@@ -118,7 +119,8 @@ class EngineRank {
   std::optional<Decoder> decoder_;
   std::optional<PagedKvCache> cache_;
   std::optional<StageRunner> runner_;
-  std::optional<KvHandOff> hand_off_;  // of a split job
+  std::optional<KvHandOff> hand_off_;     // of a split job
+  std::optional<StepWatchdog> watchdog_;  // on a GPU
 };
 
 }  // namespace thinwire
