@@ -21,11 +21,19 @@ page=build/demo/wire.html
 echo "== packages"
 install_packages "${thinwire_packages[@]}"
 
-echo "== build (preset cpu-release)"
-cmake --preset cpu-release -DTHINWIRE_TESTS=OFF -DTHINWIRE_BENCHMARKS=OFF \
+# With a GPU and a toolkit the program is built for both; it takes GPUs where every rank has one.
+preset=cpu-release
+if command -v nvcc >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then
+  preset=cuda-release
+fi
+echo "== build (preset $preset)"
+cmake --preset "$preset" -DTHINWIRE_TESTS=OFF -DTHINWIRE_BENCHMARKS=OFF \
   -B build/demo --log-level=WARNING
 cmake --build build/demo --target thinwire
 thinwire=build/demo/launcher/thinwire
+
+echo "== this host"
+"$thinwire" check
 
 # mpirun refuses to run as root unless told that this is meant; containers are root.
 if [ "$(id -u)" -eq 0 ]; then

@@ -1,0 +1,104 @@
+"""Ranks on GPUs: the CPU's answers on every mesh and wire, and ranks that are lost or misplaced.
+Skipped where there are fewer than two GPUs."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+import unittest
+
+import support
+from support import LLAMA, OPT
+
+PROMPTS = [{"id": str(i), "token_ids": [5, 17 * i + 3, 40 + i]} for i in range(6)]
+STEP_TIMEOUT_S = 4
+BOUND_S = 10
+
+
+def num_gpus():
+    if not shutil.which("nvidia-smi"):
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+needs_two_gpus = unittest.skipUnless(num_gpus() >= 2, "fewer than two GPUs")
+
+
+@support.needs_mpi
+@needs_two_gpus
+class GpuMeshTest(support.TestCase):
+
+    def tokens(self, model, *flags, ranks=0):
+        prompts = self.write("prompts.jsonl", PROMPTS)
+        result = self.succeed(["run", "--model", model, "--prompts", prompts, "--json",
+                               "--max-tokens", 24, "--ignore-eos", *flags], ranks)
+        return {line["id"]: line["token_ids"] for line in result.lines}
+
+    def test_every_mesh_answers_as_the_cpu_does(self):
+        for model in (OPT, LLAMA):
+            expected = self.tokens(model, "--device", "cpu")
+            for flags, ranks in (((), 1), (("--tp", 2), 2), (("--pp", 2), 2),
+                                 (("--tp", 2, "--pp", 2, "--share-gpus"), 4)):
+                with self.subTest(model=model.name, flags=flags):
+                    self.assertEqual(self.tokens(model, "--device", "cuda", *flags, ranks=ranks),
+                                     expected)
+
+    def test_coded_wires_answer_as_on_cpus(self):
+        for wire in ("fp16", "one-shot-q8", "token-owner-q8"):
+            with self.subTest(wire=wire):
+                flags = ("--tp", 2, "--wire", wire)
+                self.assertEqual(self.tokens(LLAMA, "--device", "cuda", *flags, ranks=2),
+                                 self.tokens(LLAMA, "--device", "cpu", *flags, ranks=2))
+
+    def test_gpus_are_the_default_where_there_are_enough(self):
+        run = ["run", "--model", OPT, "--prompt", "The", "--max-tokens", 2]
+        self.assertNotIn("on the CPU", self.succeed([*run, "--tp", 2], ranks=2).stderr)
+        alone = self.succeed([*run, "--tp", 2], ranks=2, env={"CUDA_VISIBLE_DEVICES": "0"})
+        self.assertIn("on the CPU: ranks 0 and 1", alone.stderr)
+
+
+@support.needs_mpi
+@needs_two_gpus
+class GpuFaultTest(support.TestCase):
+
+    ENDLESS = [{"id": i, "token_ids": [5, i % 1000], "max_tokens": 400} for i in range(20000)]
+
+    def test_a_shared_gpu_is_refused(self):
+        result = support.run(["run", "--model", OPT, "--prompt", "The", "--tp", 2, "--device",
+                              "cuda"], ranks=2, env={"CUDA_VISIBLE_DEVICES": "0"})
+        self.check_error(result, 1, "ranks 0 and 1", "would share a GPU", "--share-gpus")
+
+    def test_too_little_memory_says_for_what(self):
+        result = support.run(["run", "--model", OPT, "--prompt", "The", "--tp", 2, "--device",
+                              "cuda", "--kv-memory", "4T"], ranks=2)
+        self.check_error(result, 1, "KV cache of", "free", "out of memory")
+
+    def check(self, number, *mesh):
+        prompts = self.write("endless.jsonl", self.ENDLESS)
+        with support.Running(["run", "--model", OPT, "--prompts", prompts, "--json",
+                              "--ignore-eos", "--device", "cuda", *mesh, "--step-timeout",
+                              STEP_TIMEOUT_S], ranks=2) as running:
+            give_up = time.monotonic() + support.TIMEOUT_S
+            while not running.output()[0]:
+                self.assertLess(time.monotonic(), give_up, running.result())
+                time.sleep(0.05)
+            os.kill(running.rank_process(1), number)
+            start = time.monotonic()
+            result = running.wait(start - running.start + support.TIMEOUT_S)
+            self.assertLess(time.monotonic() - start, BOUND_S, result)
+            self.assertNotEqual(result.exit_code, 0, result)
+            return result
+
+    def test_a_killed_rank_ends_the_job(self):
+        self.check(signal.SIGKILL, "--tp", 2)
+
+    def test_a_rank_that_hangs_ends_the_job_with_a_reason(self):
+        for mesh in (("--tp", 2), ("--pp", 2)):
+            with self.subTest(mesh=mesh):
+                self.assertTrue(self.check(signal.SIGSTOP, *mesh).errors)
+
+
+if __name__ == "__main__":
+    support.main()
