@@ -294,7 +294,8 @@ bool HasOnePartChunks(const CodedLinearCall& call) {
 
 // Whether many tokens can go to LaunchManyCodes.
 bool ManyCodesFit(const CodedWeights& weights) {
-  return weights.bits() < 8 && weights.max_zero() <= kMostSignedZero;
+  return weights.bits() < 8 && weights.max_zero() <= kMostSignedZero &&
+         HasManyCodes(Attribute(cudaDevAttrComputeCapabilityMajor, weights.device()));
 }
 
 // ManyCodesCall::next_parts.
@@ -309,7 +310,7 @@ std::vector<int32_t> NextParts(const CodedWeights& weights, const Steps& steps, 
     return next_parts;
   }
   const int64_t largest = std::max((1 << weights.bits()) - 1, weights.max_zero());
-  const int64_t most = kMostPieceSum / 255 / largest / 32;  // pieces of 32 columns, at least 4
+  const int64_t most = kMostPieceSum / 255 / largest / 32;  // times 32 columns
   int64_t count = 0;
   for (size_t s = 0; s < steps.steps.size(); ++s) {
     for (int64_t c = 32; c <= StepColumns(weights.bits()); c += 32) {

@@ -98,14 +98,16 @@ struct ManyCodesCall {
   bool one_part;           // all pieces have kChunkColumns columns
   int32_t columns;         // of whole steps
   // For each 32 columns (one_part: kChunkColumns) the part of the piece after them, -1: theirs goes
-  // on. A piece's sum is less than 2^22; the first one's part is 0.
+  // on. A piece's sum is at most kMostPieceSum; the first one's part is 0.
   const int32_t* next_parts;
   int32_t first_row;
   int32_t num_rows;
   int8_t* widened;  // [num_rows rounded up to 16, columns]: gets code - zero
 };
-inline constexpr int64_t kMostPieceSum = (int64_t{1} << 22) - 1;
+inline constexpr int64_t kMostPieceSum = int64_t{1} << 24;  // integers up to here are floats
 inline constexpr int kMostSignedZero = 127;
+// Whether this build has it for such GPUs.
+bool HasManyCodes(int compute_capability_major);
 cudaError_t LaunchManyCodes(const ManyCodesCall& call, cudaStream_t stream);
 
 // x as whole steps. fp32 becomes three planes of bf16 that add up to it; fp16, bf16 and uint8 stay.

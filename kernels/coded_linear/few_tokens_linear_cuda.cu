@@ -6,8 +6,6 @@
 // every warp multiplies its chunk, then the block adds the warps' sums in the order of the columns.
 // Where a row has more chunks than a block has warps, blocks leave partial results, which a second
 // kernel adds in the same order. So an element's sum depends on the columns alone.
-//
-// Each lane copies into the queue what it will take out itself: no other waits for it.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -57,16 +55,24 @@ struct Chunk {
   bool ends[kSteps];  // a part; the chunk's last step does
 };
 
-// A warp's queue of kDepth places, in each kPieces times 16 bytes a lane and, where a chunk has one
-// part, the scales and zeros of the lane's rows.
+// A warp's queue of kDepth places. A place has its chunk of the pair's codes, step after step, in a
+// step the blocks of one panel, then those of the other, in pieces of 16 bytes; where a chunk has
+// one part, then the rows' scales, and their zeros.
 template <int kBits, bool kOnePart>
 struct Queue {
-  static constexpr int kPieces =
-      kChunkColumns / (kStepBlocks * Block<kBits>::kColumns) * Block<kBits>::kPieces;
-  static constexpr int kDepth = 16 / kPieces;  // 8 KiB a warp
-  static constexpr int kCodeBytes = kDepth * kPieces * 512;
-  static constexpr int kScaleBytes = kOnePart ? kDepth * 256 : 0;
-  static constexpr int kWarpBytes = kCodeBytes + kScaleBytes + kScaleBytes / 2;
+  using B = Block<kBits>;
+  static constexpr int kSteps = kChunkColumns / (kStepBlocks * B::kColumns);
+  static constexpr int kStepPieces = kStepBlocks * B::kBytes / 16;  // of a panel
+  static constexpr int kCopies = kSteps * 2 * kStepPieces / 32;     // by each lane
+  static constexpr int kCodeBytes = kCopies * 512;
+  static constexpr int kPlaceBytes = kCodeBytes + (kOnePart ? 96 : 0);
+  static constexpr int kDepth = kBits == 8 ? 2 : kBits == 4 ? 4 : 5;
+  static constexpr int kWarpBytes = kDepth * kPlaceBytes;
+
+  // Where a piece lies: blocks of 64 bytes two apart would meet in a bank.
+  __device__ static int PlaceOf(int piece) {
+    return B::kBytes == 64 ? piece ^ (piece >> 3 & 1) << 1 : piece;
+  }
 };
 
 template <int kBits, typename T, int kTiles, bool kOnePart>
@@ -90,15 +96,8 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
 
   // The warps' queues, then two sets of sums.
   using Q = Queue<kBits, kOnePart>;
-  constexpr int kPieces = Q::kPieces, kDepth = Q::kDepth;
-  const uint4* const queue = reinterpret_cast<const uint4*>(memory + warp * Q::kWarpBytes) + lane;
-  const uint32_t queue_at = SharedAddress(queue);
-  const auto* const scales_queue =
-      reinterpret_cast<const uint2*>(memory + warp * Q::kWarpBytes + Q::kCodeBytes) + lane;
-  const auto* const zeros_queue =
-      reinterpret_cast<const uint32_t*>(memory + warp * Q::kWarpBytes + Q::kCodeBytes +
-                                        Q::kScaleBytes) +
-      lane;
+  constexpr int kDepth = Q::kDepth;
+  const unsigned char* const queue = memory + warp * Q::kWarpBytes;
   float* const sums = reinterpret_cast<float*>(memory + kWarps * Q::kWarpBytes);
   constexpr int kWarpSums = kTokens * kRowStride;
 
@@ -106,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
     const int step = min(first_step + s, call.num_steps - 1);
-    chunk.offset[s] = (call.steps[step].block + t) * B::kBytes;
+    chunk.offset[s] = call.steps[step].block * B::kBytes;
     chunk.part[s] = call.steps[step].part;
     chunk.ends[s] =
         s == kSteps - 1 || step + 1 >= call.num_steps || call.steps[step + 1].part != chunk.part[s];
@@ -114,26 +113,40 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
   const LinearPart info = call.parts[chunk.part[0]];
 
   const int num_pairs = (call.num_panels + 1) / 2;
-  const auto panel_of = [&](int pair) { return min(2 * pair + g / 4, call.num_panels - 1); };
-  const auto scales_at = [&](int pair, int group) {
-    return (static_cast<int64_t>(panel_of(pair)) * call.num_groups + group) * 16 + 4 * quarter;
+  const auto panel_of = [&](int pair, int panel) {
+    return static_cast<int64_t>(min(2 * pair + panel, call.num_panels - 1));
   };
-  const auto fetch = [&](int pair, int place) {
-    const uint8_t* const panel =
-        call.codes + static_cast<int64_t>(panel_of(pair)) * call.num_blocks * B::kBytes;
+  // A warp copies what lies together in memory at a time: 128 bytes or more.
+  int copy_offsets[Q::kCopies];
+  bool copies_second[Q::kCopies];  // panel
+#pragma unroll
+  for (int i = 0; i < Q::kCopies; ++i) {
+    const int piece = 32 * i + lane, of_step = piece / Q::kStepPieces;
+    copies_second[i] = of_step % 2 != 0;
+    int offset = 0;
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      const uint8_t* const block = panel + chunk.offset[s];
-#pragma unroll
-      for (int i = 0; i < B::kPieces; ++i) {
-        CopyAsync16(queue_at + (place * kPieces + s * B::kPieces + i) * 512,
-                    block + B::PieceAt(i, quarter));
-      }
+      if (of_step / 2 == s) offset = chunk.offset[s];
     }
-    if constexpr (kOnePart) {
-      const int64_t at = scales_at(pair, info.group);
-      CopyAsyncFew<8>(SharedAddress(scales_queue + place * 32), call.scales + at);
-      CopyAsyncFew<4>(SharedAddress(zeros_queue + place * 32), call.zeros + at);
+    copy_offsets[i] = offset + piece % Q::kStepPieces * 16;
+  }
+  const auto fetch = [&](int pair, int place) {
+    const int64_t panel_bytes = static_cast<int64_t>(call.num_blocks) * B::kBytes;
+    const uint8_t* const first = call.codes + panel_of(pair, 0) * panel_bytes;
+    const uint8_t* const second = call.codes + panel_of(pair, 1) * panel_bytes;
+    const uint32_t to = SharedAddress(queue + place * Q::kPlaceBytes);
+#pragma unroll
+    for (int i = 0; i < Q::kCopies; ++i) {
+      CopyAsync16(to + 16 * Q::PlaceOf(32 * i + lane),
+                  (copies_second[i] ? second : first) + copy_offsets[i]);
+    }
+    if (kOnePart && lane < 6) {  // of a panel 32 bytes of scales, 16 of zeros
+      const int64_t rows =
+          (panel_of(pair, lane < 4 ? lane / 2 : lane - 4) * call.num_groups + info.group) * 16;
+      const void* const from = lane < 4
+                                   ? static_cast<const void*>(call.scales + rows + lane % 2 * 8)
+                                   : call.zeros + rows;
+      CopyAsync16(to + Q::kCodeBytes + 16 * lane, from);
     }
   };
   // Scales and zeros of this lane's rows.
@@ -147,7 +160,10 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
     if constexpr (!kOnePart) {
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
-        const int64_t at = scales_at(min(pair, num_pairs - 1), call.parts[chunk.part[s]].group);
+        const int64_t at = (panel_of(min(pair, num_pairs - 1), g / 4) * call.num_groups +
+                            call.parts[chunk.part[s]].group) *
+                               16 +
+                           4 * quarter;
         ahead[s] = {__ldg(reinterpret_cast<const uint2*>(call.scales + at)),
                     __ldg(reinterpret_cast<const unsigned int*>(call.zeros + at))};
       }
@@ -213,17 +229,25 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
     float* const set = sums + parity * (kWarps * kWarpSums);
     if (!idle && pair < num_pairs) {
       WaitForCopies<kDepth - 1>();
+      __syncwarp();  // all lanes' copies are there
+      const unsigned char* const here = queue + place * Q::kPlaceBytes;
       B blocks[kSteps];
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
+        const int first = (2 * s + g / 4) * Q::kStepPieces + t * (B::kBytes / 16);
 #pragma unroll
         for (int i = 0; i < B::kPieces; ++i) {
-          blocks[s].pieces[i] = queue[(place * kPieces + s * B::kPieces + i) * 32];
+          blocks[s].pieces[i] =
+              reinterpret_cast<const uint4*>(here)[Q::PlaceOf(first + B::PieceAt(i, quarter) / 16)];
         }
         blocks[s].Prepare(quarter);
       }
       Part part = {};
-      if constexpr (kOnePart) part = {scales_queue[place * 32], zeros_queue[place * 32]};
+      if constexpr (kOnePart) {
+        part = {*reinterpret_cast<const uint2*>(here + Q::kCodeBytes + 8 * g),
+                *reinterpret_cast<const uint32_t*>(here + Q::kCodeBytes + 64 + 4 * g)};
+      }
+      __syncwarp();  // and taken
       if (pair + kDepth * stride < num_pairs) fetch(pair + kDepth * stride, place);
       CommitCopies();
       place = place + 1 == kDepth ? 0 : place + 1;

@@ -1,7 +1,7 @@
-// Codes of many tokens times codes of weights: weights are unpacked into signed bytes, code - zero,
-// and multiplied as bytes, 128 tokens by 128 rows a block of threads. A piece, at most a part of a
-// segment, is summed exactly, beginning at the bits of 1.5 * 2^23 as an fp32: the sum's bits are
-// then that number plus the integer, so that turning it into a float is one subtraction.
+// Codes of many tokens times codes of weights on Hopper: weights are unpacked into signed bytes,
+// code - zero, and multiplied as bytes by the matrix units, which take them from shared memory, 128
+// tokens by 128 rows a block of threads. A piece, at most a part of a segment, is summed exactly,
+// then times its scale added to the rest in fp32.
 //
 // Pieces are added in the order of the kernel for few tokens where that one's chunks have a part
 // each: within a split of the columns, then the splits.
@@ -21,11 +21,11 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTile = 128;       // tokens, rows
 constexpr int kTileBytes = 128;  // columns
-constexpr int kStages = 3;
+constexpr int kStages = 4;
 constexpr int kSideBytes = kTile * kTileBytes;  // of a stage
 constexpr int kMemory = kStages * 2 * kSideBytes + kTile * kTile * static_cast<int>(sizeof(float));
-constexpr int32_t kMagic = 0x4b400000;
-constexpr float kMagicFloat = 12582912.0f;
+// Warps that give the matrix units work together, 64 tokens.
+constexpr int kGroupThreads = 128;
 
 // A thread unpacks a row's codes of a step.
 template <int kBits>
@@ -57,21 +57,49 @@ __global__ void __launch_bounds__(kThreads) Subtract(const ManyCodesCall call) {
   }
 }
 
-// Of four 8 x 16 byte matrices, one row by each lane.
-__device__ inline void LoadMatrices(uint32_t at, uint32_t (&to)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(at));
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// Rows of kTileBytes from `at` on, a multiple of 1024 but for the column, as the matrix units read
+// them: pieces of 16 bytes lie as PlaceOf says, eight rows take 1024 bytes.
+__device__ inline uint64_t MatrixAt(uint32_t at) {
+  return (at & 0x3ffffu) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
 
-// d = a b + c; unsigned a, signed b.
-__device__ inline void MmaSigned(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                 int32_t c0, int32_t c1, int32_t c2, int32_t c3) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%12,%13};"
-      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c0), "r"(c1), "r"(c2),
-        "r"(c3));
+// c = x w^T, to which c is added unless it is `fresh`: 64 unsigned rows by 128 signed ones, 32
+// columns. Warp m of a group has rows 16 m to 16 m + 15 of c; c[4 n + i] is what Mma leaves in c[i]
+// for columns 8 n to 8 n + 7.
+__device__ inline void Multiply(int32_t (&c)[64], uint64_t x, uint64_t w, bool fresh) {
+  asm volatile(
+      "{\n.reg .pred added;\nsetp.ne.b32 added, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.s32.u8.s8 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
+      "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, "
+      "%35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "
+      "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "%64, %65, added;\n}"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]), "+r"(c[4]), "+r"(c[5]), "+r"(c[6]),
+        "+r"(c[7]), "+r"(c[8]), "+r"(c[9]), "+r"(c[10]), "+r"(c[11]), "+r"(c[12]), "+r"(c[13]),
+        "+r"(c[14]), "+r"(c[15]), "+r"(c[16]), "+r"(c[17]), "+r"(c[18]), "+r"(c[19]), "+r"(c[20]),
+        "+r"(c[21]), "+r"(c[22]), "+r"(c[23]), "+r"(c[24]), "+r"(c[25]), "+r"(c[26]), "+r"(c[27]),
+        "+r"(c[28]), "+r"(c[29]), "+r"(c[30]), "+r"(c[31]), "+r"(c[32]), "+r"(c[33]), "+r"(c[34]),
+        "+r"(c[35]), "+r"(c[36]), "+r"(c[37]), "+r"(c[38]), "+r"(c[39]), "+r"(c[40]), "+r"(c[41]),
+        "+r"(c[42]), "+r"(c[43]), "+r"(c[44]), "+r"(c[45]), "+r"(c[46]), "+r"(c[47]), "+r"(c[48]),
+        "+r"(c[49]), "+r"(c[50]), "+r"(c[51]), "+r"(c[52]), "+r"(c[53]), "+r"(c[54]), "+r"(c[55]),
+        "+r"(c[56]), "+r"(c[57]), "+r"(c[58]), "+r"(c[59]), "+r"(c[60]), "+r"(c[61]), "+r"(c[62]),
+        "+r"(c[63])
+      : "l"(x), "l"(w), "r"(fresh ? 0 : 1));
+}
+__device__ inline void BeginMultiplying() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+// Until c is there; the compiler must not read it before.
+__device__ inline void FinishMultiplying(int32_t (&c)[64]) {
+  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+r"(c[i])::"memory");
+}
+// What this thread's copies left in shared memory may be read by the matrix units.
+__device__ inline void ShowToMatrixUnits() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // Rows of 128 bytes whose 16-byte pieces change places, so that neither copies nor matrices meet in
@@ -82,13 +110,12 @@ __device__ inline int PlaceOf(int row, int piece) {
 
 // kOnePart: a piece of each tile's columns.
 template <bool kOnePart>
-__global__ void __launch_bounds__(kThreads, 1) ManyCodes(const ManyCodesCall call) {
-  extern __shared__ __align__(128) unsigned char memory[];
+__device__ inline void ManyCodesBody(const ManyCodesCall& call, unsigned char* memory) {
   const CodedLinearCall& w = call.linear;
   const uint32_t stages = SharedAddress(memory);
   auto* const totals = reinterpret_cast<float4*>(memory + kStages * 2 * kSideBytes);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int g = lane / 4, t = lane % 4;
+  const int thread = threadIdx.x;
+  const int lane = thread % 32, g = lane / 4, t = lane % 4;
   const int first_token = static_cast<int>(blockIdx.x) * kTile;
   const int first_row = static_cast<int>(blockIdx.y) * kTile;  // of widened
   const int num_tiles = (call.columns + kTileBytes - 1) / kTileBytes;
@@ -96,9 +123,8 @@ __global__ void __launch_bounds__(kThreads, 1) ManyCodes(const ManyCodesCall cal
   const auto fetch = [&](int tile, int place) {
 #pragma unroll
     for (int i = 0; i < 2 * kTile * 8 / kThreads; ++i) {
-      const int at = i * kThreads + static_cast<int>(threadIdx.x);
       const bool is_x = i < kTile * 8 / kThreads;
-      const int row = at / 8 % kTile, piece = at % 8;
+      const int at = i * kThreads + thread, row = at / 8 % kTile, piece = at % 8;
       const int column = tile * kTileBytes + 16 * piece;
       const int in_matrix = (is_x ? first_token : first_row) + row;
       const bool there = column < call.columns && in_matrix < (is_x ? w.num_tokens : call.num_rows);
@@ -110,50 +136,38 @@ __global__ void __launch_bounds__(kThreads, 1) ManyCodes(const ManyCodesCall cal
     }
   };
 
-  // A warp has 64 tokens and 32 rows.
-  const int warp_token = warp % 2 * 64, warp_row = warp / 2 * 32;
-  int32_t c[4][4][4];
-  float y[4][4][4];
+  int32_t c[64];
+  float y[64];
 #pragma unroll
-  for (int m = 0; m < 4; ++m) {
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        c[m][n][i] = kMagic;
-        y[m][n][i] = 0.0f;
-      }
-    }
+  for (int i = 0; i < 64; ++i) {
+    c[i] = 0;
+    y[i] = 0.0f;
   }
-  // Scales of this lane's rows, fetched a piece ahead.
-  uint32_t scales[4];
+  // Scales of rows 8 n + 2 t and the next, fetched a piece ahead.
+  uint32_t scales[16];
   float factor = 0.0f;
-  const auto fetch_scales = [&](int of_part) {
-    const LinearPart info = w.parts[min(of_part, w.num_parts - 1)];
+  const auto fetch_scales = [&](int part) {
+    const LinearPart info = w.parts[min(part, w.num_parts - 1)];
     factor = info.factor;
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const int row =
-          min(call.first_row + first_row + warp_row + 8 * n + 2 * t, 16 * w.num_panels - 2);
+    for (int n = 0; n < 16; ++n) {
+      const int64_t panel = min((call.first_row + first_row) / 16 + n / 2, w.num_panels - 1);
       scales[n] = __ldg(reinterpret_cast<const unsigned int*>(
-          w.scales + (static_cast<int64_t>(row / 16) * w.num_groups + info.group) * 16 + row % 16));
+          w.scales + (panel * w.num_groups + info.group) * 16 + n % 2 * 8 + 2 * t));
     }
   };
   const auto finish_piece = [&](int next_part) {
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
+    for (int n = 0; n < 16; ++n) {
       float2 scale = UnpackPair<__half>(scales[n]);
       scale.x *= factor;
       scale.y *= factor;
 #pragma unroll
-      for (int m = 0; m < 4; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float sum = __int_as_float(c[m][n][i]) - kMagicFloat;
-          // Rounded twice, as sums of chunks are.
-          y[m][n][i] = __fadd_rn(y[m][n][i], __fmul_rn(i % 2 == 0 ? scale.x : scale.y, sum));
-          if (!kOnePart) c[m][n][i] = kMagic;
-        }
+      for (int i = 0; i < 4; ++i) {
+        // Rounded twice, as sums of chunks are.
+        const float product =
+            __fmul_rn(i % 2 == 0 ? scale.x : scale.y, __int2float_rn(c[4 * n + i]));
+        y[4 * n + i] = __fadd_rn(y[4 * n + i], product);
       }
     }
     fetch_scales(next_part);
@@ -161,19 +175,16 @@ __global__ void __launch_bounds__(kThreads, 1) ManyCodes(const ManyCodesCall cal
   // Adds a split's sum to those before it.
   const auto finish_split = [&](bool first) {
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
+    for (int n = 0; n < 16; ++n) {
+      float4& total = totals[n * kThreads + thread];
+      float4 sum = first ? make_float4(0.0f, 0.0f, 0.0f, 0.0f) : total;
+      sum.x += y[4 * n];
+      sum.y += y[4 * n + 1];
+      sum.z += y[4 * n + 2];
+      sum.w += y[4 * n + 3];
+      total = sum;
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        float4& total = totals[(4 * m + n) * kThreads + threadIdx.x];
-        float4 sum = first ? make_float4(0.0f, 0.0f, 0.0f, 0.0f) : total;
-        sum.x += y[m][n][0];
-        sum.y += y[m][n][1];
-        sum.z += y[m][n][2];
-        sum.w += y[m][n][3];
-        total = sum;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) y[m][n][i] = 0.0f;
-      }
+      for (int i = 0; i < 4; ++i) y[4 * n + i] = 0.0f;
     }
   };
 
@@ -184,54 +195,41 @@ __global__ void __launch_bounds__(kThreads, 1) ManyCodes(const ManyCodesCall cal
   }
   fetch_scales(0);
   int place = 0, until_split = w.chunks_each;
-  bool first_split = true;
+  bool first_split = true, fresh = true;
   for (int tile = 0; tile < num_tiles; ++tile) {
     WaitForCopies<kStages - 2>();
+    ShowToMatrixUnits();
     __syncthreads();  // all see this tile, and none reads the one before it
-    const int next = place == 0 ? kStages - 1 : place - 1;
-    if (tile + kStages - 1 < num_tiles) fetch(tile + kStages - 1, next);
-    CommitCopies();
-    const uint32_t x = stages + 2 * place * kSideBytes, rows = x + kSideBytes;
-    const int next_part = kOnePart ? call.next_parts[tile] : 0;
-#pragma unroll
-    for (int k = 0; k < kTileBytes / 32; ++k) {
-      if (!kOnePart && tile * (kTileBytes / 32) + k >= call.columns / 32) break;
-      uint32_t a[4][4], b[2][4];
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        LoadMatrices(x + PlaceOf(warp_token + 16 * m + lane % 16, 2 * k + lane / 16), a[m]);
-      }
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        LoadMatrices(
-            rows + PlaceOf(warp_row + 16 * n + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2),
-            b[n]);
-      }
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-#pragma unroll
-        for (int n = 0; n < 4; ++n) {
-          int32_t(&d)[4] = c[m][n];
-          if (kOnePart && k == 0) {
-            MmaSigned(d, a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1], kMagic, kMagic, kMagic,
-                      kMagic);
-          } else {
-            MmaSigned(d, a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1], d[0], d[1], d[2],
-                      d[3]);
-          }
-        }
-      }
-      if constexpr (!kOnePart) {
-        const int32_t next = call.next_parts[tile * (kTileBytes / 32) + k];
-        if (next >= 0) finish_piece(next);
-      }
+    if (tile + kStages - 1 < num_tiles) {
+      fetch(tile + kStages - 1, place == 0 ? kStages - 1 : place - 1);
     }
+    CommitCopies();
+    const uint32_t x = stages + 2 * place * kSideBytes + thread / kGroupThreads * (kSideBytes / 2);
+    const uint32_t rows = stages + (2 * place + 1) * kSideBytes;
     if constexpr (kOnePart) {
+      const int next_part = call.next_parts[tile];
+      BeginMultiplying();
+#pragma unroll
+      for (int k = 0; k < kTileBytes / 32; ++k) {
+        Multiply(c, MatrixAt(x + 32 * k), MatrixAt(rows + 32 * k), k == 0);
+      }
+      FinishMultiplying(c);
       finish_piece(next_part);
       if (--until_split == 0 || tile + 1 == num_tiles) {
         finish_split(first_split);
         first_split = false;
         until_split = w.chunks_each;
+      }
+    } else {
+      for (int k = 0; k < kTileBytes / 32; ++k) {
+        const int at = tile * (kTileBytes / 32) + k;
+        if (at >= call.columns / 32) break;
+        BeginMultiplying();
+        Multiply(c, MatrixAt(x + 32 * k), MatrixAt(rows + 32 * k), fresh);
+        FinishMultiplying(c);
+        const int next_part = call.next_parts[at];
+        fresh = next_part >= 0;
+        if (fresh) finish_piece(next_part);
       }
     }
     place = place + 1 == kStages ? 0 : place + 1;
@@ -239,24 +237,40 @@ __global__ void __launch_bounds__(kThreads, 1) ManyCodes(const ManyCodesCall cal
   if constexpr (!kOnePart) finish_split(true);
 
 #pragma unroll
-  for (int m = 0; m < 4; ++m) {
+  for (int n = 0; n < 16; ++n) {
+    const float4 total = totals[n * kThreads + thread];
+    const float values[4] = {total.x, total.y, total.z, total.w};
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const float4 total = totals[(4 * m + n) * kThreads + threadIdx.x];
-      const float values[4] = {total.x, total.y, total.z, total.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int token = first_token + warp_token + 16 * m + g + i / 2 * 8;
-        const int row = first_row + warp_row + 8 * n + 2 * t + i % 2;
-        if (token < w.num_tokens && row < call.num_rows) {
-          StoreResult(w, token, call.first_row + row, values[i]);
-        }
+    for (int i = 0; i < 4; ++i) {
+      const int token = first_token + thread / 32 * 16 + g + i / 2 * 8;
+      const int row = first_row + 8 * n + 2 * t + i % 2;
+      if (token < w.num_tokens && row < call.num_rows) {
+        StoreResult(w, token, call.first_row + row, values[i]);
       }
     }
   }
 }
+#endif
+
+template <bool kOnePart>
+__global__ void __launch_bounds__(kThreads, 1) ManyCodes(const ManyCodesCall call) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  ManyCodesBody<kOnePart>(call, memory);
+#else
+  __trap();  // the host asks HasManyCodes first
+#endif
+}
 
 }  // namespace
+
+bool HasManyCodes(int compute_capability_major) {
+#ifdef THINWIRE_SM90A
+  return compute_capability_major == 9;
+#else
+  return false;
+#endif
+}
 
 cudaError_t LaunchManyCodes(const ManyCodesCall& call, cudaStream_t stream) {
   const int panels = (call.num_rows + 15) / 16;

@@ -20,13 +20,6 @@ __device__ inline void CopyAsync16OrZero(uint32_t to, const void* from, bool the
                "r"(there ? 16 : 0)
                : "memory");
 }
-// 4 or 8 bytes.
-template <int kBytes>
-__device__ inline void CopyAsyncFew(uint32_t to, const void* from) {
-  static_assert(kBytes == 4 || kBytes == 8);
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes)
-               : "memory");
-}
 // Those since the last one become a group, perhaps an empty one.
 __device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all of this thread's groups but the last kPending are there; for other threads' eyes they
