@@ -40,22 +40,17 @@ struct AttentionCombine {
   int32_t num_partials;
 };
 
-// How rows of codes of a head lie, for heads of at most 128 channels (kv_codes.h).
-struct CudaRowPart {
-  uint8_t size;
-  uint8_t shift;
-  uint16_t offset;
+// How rows of codes of a head lie in planes (kv_codes.h).
+inline constexpr int kMaxRowPlanes = 4;
+struct alignas(16) CudaRowPlane {
+  uint32_t width;      // bits of a lane
+  uint32_t low;        // of them, the even unit's
+  uint32_t low_mask;   // of the even unit's code in both halves of a word
+  uint32_t high_mask;  // of the odd one's, once it is shifted down
 };
-struct CudaRowUnit {
-  uint16_t word;
-  uint16_t shift;
-  uint32_t mask;
-};
-struct CudaRowLayout {
-  int32_t aligned;  // whether parts of 8 bits and more begin at multiples of 4 bytes in all rows
-  uint8_t first_part[4];  // of words 0 to 2 and behind
-  CudaRowPart parts[18];
-  CudaRowUnit units[8];
+struct alignas(16) CudaRowLayout {
+  int32_t first_bit[kMaxRowPlanes];  // of planes in a row
+  CudaRowPlane planes[kMaxRowPlanes];
 };
 
 // K or V.
@@ -103,7 +98,7 @@ struct AttentionCall {
   float* partial_values;
 };
 
-// Codes of one width for all heads; else 0.
+// Codes of one width for all heads; 0: in planes; else -1.
 struct CodeWidths {
   int k_bits;
   int v_bits;

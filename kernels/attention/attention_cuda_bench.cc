@@ -1,8 +1,9 @@
 // Decoding steps on a GPU: bytes of K and V over the time of a call, against the rate of a plain
-// copy. Arguments: bits of K, bits of V (16: fp16 pages; 0: codes of 4, 3,
-// 3 and 2 bits for a quarter of the channels each), sequences, context, KV heads, query heads
-// a KV head. Heads have 128 channels, pages 16 tokens in random order. Pages of one call exceed the
-// caches unless the context is short. "prompt" counts multiply-adds of causal attention instead.
+// copy. Arguments: bits of K, bits of V (16: fp16 pages; 0: codes of 4, 3, 3 and 2 bits for a
+// quarter of the channels each; -4, -3: of mixed widths, 4 or 3 bits on average over K and V),
+// sequences, context, KV heads, query heads a KV head. Heads have 128 channels, pages 16 tokens in
+// random order. Pages of one call exceed the caches unless the context is short. "prompt" counts
+// multiply-adds of causal attention instead.
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -23,12 +24,21 @@ constexpr int64_t kHeadDim = 128;
 constexpr int64_t kPageSize = 16;
 constexpr int64_t kMixed = 0;
 
-KvCodes SomeCodes(int64_t num_heads, int bits, Device device) {
+// Of the units of a head.
+std::vector<uint8_t> Widths(int64_t range, bool is_k) {
+  if (range == kMixed) return {4, 4, 3, 3, 3, 3, 2, 2};
+  if (range == -4 && is_k) return {8, 6, 5, 4, 4, 3, 3, 2};
+  if (range == -4) return {5, 4, 4, 4, 4, 3, 3, 2};
+  if (range == -3 && is_k) return {6, 5, 4, 3, 3, 2, 2, 2};
+  if (range == -3) return {4, 3, 3, 3, 3, 2, 2, 1};
+  return std::vector<uint8_t>(kHeadDim / kKvUnit, static_cast<uint8_t>(range));
+}
+
+KvCodes SomeCodes(int64_t num_heads, int64_t range, bool is_k, Device device) {
   KvHeadCodes head;
   head.order.resize(kHeadDim);
   std::iota(head.order.begin(), head.order.end(), 0);
-  head.bits.assign(kHeadDim / kKvUnit, static_cast<uint8_t>(bits));
-  if (bits == kMixed) head.bits = {4, 4, 3, 3, 3, 3, 2, 2};
+  head.bits = Widths(range, is_k);
   head.step.assign(kHeadDim, 0.1f);
   head.zero.assign(kHeadDim, 2.5f);
   return KvCodes::Create(kHeadDim, std::vector<KvHeadCodes>(static_cast<size_t>(num_heads), head),
@@ -78,8 +88,10 @@ void Run(benchmark::State& state, Stream& stream, double bytes, double flops,
 
 void Attend(benchmark::State& state, int64_t num_tokens) {
   const int64_t k_range = state.range(0), v_range = state.range(1);
-  // Of mixed codes, on average.
-  const int64_t k_bits = k_range == kMixed ? 3 : k_range, v_bits = v_range == kMixed ? 3 : v_range;
+  const std::vector<uint8_t> k_widths = Widths(k_range, true), v_widths = Widths(v_range, false);
+  // Of a row.
+  const int64_t k_bits = 16 * std::accumulate(k_widths.begin(), k_widths.end(), int64_t{0});
+  const int64_t v_bits = 16 * std::accumulate(v_widths.begin(), v_widths.end(), int64_t{0});
   const int64_t num_seqs = state.range(2);
   const int64_t context = state.range(3), num_kv_heads = state.range(4), group = state.range(5);
   const std::unique_ptr<Gpu> gpu = Gpu::Open(state);
@@ -95,9 +107,9 @@ void Attend(benchmark::State& state, int64_t num_tokens) {
   const TensorView out_view(out.mutable_view().mutable_raw(), DType::kF16,
                             {num_seqs * num_tokens, width}, stream.device());
   const int64_t rows = num_pages * num_kv_heads * kPageSize;
-  const Tensor k = RandomOnGpu(rows * kHeadDim * k_bits / 8, k_bits == 16, stream);
-  const Tensor v = RandomOnGpu(rows * kHeadDim * v_bits / 8, v_bits == 16, stream);
-  const double bytes = static_cast<double>(num_seqs * context * num_kv_heads * kHeadDim) *
+  const Tensor k = RandomOnGpu(rows * k_bits / 8, k_range == 16, stream);
+  const Tensor v = RandomOnGpu(rows * v_bits / 8, v_range == 16, stream);
+  const double bytes = static_cast<double>(num_seqs * context * num_kv_heads) *
                        static_cast<double>(k_bits + v_bits) / 8.0;
   // A query sees on average half of its own prompt.
   const double keys = static_cast<double>(context) - static_cast<double>(num_tokens - 1) / 2.0;
@@ -113,14 +125,14 @@ void Attend(benchmark::State& state, int64_t num_tokens) {
     args.num_heads = num_kv_heads * group;
     args.scale = 0.088f;
   };
-  if (k_bits == 16) {
+  if (k_range == 16) {
     PagedAttentionArgs args;
     set(args, DType::kF16, kHeadDim, kHeadDim);
     Run(state, stream, bytes, flops, [&] { return PagedAttention(args, stream); });
     return;
   }
-  const KvCodes k_codes = SomeCodes(num_kv_heads, static_cast<int>(k_range), stream.device());
-  const KvCodes v_codes = SomeCodes(num_kv_heads, static_cast<int>(v_range), stream.device());
+  const KvCodes k_codes = SomeCodes(num_kv_heads, k_range, true, stream.device());
+  const KvCodes v_codes = SomeCodes(num_kv_heads, v_range, false, stream.device());
   CodedPagedAttentionArgs args;
   set(args, DType::kU8, k_codes.row_bytes(), v_codes.row_bytes());
   args.k_codes = &k_codes;
@@ -133,8 +145,9 @@ void Prompt(benchmark::State& state) { Attend(state, state.range(3)); }
 
 void Shapes(benchmark::internal::Benchmark* benchmark) {
   for (const auto& [kv_heads, group] : {std::pair(8, 8), std::pair(8, 4), std::pair(9, 1)}) {
-    for (const auto& [k, v] : {std::pair(16, 16), std::pair(8, 8), std::pair(4, 4), std::pair(3, 3),
-                               std::pair(4, 3), std::pair(5, 5), std::pair(0, 0)}) {
+    for (const auto& [k, v] :
+         {std::pair(16, 16), std::pair(8, 8), std::pair(4, 4), std::pair(3, 3), std::pair(4, 3),
+          std::pair(5, 5), std::pair(0, 0), std::pair(-4, -4), std::pair(-3, -3)}) {
       benchmark->Args({k, v, 64, 8192, kv_heads, group});
     }
   }

@@ -33,6 +33,23 @@ KvCodes CodesOn(const KvCodes& codes, Device device) {
   return KvCodes::Create(codes.head_dim(), std::move(heads), device).value();
 }
 
+// Rows of `pages`, [num_pages, num_heads, page_size, row_bytes], as `to` lays them.
+Tensor Repacked(ConstTensorView pages, const KvCodes& from, const KvCodes& to) {
+  Tensor repacked = Tensor::Allocate(DType::kU8, {pages.num_elements()}, Device::Cpu()).value();
+  EXPECT_EQ(from.row_bytes(), to.row_bytes());
+  const auto* row = static_cast<const uint8_t*>(pages.raw());
+  auto* to_row = static_cast<uint8_t*>(repacked.mutable_view().mutable_raw());
+  std::vector<uint8_t> codes(static_cast<size_t>(from.head_dim()));
+  for (int64_t r = 0; r < pages.num_elements() / from.row_bytes(); ++r) {
+    const int64_t head = r / pages.dim(2) % pages.dim(1);
+    from.UnpackRow(head, row, absl::MakeSpan(codes));
+    to.PackRow(head, codes, to_row);
+    row += from.row_bytes();
+    to_row += from.row_bytes();
+  }
+  return repacked;
+}
+
 class CodedAttentionCudaTest : public GpuTest {
  protected:
   void ExpectMatchesReference(const Case& c, const std::string& where, uint32_t seed = 1,
@@ -43,8 +60,15 @@ class CodedAttentionCudaTest : public GpuTest {
     const KvCodes v_codes = CodesOn(problem.v_codes, stream().device());
     const Tensor q = OnDevice(problem.all_q(), stream());
     Tensor out = OnDevice(problem.all_out(), stream());
-    const Tensor k = OnDevice(problem.args.k_pages, stream());
-    const Tensor v = OnDevice(problem.args.v_pages, stream());
+    const Tensor k =
+        OnDevice(Repacked(problem.args.k_pages, problem.k_codes, k_codes).view(), stream());
+    const Tensor v =
+        OnDevice(Repacked(problem.args.v_pages, problem.v_codes, v_codes).view(), stream());
+    const auto as_pages = [](const Tensor& bytes, const ConstTensorView& pages) {
+      return ConstTensorView(bytes.view().raw(), DType::kU8,
+                             {pages.dim(0), pages.dim(1), pages.dim(2), pages.dim(3)},
+                             bytes.view().device());
+    };
     const Tensor exact_k = OnDevice(problem.args.exact_k, stream());
     const Tensor exact_v = OnDevice(problem.args.exact_v, stream());
     CodedPagedAttentionArgs args = problem.args;
@@ -52,8 +76,8 @@ class CodedAttentionCudaTest : public GpuTest {
     args.out = out.mutable_view().Columns(0, problem.width());
     args.k_codes = &k_codes;
     args.v_codes = &v_codes;
-    args.k_pages = k.view();
-    args.v_pages = v.view();
+    args.k_pages = as_pages(k, problem.args.k_pages);
+    args.v_pages = as_pages(v, problem.args.v_pages);
     args.exact_k = exact_k.view();
     args.exact_v = exact_v.view();
     const absl::Status status = CodedPagedAttention(args, stream());
@@ -111,6 +135,18 @@ TEST_F(CodedAttentionCudaTest, MixedWidthsMatchTheReference) {
     c.page_size = seed % 5 == 0 ? 32 : 16;
     c.window = seed % 7 == 0 ? 100 : 0;
     ExpectMatchesReference(c, "mixed", seed);
+  }
+}
+
+TEST_F(CodedAttentionCudaTest, EvenWidthsOfOneSideAndMixedOnesOfTheOther) {
+  const Bits mixed = {8, 6, 5, 5, 4, 3, 2, 2};  // rows of 70 bytes
+  for (const int bits : {8, 4, 3}) {
+    Case c = {kMixed, {mixed}, {Uniform(128, bits)}, DType::kF16, DType::kF32};
+    c.num_kv_heads = 2;
+    c.group = 4;
+    ExpectMatchesReference(c, "mixed K", static_cast<uint32_t>(bits));
+    std::swap(c.k_bits, c.v_bits);
+    ExpectMatchesReference(c, "mixed V", static_cast<uint32_t>(bits));
   }
 }
 
@@ -197,7 +233,8 @@ struct Write {
   CodedKvWriteArgs args;
 };
 
-// Runs the write on a stream into fresh pages and exact rows; returns their bytes.
+// Runs the write on a stream into fresh pages and exact rows; returns the codes of pages and the
+// bytes of exact rows.
 std::vector<uint8_t> Written(const Write& write, Stream& stream) {
   const KvCodes k_codes = CodesOn(write.k_codes, stream.device());
   const KvCodes v_codes = CodesOn(write.v_codes, stream.device());
@@ -225,7 +262,20 @@ std::vector<uint8_t> Written(const Write& write, Stream& stream) {
   const absl::Status status = CodedKvWrite(args, stream);
   EXPECT_TRUE(status.ok()) << status;
   std::vector<uint8_t> bytes;
-  for (const Tensor* tensor : {&k_pages, &v_pages, &exact_k, &exact_v}) {
+  for (const auto& [tensor, codes] : {std::pair(&k_pages, &k_codes), {&v_pages, &v_codes}}) {
+    const Tensor host = OnHost(tensor->view(), stream);
+    const auto* row = static_cast<const uint8_t*>(host.view().raw());
+    std::vector<uint8_t> unpacked(static_cast<size_t>(codes->head_dim()));
+    for (int64_t r = 0; r < Write::kPages * Write::kHeads * Write::kPageSize; ++r) {
+      // Rows that nothing was written to have the same bytes, not the same codes.
+      const bool written =
+          !std::all_of(row, row + codes->row_bytes(), [](uint8_t byte) { return byte == 0xee; });
+      codes->UnpackRow(r / Write::kPageSize % Write::kHeads, row, absl::MakeSpan(unpacked));
+      if (written) bytes.insert(bytes.end(), unpacked.begin(), unpacked.end());
+      row += codes->row_bytes();
+    }
+  }
+  for (const Tensor* tensor : {&exact_k, &exact_v}) {
     const Tensor host = OnHost(tensor->view(), stream);
     const auto* data = static_cast<const uint8_t*>(host.view().raw());
     bytes.insert(bytes.end(), data, data + host.size_bytes());
@@ -233,7 +283,7 @@ std::vector<uint8_t> Written(const Write& write, Stream& stream) {
   return bytes;
 }
 
-TEST_F(CodedAttentionCudaTest, WritesTheBytesThatTheHostWrites) {
+TEST_F(CodedAttentionCudaTest, WritesTheCodesThatTheHostWrites) {
   std::mt19937 random(21);
   for (const int64_t head_dim : {16, 48, 64, 128}) {
     for (int bits = 1; bits <= 8; ++bits) {

@@ -11,6 +11,7 @@
 
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_rows.cuh"
+#include "kernels/attention/few_rows_tile.cuh"
 #include "kernels/attention/mixed_page_format.cuh"
 #include "kernels/attention/page_formats.cuh"
 #include "kernels/core/cuda_math.cuh"
@@ -20,140 +21,6 @@ namespace {
 
 // Sums are rescaled only when a score exceeds the maximum by more than this, in units of log2.
 constexpr float kSlack = 8.0f;
-constexpr uint32_t kWarp = 0xffffffffu;
-
-template <typename K, typename V, int kWarps>
-struct Shared {
-  static constexpr int kStride = K::kDim + 4;
-  union {
-    struct {
-      float q[kCudaRows][kStride];      // by position, codes: times steps
-      float exact[kCudaRows][kStride];  // terms of the score of the exact key
-    } in;
-    float out[kWarps][kCudaRows][kStride];  // by position
-  };
-  uint32_t rows[kMaxSplitKeys / 16];  // of 16 keys: the first one's row in the pages of all heads
-  float maximum[kWarps][kCudaRows];
-  float sum[kWarps][kCudaRows];
-  float scale[kCudaRows];  // to units of log2
-  float exact_score[kCudaRows];
-  float total_maximum[kCudaRows];
-  float total_sum[kCudaRows];
-  float exact_weight[kCudaRows];
-  typename K::Layout k_layout;
-  typename V::Layout v_layout;
-};
-
-// Loads of a tile's keys, and what a lane has to know of them.
-template <typename K, typename V, int kTile>
-struct Tile {
-  typename K::KRow k[kTile / 8];
-  typename V::VRow v[kTile / 16][4];
-
-  __device__ void LoadKeys(const uint8_t* pages, const uint32_t* rows, int first, int last, int g,
-                           int t, const typename K::Layout& layout) {
-#pragma unroll
-    for (int j = 0; j < kTile / 8; ++j) {
-      const int64_t row = rows[min(first + j / 2, last)] + 8 * (j % 2) + g;
-      k[j] = K::LoadK(pages + row * layout.row_bytes(), t, layout);
-    }
-  }
-  __device__ void LoadValues(const uint8_t* pages, const uint32_t* rows, int first, int last, int g,
-                             int t, const typename V::Layout& layout) {
-#pragma unroll
-    for (int s = 0; s < kTile / 16; ++s) {
-      const int64_t row = rows[min(first + s, last)] + 2 * t;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        v[s][i] = V::LoadV(pages + (row + i % 2 + 8 * (i / 2)) * layout.row_bytes(), g, layout);
-      }
-    }
-  }
-};
-
-// Q of codes: times steps and powers of two, each row scaled to the upper end of fp16.
-template <typename K, typename S>
-__device__ void PrepareCodedQuery(const AttentionCall& call, const AttentionItem& item, int kv_head,
-                                  int exact_row, S& shared) {
-  const int head_at = kv_head * K::kDim;
-  for (int i = threadIdx.x; i < kCudaRows * K::kDim; i += blockDim.x) {
-    const int row = i / K::kDim, position = i % K::kDim;
-    float q = 0.0f, exact = 0.0f;
-    if (row < item.num_rows) {
-      const int channel = call.k.order[head_at + position];
-      const float step = call.k.step[head_at + position];
-      const int64_t from =
-          RowElement(call, item.seq, kv_head, item.first_row + row, call.q_stride) + channel;
-      const float scaled = LoadFloat(call.q, call.q_dtype, from) * (call.scale * kLog2E);
-      q = scaled * step;
-      if (exact_row >= 0) {
-        const int64_t at = ExactElement(call, exact_row, kv_head) + channel;
-        // The zeros' share, which scores of codes leave out.
-        exact =
-            q * call.k.zero[head_at + position] + scaled * LoadFloat(call.k.exact, DType::kF16, at);
-      }
-      q = ldexpf(q, -K::Exponent(position / 16));
-    }
-    shared.in.q[row][position] = q;
-    shared.in.exact[row][position] = exact;
-  }
-  __syncthreads();
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  for (int row = warp; row < kCudaRows; row += blockDim.x / 32) {
-    float largest = 0.0f, exact = 0.0f;
-    for (int i = lane; i < K::kDim; i += 32) {
-      largest = fmaxf(largest, fabsf(shared.in.q[row][i]));
-      exact += shared.in.exact[row][i];
-    }
-    for (int step = 16; step > 0; step /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(kWarp, largest, step));
-      exact += __shfl_xor_sync(kWarp, exact, step);
-    }
-    // Bound the exponent: a row of zeros, or of numbers that are none, is left as it is.
-    const int exponent = largest > 0.0f && largest < 1e30f ? 13 - ilogbf(largest) : 0;
-    const int bounded = max(-100, min(100, exponent));
-    for (int i = lane; i < K::kDim; i += 32) {
-      shared.in.q[row][i] = ldexpf(shared.in.q[row][i], bounded);
-    }
-    if (lane == 0) {
-      shared.scale[row] = ldexpf(1.0f, 24 - bounded);
-      shared.exact_score[row] = exact;
-    }
-  }
-  __syncthreads();
-}
-
-// Operand a of the scores: rows 0 to 7 the upper, rows 8 to 15 the lower halves of q.
-template <typename K, typename S>
-__device__ void QueryOperand(const AttentionCall& call, const AttentionItem& item, int kv_head,
-                             const S& shared, int g, int t, uint32_t (&a)[K::kDim / 16][4]) {
-  using T = typename K::Element;
-#pragma unroll
-  for (int s = 0; s < K::kDim / 16; ++s) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float q[2];
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int position = K::KPosition(s, half, e, t);
-        if constexpr (K::kCoded) {
-          q[e] = shared.in.q[g][position];
-        } else {
-          q[e] = 0.0f;
-          if (g < item.num_rows) {
-            const int64_t from =
-                RowElement(call, item.seq, kv_head, item.first_row + g, call.q_stride);
-            q[e] = LoadFloat(call.q, call.q_dtype, from + position);
-          }
-        }
-      }
-      const uint32_t upper = PackPair<T>(q[0], q[1]);
-      const float2 rounded = UnpackPair<T>(upper);
-      a[s][2 * half] = upper;
-      a[s][2 * half + 1] = K::kCoded ? PackPair<T>(q[0] - rounded.x, q[1] - rounded.y) : 0u;
-    }
-  }
-}
 
 template <typename K, typename V, int kWarps, int kTile, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionCall call) {
@@ -166,10 +33,8 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
 
-  if (threadIdx.x == 0) {
-    shared.k_layout.Read(call.k, kv_head);
-    shared.v_layout.Read(call.v, kv_head);
-  }
+  if (warp == 0) shared.k_layout.Read(call.k, kv_head, true);
+  if (warp == 1) shared.v_layout.Read(call.v, kv_head, false);
   const int first16 = item.key_begin / 16;
   const int num16 = (item.key_end + 15) / 16 - first16;
   const int* page_ids = call.page_ids + call.page_offsets[item.seq];
@@ -179,6 +44,30 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
     shared.rows[i] =
         (static_cast<uint32_t>(page_ids[page]) * call.num_kv_heads + kv_head) * call.page_size +
         (key - page * call.page_size);
+  }
+  constexpr int kSteps = kTile / 16;
+  const int num_tiles = (num16 + kSteps - 1) / kSteps;
+  static_assert(kTile == 16 || !(K::kStaged || V::kStaged));
+  const int stage_bytes = StageBytes<K, V>(call);
+  unsigned char* const stages = memory + sizeof(shared) + warp * kStages * stage_bytes;
+  const int v_at = K::kStaged ? 16 * StagedStride(call.k.row_bytes) : 0;  // in a stage
+  const auto stage = [&](int at, int place) {
+    unsigned char* const to = stages + place * stage_bytes;
+    if (at < num_tiles) {
+      const int64_t row = shared.rows[at];
+      if constexpr (K::kStaged) {
+        StageRows(call.k.pages + row * call.k.row_bytes, call.k.row_bytes, to, lane);
+      }
+      if constexpr (V::kStaged) {
+        StageRows(call.v.pages + row * call.v.row_bytes, call.v.row_bytes, to + v_at, lane);
+      }
+    }
+    CommitCopies();
+  };
+  int place = 0;
+  if constexpr (K::kStaged || V::kStaged) {
+    __syncthreads();
+    for (int i = 0; i < kStages; ++i) stage(warp + i * kWarps, i);
   }
   // Of all rows together: keys that any and keys that every one of them attends to.
   const KeySpan first_row = KeysOfRow(call, item, 0);
@@ -214,28 +103,48 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
   }
   float maximum = kLowestScore, sum = 0.0f;
 
-  constexpr int kSteps = kTile / 16;
-  const int num_tiles = (num16 + kSteps - 1) / kSteps;
   Tile<K, V, kTile> tile;
   if (warp < num_tiles) {
-    tile.LoadKeys(call.k.pages, shared.rows, warp * kSteps, num16 - 1, g, t, shared.k_layout);
-    tile.LoadValues(call.v.pages, shared.rows, warp * kSteps, num16 - 1, g, t, shared.v_layout);
+    if constexpr (!K::kStaged) {
+      tile.LoadKeys(call.k.pages, shared.rows, warp * kSteps, num16 - 1, g, t, shared.k_layout);
+    }
+    if constexpr (!V::kStaged) {
+      tile.LoadValues(call.v.pages, shared.rows, warp * kSteps, num16 - 1, g, t, shared.v_layout);
+    }
   }
   for (int at = warp; at < num_tiles; at += kWarps) {
     const int key = item.key_begin + at * kTile;
+    const unsigned char* const staged = stages + place * stage_bytes;
+    if constexpr (K::kStaged || V::kStaged) {
+      WaitForCopies<kStages - 1>();
+      __syncwarp();
+    }
     float c[kTile / 8][4];
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) c[j][i] = 0.0f;
     }
+    if constexpr (K::kStaged) {
 #pragma unroll
-    for (int s = 0; s < kDim / 16; ++s) {
+      for (int k = 0; k < kDim / 32; ++k) {
 #pragma unroll
-      for (int j = 0; j < kTile / 8; ++j) {
-        uint32_t b0, b1;
-        K::KStep(tile.k[j], s, shared.k_layout, b0, b1);
-        Mma<typename K::Element>(c[j], q[s], b0, b1);
+        for (int j = 0; j < kTile / 8; ++j) {
+          uint32_t even[2], odd[2];
+          K::KPlane(staged + j * 8 * shared.k_layout.stride, k, lane, shared.k_layout, even, odd);
+          Mma<typename K::Element>(c[j], q[2 * k], even[0], even[1]);
+          Mma<typename K::Element>(c[j], q[2 * k + 1], odd[0], odd[1]);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int s = 0; s < kDim / 16; ++s) {
+#pragma unroll
+        for (int j = 0; j < kTile / 8; ++j) {
+          uint32_t b0, b1;
+          K::KStep(tile.k[j], s, shared.k_layout, b0, b1);
+          Mma<typename K::Element>(c[j], q[s], b0, b1);
+        }
       }
     }
     float scores[kTile / 8][2];
@@ -245,7 +154,9 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
       scores[j][1] = (c[j][1] + c[j][3]) * to_log2;
     }
     const int next = min(at + kWarps, num_tiles - 1) * kSteps;
-    tile.LoadKeys(call.k.pages, shared.rows, next, num16 - 1, g, t, shared.k_layout);
+    if constexpr (!K::kStaged) {
+      tile.LoadKeys(call.k.pages, shared.rows, next, num16 - 1, g, t, shared.k_layout);
+    }
 
     const bool inside = key >= all_begin && key + kTile <= all_end;
     if (!inside) {
@@ -307,15 +218,26 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
 #pragma unroll
       for (int m = 0; m < kDim / 16; m += 2) {
         uint32_t a[2][4];
-        V::VTile(tile.v[s], m, shared.v_layout, a[0]);
-        V::VTile(tile.v[s], m + 1, shared.v_layout, a[1]);
+        if constexpr (V::kStaged) {
+          V::VPlane(staged + v_at, m / 2, lane, shared.v_layout, a[0], a[1]);
+        } else {
+          V::VTile(tile.v[s], m, shared.v_layout, a[0]);
+          V::VTile(tile.v[s], m + 1, shared.v_layout, a[1]);
+        }
         Mma<T>(o[m], a[0], upper[0], upper[1]);
         Mma<T>(o[m + 1], a[1], upper[0], upper[1]);
         Mma<T>(o[m], a[0], lower[0], lower[1]);
         Mma<T>(o[m + 1], a[1], lower[0], lower[1]);
       }
     }
-    tile.LoadValues(call.v.pages, shared.rows, next, num16 - 1, g, t, shared.v_layout);
+    if constexpr (!V::kStaged) {
+      tile.LoadValues(call.v.pages, shared.rows, next, num16 - 1, g, t, shared.v_layout);
+    }
+    if constexpr (K::kStaged || V::kStaged) {
+      __syncwarp();  // the stage is read
+      stage(at + kStages * kWarps, place);
+      place = place + 1 == kStages ? 0 : place + 1;
+    }
   }
 
   // The warps' sums, by position.
@@ -386,12 +308,13 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
 
 template <typename K, typename V, int kWarps, int kTile, int kBlocks>
 cudaError_t Launch(const AttentionCall& call, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(Shared<K, V, kWarps>);
+  const int stages = K::kStaged || V::kStaged ? kWarps * kStages * StageBytes<K, V>(call) : 0;
+  const int bytes = static_cast<int>(sizeof(Shared<K, V, kWarps>)) + stages;
   const auto kernel = FewRows<K, V, kWarps, kTile, kBlocks>;
   const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  kernel<<<dim3(call.num_items, call.num_kv_heads), 32 * kWarps, kBytes, stream>>>(call);
+  kernel<<<dim3(call.num_items, call.num_kv_heads), 32 * kWarps, bytes, stream>>>(call);
   return cudaGetLastError();
 }
 
@@ -405,7 +328,8 @@ cudaError_t LaunchFloats(const AttentionCall& call, cudaStream_t stream) {
 
 template <typename K>
 cudaError_t LaunchCodes(const AttentionCall& call, int v_bits, cudaStream_t stream) {
-  constexpr int kTile = __is_same(K, CodePages8) ? 16 : 32;
+  constexpr int kTile = K::kStaged || __is_same(K, CodePages8) ? 16 : 32;
+  if (v_bits == 0) return Launch<K, MixedPages<128>, 8, 16, 2>(call, stream);
   if (v_bits == 8) return Launch<K, CodePages8, 8, 16, 2>(call, stream);
   if (v_bits == 4) return Launch<K, CodePages4, 8, kTile, 2>(call, stream);
   return Launch<K, CodePages3, 8, kTile, 2>(call, stream);
@@ -426,13 +350,10 @@ cudaError_t LaunchFewRows(const AttentionCall& call, CodeWidths widths, cudaStre
     return call.page_dtype == DType::kF16 ? LaunchFloats<__half>(call, stream)
                                           : LaunchFloats<__nv_bfloat16>(call, stream);
   }
-  const auto even = [](int bits) { return bits == 3 || bits == 4 || bits == 8; };
   if (call.head_dim == 64) {
     return Launch<MixedPages<64>, MixedPages<64>, 8, 16, 2>(call, stream);
   }
-  if (!even(widths.k_bits) || !even(widths.v_bits)) {
-    return Launch<MixedPages<128>, MixedPages<128>, 4, 16, 3>(call, stream);
-  }
+  if (widths.k_bits == 0) return LaunchCodes<MixedPages<128>>(call, widths.v_bits, stream);
   if (widths.k_bits == 8) return LaunchCodes<CodePages8>(call, widths.v_bits, stream);
   if (widths.k_bits == 4) return LaunchCodes<CodePages4>(call, widths.v_bits, stream);
   return LaunchCodes<CodePages3>(call, widths.v_bits, stream);

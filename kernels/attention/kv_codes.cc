@@ -82,6 +82,29 @@ int64_t FieldBit(const KvWordPart& part, int64_t lane) {
          (part.size >= 8 ? part.size * lane : SubByteBit(part.size, lane));
 }
 
+bool LiesInPlanes(int64_t head_dim, const std::vector<KvHeadCodes>& heads, Device device) {
+  if (device.kind != DeviceKind::kCuda || (head_dim != 64 && head_dim != 128)) return false;
+  if (head_dim == 64) return true;
+  const uint8_t first = heads[0].bits[0];
+  const bool even = std::all_of(heads.begin(), heads.end(), [&](const KvHeadCodes& head) {
+    return std::all_of(head.bits.begin(), head.bits.end(),
+                       [&](uint8_t bits) { return bits == first; });
+  });
+  return !even || (first != 3 && first != 4 && first != 8);
+}
+
+// The piece of a position in planes.
+KvPiece PieceInPlane(const KvHeadCodes& head, int64_t position) {
+  const int64_t u = position / kKvUnit, lane = position % kKvUnit;
+  int64_t before = 0;  // bits of a lane in earlier planes
+  for (int64_t i = 0; i < u / 2 * 2; ++i) before += head.bits[static_cast<size_t>(i)];
+  const auto even = static_cast<size_t>(u / 2 * 2);
+  const int64_t width = head.bits[even] + head.bits[even + 1];
+  const int64_t in_lane = u % 2 == 0 ? 0 : head.bits[even];
+  return {static_cast<uint16_t>(kKvUnit * before + width * lane + in_lane),
+          head.bits[static_cast<size_t>(u)], 0};
+}
+
 }  // namespace
 
 absl::StatusOr<KvCodes> KvCodes::Create(int64_t head_dim, std::vector<KvHeadCodes> heads,
@@ -102,6 +125,9 @@ absl::StatusOr<KvCodes> KvCodes::Create(int64_t head_dim, std::vector<KvHeadCode
   for (size_t h = 0; h < heads.size(); ++h) {
     TW_RETURN_IF_ERROR(
         Annotate(CheckHead(head_dim, heads[h]), absl::StrCat("codes of KV head ", h)));
+  }
+  codes.paired_ = LiesInPlanes(head_dim, heads, device);
+  for (size_t h = 0; h < heads.size(); ++h) {
     Layout layout;
     int32_t offset = 0;
     const auto num_units = static_cast<int32_t>(heads[h].bits.size());
@@ -118,6 +144,7 @@ absl::StatusOr<KvCodes> KvCodes::Create(int64_t head_dim, std::vector<KvHeadCode
       layout.words.push_back(word);
     }
     codes.row_bytes_ = std::max<int64_t>(codes.row_bytes_, offset);
+    if (codes.paired_) layout = {};
     codes.layouts_.push_back(std::move(layout));
   }
   codes.heads_ = std::move(heads);
@@ -131,14 +158,18 @@ absl::StatusOr<KvCodes> KvCodes::Create(int64_t head_dim, std::vector<KvHeadCode
 
 int64_t KvCodes::used_row_bytes(int64_t h) const {
   int64_t bytes = 0;
-  for (const KvUnit& unit : units(h)) bytes += 2 * unit.bits;
+  for (const uint8_t bits : head(h).bits) bytes += 2 * bits;
   return bytes;
 }
 
 std::array<KvPiece, kMaxKvPieces> KvCodes::pieces(int64_t h, int64_t position) const {
+  std::array<KvPiece, kMaxKvPieces> pieces = {};
+  if (paired_) {
+    pieces[0] = PieceInPlane(head(h), position);
+    return pieces;
+  }
   const int64_t u = position / kKvUnit, lane = position % kKvUnit;
   const auto [bits, shift] = units(h)[static_cast<size_t>(u)];
-  std::array<KvPiece, kMaxKvPieces> pieces = {};
   size_t count = 0;
   for (const KvWord& word : words(h)) {
     if (u < word.first_unit || u >= word.first_unit + word.num_units) continue;
@@ -158,6 +189,17 @@ std::array<KvPiece, kMaxKvPieces> KvCodes::pieces(int64_t h, int64_t position) c
 void KvCodes::PackRow(int64_t h, absl::Span<const uint8_t> codes, uint8_t* row) const {
   TW_CHECK_EQ(static_cast<int64_t>(codes.size()), head_dim_);
   std::fill(row, row + row_bytes_, uint8_t{0});
+  if (paired_) {
+    for (int64_t j = 0; j < head_dim_; ++j) {
+      const KvPiece piece = PieceInPlane(head(h), j);
+      TW_CHECK_LT(codes[static_cast<size_t>(j)], 1 << piece.size);
+      for (int b = 0; b < piece.size; ++b) {
+        const int bit = codes[static_cast<size_t>(j)] >> b & 1;
+        row[(piece.bit + b) / 8] |= static_cast<uint8_t>(bit << ((piece.bit + b) % 8));
+      }
+    }
+    return;
+  }
   for (const KvWord& word : words(h)) {
     for (int64_t lane = 0; lane < kKvUnit; ++lane) {
       uint32_t value = 0;
@@ -180,6 +222,17 @@ void KvCodes::PackRow(int64_t h, absl::Span<const uint8_t> codes, uint8_t* row) 
 
 void KvCodes::UnpackRow(int64_t h, const uint8_t* row, absl::Span<uint8_t> codes) const {
   TW_CHECK_EQ(static_cast<int64_t>(codes.size()), head_dim_);
+  if (paired_) {
+    for (int64_t j = 0; j < head_dim_; ++j) {
+      const KvPiece piece = PieceInPlane(head(h), j);
+      int code = 0;
+      for (int b = 0; b < piece.size; ++b) {
+        code |= (row[(piece.bit + b) / 8] >> ((piece.bit + b) % 8) & 1) << b;
+      }
+      codes[static_cast<size_t>(j)] = static_cast<uint8_t>(code);
+    }
+    return;
+  }
   for (const KvWord& word : words(h)) {
     for (int64_t lane = 0; lane < kKvUnit; ++lane) {
       uint32_t value = 0;

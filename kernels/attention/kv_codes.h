@@ -12,6 +12,12 @@
 //   4, 2, 1:   8, 4 or 2 bytes as one little-endian integer. Of 4 and 2, lane i is the field at bit
 //              size * (i / 2), plus for odd i half of the integer's bits; of 1, bit i is lane i.
 // Words follow each other; a row of w_1, w_2, ... has 2 (w_1 + w_2 + ...) bytes = 2 sum(bits).
+//
+// On a GPU rows of mixed widths lie in planes instead (paired()): units 2 k and 2 k + 1 make plane
+// k, of w bits a lane, 2 w bytes. Its lanes follow each other without gaps, each with the even
+// unit's code in the low bits and the odd one's above: any two lanes are 2 w consecutive bits,
+// which one shift brings into a register.
+//
 // Rows of all heads of a layer are as long as the widest; what is left of a shorter one is zero.
 #pragma once
 
@@ -92,7 +98,11 @@ class KvCodes {
 
   const KvHeadCodes& head(int64_t h) const { return heads_[static_cast<size_t>(h)]; }
 
-  // The row layout of head h: its words, and its units [head_dim / 16].
+  // Whether rows lie in planes: on a GPU, heads of 64 channels, and of 128 unless all units of all
+  // heads have 3, all 4 or all 8 bits.
+  bool paired() const { return paired_; }
+
+  // The row layout of head h where it is not paired: its words, and its units [head_dim / 16].
   absl::Span<const KvWord> words(int64_t h) const { return layouts_[static_cast<size_t>(h)].words; }
   absl::Span<const KvUnit> units(int64_t h) const { return layouts_[static_cast<size_t>(h)].units; }
 
@@ -118,6 +128,7 @@ class KvCodes {
 
   int64_t head_dim_ = 0;
   int64_t row_bytes_ = 0;
+  bool paired_ = false;
   Device device_;
   Buffer tables_;
   std::vector<KvHeadCodes> heads_;

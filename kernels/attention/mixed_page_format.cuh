@@ -1,170 +1,118 @@
-// Rows of codes of any widths as operands; as kernels/attention/page_formats.cuh otherwise. The
-// words of a lane (kv_codes.h) are put together from their parts, then each unit is a shift and a
-// mask. Private to kernels/attention.
+// Rows of codes of mixed widths (planes of kv_codes.h) as operands; as
+// kernels/attention/page_formats.cuh otherwise. Rows begin at any even byte and fields at any bit,
+// so that keys first come into shared memory, 16 rows at a time as they lie; there, two words and
+// one shift bring the fields of two lanes into a register. Private to kernels/attention.
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/page_formats.cuh"
+#include "kernels/core/async_copy.cuh"
 
 namespace thinwire {
 
-// Of 128 channels: 8 units of 8 bits are 64 bits a lane, and only the last word can have less than
-// 25.
-inline constexpr int kMostWords = 3;
+// 16 bytes between rows that would all begin in the same banks.
+__host__ __device__ inline int StagedStride(int64_t row_bytes) {
+  return static_cast<int>(row_bytes) + (row_bytes % 64 == 0 ? 16 : 0);
+}
 
 template <int kChannels>
 struct MixedPages {
   using Element = __half;
   static constexpr bool kCoded = true;
+  static constexpr bool kStaged = true;
   static constexpr int kDim = kChannels;
-  static constexpr int kUnits = kDim / 16;
+  static constexpr int kPlanes = kDim / 32;
   __device__ static int Exponent(int) { return 0; }
 
   struct Layout {
-    CudaRowLayout row;
+    CudaRowPlane planes[kPlanes];
+    // Where in 16 staged rows a lane finds its fields: two words' byte and the shift, twice. K:
+    // lanes 4 t and 4 t + 1, then 4 t + 2 and 4 t + 3 of key g; V: lanes 2 g and 2 g + 1 of key
+    // 2 t, then of 2 t + 1.
+    uint4 places[kPlanes][32];
     int64_t bytes;
+    int stride;
 
-    // By one thread, into shared memory.
-    __device__ void Read(const AttentionSide& side, int head) {
-      row = side.layouts[head];
-      bytes = side.row_bytes;
+    // By one warp.
+    __device__ void Read(const AttentionSide& side, int head, bool is_k) {
+      const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+      const CudaRowLayout& row = side.layouts[head];
+      const int between = StagedStride(side.row_bytes);
+      if (lane == 0) {
+        bytes = side.row_bytes;
+        stride = between;
+      }
+      for (int k = 0; k < kPlanes; ++k) {
+        const CudaRowPlane plane = row.planes[k];
+        if (lane == 0) planes[k] = plane;
+        const int width = static_cast<int>(plane.width);
+        const int key = is_k ? g : 2 * t, first_lane = is_k ? 4 * t : 2 * g;
+        const int first = 8 * key * between + row.first_bit[k] + first_lane * width;
+        const int second = first + (is_k ? 2 * width : 8 * between);
+        places[k][lane] = make_uint4(first / 32 * 4, first % 32, second / 32 * 4, second % 32);
+      }
     }
     __device__ int64_t row_bytes() const { return bytes; }
   };
 
-  // Rows and parts begin at even bytes.
-  __device__ static uint32_t Two(const uint8_t* from) { return Load2(from); }
-  __device__ static uint32_t Four(const uint8_t* from, bool aligned) {
-    return aligned ? Load4(from) : Load2(from) | Load2(from + 2) << 16;
+  // Two lanes' fields from bit 0 up.
+  __device__ static uint32_t Fields(const unsigned char* words, uint32_t byte, uint32_t shift) {
+    const auto* from = reinterpret_cast<const uint32_t*>(words + byte);
+    return __funnelshift_r(from[0], from[1], shift);
   }
 
-  struct KRow {
-    uint32_t words[kMostWords][4];  // of lanes 4 t to 4 t + 3
-  };
-  __device__ static KRow LoadK(const uint8_t* row, int t, const Layout& layout) {
-    KRow k = {};
-    const bool aligned = layout.row.aligned != 0;
+  // Operands b of units 2 k and 2 k + 1 for key g of the eight that begin at `rows`.
+  __device__ static void KPlane(const unsigned char* rows, int k, int lane, const Layout& layout,
+                                uint32_t (&even)[2], uint32_t (&odd)[2]) {
+    const CudaRowPlane plane = layout.planes[k];
+    const uint4 place = layout.places[k][lane];
+    const uint32_t fields[2] = {Fields(rows, place.x, place.y), Fields(rows, place.z, place.w)};
 #pragma unroll
-    for (int w = 0; w < kMostWords; ++w) {
-      uint32_t(&words)[4] = k.words[w];
-      for (int p = layout.row.first_part[w]; p < layout.row.first_part[w + 1]; ++p) {
-        const CudaRowPart part = layout.row.parts[p];
-        const uint8_t* from = row + part.offset;
-        if (part.size == 32) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) words[i] = Four(from + 16 * t + 4 * i, aligned);
-          continue;
-        }
-        uint32_t fields[4];
-        if (part.size == 16) {
-          const uint32_t low = Four(from + 8 * t, aligned), high = Four(from + 8 * t + 4, aligned);
-          fields[0] = low & 0xffffu;
-          fields[1] = low >> 16;
-          fields[2] = high & 0xffffu;
-          fields[3] = high >> 16;
-        } else if (part.size == 8) {
-          const uint32_t all = Four(from + 4 * t, aligned);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) fields[i] = all >> (8 * i) & 255u;
-        } else if (part.size == 4) {
-          const uint32_t even = __ldg(from + t), odd = __ldg(from + 4 + t);
-          fields[0] = even & 15u;
-          fields[1] = odd & 15u;
-          fields[2] = even >> 4;
-          fields[3] = odd >> 4;
-        } else if (part.size == 2) {
-          const uint32_t even = Two(from) >> (4 * t), odd = Two(from + 2) >> (4 * t);
-          fields[0] = even & 3u;
-          fields[1] = odd & 3u;
-          fields[2] = even >> 2 & 3u;
-          fields[3] = odd >> 2 & 3u;
-        } else {
-          const uint32_t all = Two(from) >> (4 * t);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) fields[i] = all >> i & 1u;
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) words[i] |= fields[i] << part.shift;
-      }
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t pair = LowHalves(fields[i], fields[i] >> plane.width);
+      even[i] = pair & plane.low_mask;
+      odd[i] = pair >> plane.low & plane.high_mask;
     }
-    return k;
-  }
-  __device__ static uint32_t Code(const uint32_t (&words)[kMostWords], const CudaRowUnit& unit) {
-    const uint32_t word = unit.word == 0 ? words[0] : unit.word == 1 ? words[1] : words[2];
-    return word >> unit.shift & unit.mask;
-  }
-  __device__ static void KStep(const KRow& k, int s, const Layout& layout, uint32_t& b0,
-                               uint32_t& b1) {
-    const CudaRowUnit unit = layout.row.units[s];
-    uint32_t codes[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      codes[i] = Code({k.words[0][i], k.words[1][i], k.words[2][i]}, unit);
-    }
-    b0 = codes[0] | codes[1] << 16;
-    b1 = codes[2] | codes[3] << 16;
   }
   __device__ static int KPosition(int s, int half, int e, int t) {
     return 16 * s + 4 * t + 2 * half + e;
   }
 
-  struct VRow {
-    uint32_t words[kMostWords][2];  // of lanes 2 g and 2 g + 1
-  };
-  __device__ static VRow LoadV(const uint8_t* row, int g, const Layout& layout) {
-    VRow v = {};
-    const bool aligned = layout.row.aligned != 0;
+  // Operands a of units 2 k and 2 k + 1 for 16 keys.
+  __device__ static void VPlane(const unsigned char* rows, int k, int lane, const Layout& layout,
+                                uint32_t (&even)[4], uint32_t (&odd)[4]) {
+    const CudaRowPlane plane = layout.planes[k];
+    const uint4 place = layout.places[k][lane];
 #pragma unroll
-    for (int w = 0; w < kMostWords; ++w) {
-      uint32_t(&words)[2] = v.words[w];
-      for (int p = layout.row.first_part[w]; p < layout.row.first_part[w + 1]; ++p) {
-        const CudaRowPart part = layout.row.parts[p];
-        const uint8_t* from = row + part.offset;
-        if (part.size == 32) {
-          words[0] = Four(from + 8 * g, aligned);
-          words[1] = Four(from + 8 * g + 4, aligned);
-          continue;
-        }
-        uint32_t first, second;
-        if (part.size == 16) {
-          const uint32_t both = Four(from + 4 * g, aligned);
-          first = both & 0xffffu;
-          second = both >> 16;
-        } else if (part.size == 8) {
-          const uint32_t both = Two(from + 2 * g);
-          first = both & 255u;
-          second = both >> 8;
-        } else if (part.size == 4) {
-          first = __ldg(from + g / 2) >> (g % 2 * 4) & 15u;
-          second = __ldg(from + 4 + g / 2) >> (g % 2 * 4) & 15u;
-        } else if (part.size == 2) {
-          first = Two(from) >> (2 * g) & 3u;
-          second = Two(from + 2) >> (2 * g) & 3u;
-        } else {
-          const uint32_t both = Two(from) >> (2 * g);
-          first = both & 1u;
-          second = both >> 1 & 1u;
-        }
-        words[0] |= first << part.shift;
-        words[1] |= second << part.shift;
+    for (int half = 0; half < 2; ++half) {
+      const unsigned char* const from = rows + half * 8 * layout.stride;
+      const uint32_t first = Fields(from, place.x, place.y);
+      const uint32_t second = Fields(from, place.z, place.w);
+      const uint32_t pairs[2] = {LowHalves(first, second),
+                                 LowHalves(first >> plane.width, second >> plane.width)};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        even[2 * half + i] = pairs[i] & plane.low_mask;
+        odd[2 * half + i] = pairs[i] >> plane.low & plane.high_mask;
       }
-    }
-    return v;
-  }
-  __device__ static void VTile(const VRow (&v)[4], int m, const Layout& layout, uint32_t (&a)[4]) {
-    const CudaRowUnit unit = layout.row.units[m];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const VRow &first = v[i / 2 * 2], &second = v[i / 2 * 2 + 1];
-      const int lane = i % 2;
-      a[i] = Code({first.words[0][lane], first.words[1][lane], first.words[2][lane]}, unit) |
-             Code({second.words[0][lane], second.words[1][lane], second.words[2][lane]}, unit)
-                 << 16;
     }
   }
   __device__ static int VPosition(int m, int r, int g) { return 16 * m + 2 * g + r; }
 };
+
+// 16 rows from memory into shared memory, by a warp.
+__device__ inline void StageRows(const uint8_t* from, int64_t row_bytes, unsigned char* to,
+                                 int lane) {
+  const auto pieces = static_cast<int>(row_bytes);  // of 16 bytes, in 16 rows
+  const uint32_t at = SharedAddress(to);
+  // Where there are gaps between rows, these have 64 or 128 bytes.
+  const bool gaps = row_bytes % 64 == 0;
+  const int shift = row_bytes == 64 ? 2 : 3;
+  for (int i = lane; i < pieces; i += 32) {
+    CopyAsync16(at + 16 * i + (gaps ? (i >> shift) * 16 : 0), from + 16 * i);
+  }
+}
 
 }  // namespace thinwire

@@ -34,7 +34,7 @@ __device__ inline uint32_t HighHalves(uint32_t a, uint32_t b) { return __byte_pe
 // What a format has to know of a head's rows at run time: nothing.
 template <int kBytes>
 struct FixedLayout {
-  __device__ void Read(const AttentionSide&, int) {}
+  __device__ void Read(const AttentionSide&, int, bool) {}
   __device__ int64_t row_bytes() const { return kBytes; }
 };
 
@@ -43,6 +43,7 @@ template <typename T, int kChannels>
 struct FloatPages {
   using Element = T;
   static constexpr bool kCoded = false;
+  static constexpr bool kStaged = false;
   static constexpr int kDim = kChannels;
   static constexpr int kRowBytes = 2 * kDim;
   using Layout = FixedLayout<kRowBytes>;
@@ -99,6 +100,7 @@ struct FloatPages {
 struct CodePages {
   using Element = __half;
   static constexpr bool kCoded = true;
+  static constexpr bool kStaged = false;  // through shared memory
   static constexpr int kDim = 128;
   __device__ static int VPosition(int m, int r, int g) { return 16 * m + 2 * g + r; }
 };

@@ -209,12 +209,13 @@ AttentionSide CodedSide(const ConstTensorView& pages, const KvCodes& codes,
   return side;
 }
 
-// Bits of all channels of all heads, 0 where they differ.
+// See CodeWidths.
 int Width(const KvCodes& codes) {
+  if (codes.paired()) return 0;
   const int bits = codes.head(0).bits[0];
   for (int64_t h = 0; h < codes.num_heads(); ++h) {
     for (const uint8_t found : codes.head(h).bits) {
-      if (found != bits) return 0;
+      if (found != bits) return -1;
     }
   }
   return bits;
@@ -320,32 +321,18 @@ absl::StatusOr<int64_t> CodedKvWriteCuda(const CodedKvWriteArgs& args, Stream& s
 
 namespace {
 
-// Heads of more channels have no use for it.
 CudaRowLayout RowLayout(const KvCodes& codes, int64_t h) {
   CudaRowLayout layout = {};
-  if (codes.head_dim() > 128) return layout;
-  bool aligned = codes.row_bytes() % 4 == 0;
-  uint8_t num_parts = 0;
-  const absl::Span<const KvWord> words = codes.words(h);
-  TW_CHECK_LE(words.size(), size_t{3});
-  for (size_t w = 0; w < 3; ++w) {
-    layout.first_part[w] = num_parts;
-    if (w >= words.size()) continue;
-    for (int32_t p = 0; p < words[w].num_parts; ++p) {
-      const KvWordPart& part = words[w].parts[p];
-      layout.parts[num_parts++] = {static_cast<uint8_t>(part.size),
-                                   static_cast<uint8_t>(part.shift),
-                                   static_cast<uint16_t>(part.offset)};
-      aligned = aligned && (part.size < 8 || part.offset % 4 == 0);
-    }
-    for (int32_t u = words[w].first_unit; u < words[w].first_unit + words[w].num_units; ++u) {
-      const KvUnit& unit = codes.units(h)[static_cast<size_t>(u)];
-      layout.units[u] = {static_cast<uint16_t>(w), static_cast<uint16_t>(unit.shift),
-                         (1u << unit.bits) - 1u};
-    }
+  if (!codes.paired()) return layout;
+  const std::vector<uint8_t>& bits = codes.head(h).bits;
+  int32_t bit = 0;
+  for (size_t k = 0; 2 * k < bits.size(); ++k) {
+    const uint32_t low = bits[2 * k], high = bits[2 * k + 1];
+    layout.first_bit[k] = bit;
+    layout.planes[k] = {low + high, low, ((1u << low) - 1u) * 0x10001u,
+                        ((1u << high) - 1u) * 0x10001u};
+    bit += static_cast<int32_t>(kKvUnit * (low + high));
   }
-  layout.first_part[3] = num_parts;
-  layout.aligned = aligned ? 1 : 0;
   return layout;
 }
 

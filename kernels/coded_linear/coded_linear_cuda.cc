@@ -14,11 +14,6 @@
 namespace thinwire {
 namespace {
 
-// Blocks of threads that a GPU should have at least, about one for each place on it.
-constexpr int64_t kEnoughBlocks = 256;
-// Steps of a warp's range that are worth its part of the sum.
-constexpr int64_t kLeastSteps = 4;
-constexpr int64_t kWarpsPerBlock = 8;
 // Bytes of weights that are unpacked at a time.
 constexpr int64_t kWidenedBytes = int64_t{128} << 20;
 // Kernels read whole steps, up to three blocks beyond the last.
@@ -66,23 +61,38 @@ Steps MakeSteps(const CodedWeights& weights, absl::Span<const int32_t> offsets,
   return made;
 }
 
-// GPUs before Hopper have no clusters of blocks.
-bool HasClusters(Device device) {
-  int found = 0;
-  return cudaDeviceGetAttribute(&found, cudaDevAttrClusterLaunch, device.index) == cudaSuccess &&
-         found != 0;
+int Attribute(cudaDeviceAttr attribute, Device device) {
+  int value = 0;
+  return cudaDeviceGetAttribute(&value, attribute, device.index) == cudaSuccess ? value : 0;
 }
 
-// Splits of a row's columns, by the weights' shape and the GPU alone.
-int32_t Splits(const CodedWeights& weights, int64_t num_steps) {
-  if (!HasClusters(weights.device())) return 1;
-  const int64_t blocks = CeilDiv(weights.out_features(), 4 * kPanelRows);
-  int32_t splits = 1;
-  while (splits < 8 && blocks * splits < kEnoughBlocks &&
-         num_steps >= 2 * splits * kWarpsPerBlock * kLeastSteps) {
-    splits *= 2;
-  }
-  return splits;
+// How a row's columns are shared out, by their steps alone: results on codes do not depend on what
+// else is in a call.
+void Divide(Device device, CodedLinearCall& call) {
+  const int64_t chunks = CeilDiv(call.num_steps, kChunkColumns / StepColumns(call.bits));
+  const auto blocks = static_cast<int32_t>(CeilDiv(chunks, kLinearWarps));
+  call.splits = blocks;
+  call.chunks_each = static_cast<int32_t>(CeilDiv(chunks, blocks));
+  call.warps_each = kLinearWarps;
+  while (call.warps_each / 2 >= call.chunks_each) call.warps_each /= 2;
+  call.num_blocks_of_threads = std::max(1, Attribute(cudaDevAttrMultiProcessorCount, device));
+  call.early_launches = Attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9;
+}
+
+bool HasPartials(const CodedLinearCall& call) { return call.splits > 1 || call.planes > 1; }
+
+// Of `num_tokens`.
+int64_t PartialBytes(const CodedLinearCall& call, int64_t num_tokens) {
+  if (!HasPartials(call)) return 0;
+  return Aligned(int64_t{call.splits} * num_tokens * call.planes * call.num_panels * kPanelRows *
+                 4);
+}
+
+// device_steps: StepInts(steps) on the device.
+void SetSteps(const Steps& steps, const std::byte* device_steps, CodedLinearCall& call) {
+  call.steps = reinterpret_cast<const LinearStep*>(device_steps);
+  call.parts =
+      reinterpret_cast<const LinearPart*>(device_steps + steps.steps.size() * sizeof(LinearStep));
 }
 
 CodedLinearCall CallOf(const CodedWeights& weights, const Steps& steps,
@@ -99,11 +109,9 @@ CodedLinearCall CallOf(const CodedWeights& weights, const Steps& steps,
   call.num_steps = static_cast<int32_t>(steps.steps.size());
   call.num_parts = static_cast<int32_t>(steps.parts.size());
   call.steps_per_part = steps.steps_per_part;
-  call.steps = reinterpret_cast<const LinearStep*>(device_steps);
-  call.parts =
-      reinterpret_cast<const LinearPart*>(device_steps + steps.steps.size() * sizeof(LinearStep));
+  SetSteps(steps, device_steps, call);
   call.planes = 1;
-  call.splits = Splits(weights, call.num_steps);
+  Divide(weights.device(), call);
   return call;
 }
 
@@ -182,6 +190,8 @@ Steps GroupSteps(const CodedWeights& weights) {
 
 absl::StatusOr<DeviceWeights> WeightsOnDevice(const CodedWeights& weights, const std::byte* bytes,
                                               int64_t num_bytes, Device device) {
+  const int64_t num_blocks =
+      CeilDiv(weights.out_features(), kPanelRows) * weights.block_offsets().back();
   DeviceWeights made;
   const std::vector<int32_t> ints = StepInts(GroupSteps(weights));
   TW_ASSIGN_OR_RETURN(made.bytes, Buffer::Allocate(num_bytes + kSlackBytes, device));
@@ -189,6 +199,21 @@ absl::StatusOr<DeviceWeights> WeightsOnDevice(const CodedWeights& weights, const
   TW_RETURN_IF_CUDA_ERROR(
       cudaMemcpy(made.bytes.data(), bytes, static_cast<size_t>(num_bytes), cudaMemcpyHostToDevice),
       device);
+  if (weights.bits() == 3) {
+    // High bits as kernels take them, some MiB of blocks at a time.
+    constexpr int64_t kAtATime = 1 << 16;
+    std::vector<uint8_t> blocks;
+    for (int64_t first = 0; first < num_blocks; first += kAtATime) {
+      const auto* from = reinterpret_cast<const uint8_t*>(bytes) + first * BlockBytes(3);
+      blocks.assign(from, from + std::min(kAtATime, num_blocks - first) * BlockBytes(3));
+      for (size_t i = 0; i < blocks.size(); ++i) {
+        if (i % 96 >= 64) blocks[i] = HighBitsOnDevice(blocks[i]);
+      }
+      TW_RETURN_IF_CUDA_ERROR(cudaMemcpy(made.bytes.data() + first * BlockBytes(3), blocks.data(),
+                                         blocks.size(), cudaMemcpyHostToDevice),
+                              device);
+    }
+  }
   TW_RETURN_IF_CUDA_ERROR(
       cudaMemset(made.bytes.data() + num_bytes, 0, static_cast<size_t>(kSlackBytes)), device);
   TW_RETURN_IF_CUDA_ERROR(
@@ -204,21 +229,18 @@ absl::Status CodedLinearFewTokensCuda(const CodedLinearArgs& args, Stream& strea
   CodedLinearCall call = CallOf(weights, steps, weights.device_steps());
   call.planes = args.x.dtype() == DType::kF32 ? 3 : 1;
   const int64_t num_tokens = args.x.dim(0);
-  const int64_t x_bytes = num_tokens * call.planes * call.num_steps * StepColumns(call.bits) * 2;
-  std::byte* arranged = nullptr;
-  if (!ReadsDirectly(args.x, steps)) {
-    TW_ASSIGN_OR_RETURN(arranged, stream.Scratch(x_bytes));
-  }
-  // More tokens make longer blocks, of which fewer fit: halves of them end more evenly.
-  if (num_tokens * call.planes > 8 && call.splits == 1 && call.num_steps >= 128 &&
-      HasClusters(stream.device())) {
-    call.splits = 2;
-  }
   // Passes of whole tokens where they have several planes.
-  const int64_t pass = call.planes == 1 ? num_tokens : kTokensPerPass / call.planes;
+  const int64_t pass =
+      call.planes == 1 ? num_tokens : std::min<int64_t>(num_tokens, kTokensPerPass / call.planes);
+  const int64_t partial_bytes = PartialBytes(call, pass);
+  const int64_t x_bytes = ReadsDirectly(args.x, steps)
+                              ? 0
+                              : pass * call.planes * call.num_steps * StepColumns(call.bits) * 2;
+  TW_ASSIGN_OR_RETURN(std::byte* const scratch, stream.Scratch(partial_bytes + x_bytes));
+  if (HasPartials(call)) call.partials = reinterpret_cast<float*>(scratch);
   for (int64_t t = 0; t < num_tokens; t += pass) {
     const int64_t count = std::min(pass, num_tokens - t);
-    TW_RETURN_IF_ERROR(SetX(args.x.Rows(t, count), steps, arranged, call, stream));
+    TW_RETURN_IF_ERROR(SetX(args.x.Rows(t, count), steps, scratch + partial_bytes, call, stream));
     SetY(args.y.Rows(t, count), args.bias, call);
     TW_RETURN_IF_CUDA_ERROR(LaunchFloatLinear(call, CudaStream(stream)), stream.device());
   }
@@ -262,25 +284,99 @@ absl::Status CodedLinearCuda(const CodedLinearArgs& args, Stream& stream) {
                                          : CodedLinearManyTokensCuda(args, stream);
 }
 
+namespace {
+
+// Whether all parts are whole chunks of the kernels.
+bool HasOnePartChunks(const CodedLinearCall& call) {
+  return call.steps_per_part > 0 &&
+         call.steps_per_part % (kChunkColumns / StepColumns(call.bits)) == 0;
+}
+
+// Whether many tokens can go to LaunchManyCodes.
+bool ManyCodesFit(const CodedWeights& weights) {
+  return weights.bits() < 8 && weights.max_zero() <= kMostSignedZero &&
+         HasManyCodes(Attribute(cudaDevAttrComputeCapabilityMajor, weights.device()));
+}
+
+// ManyCodesCall::next_parts.
+std::vector<int32_t> NextParts(const CodedWeights& weights, const Steps& steps, bool one_part) {
+  std::vector<int32_t> next_parts;
+  const auto part_of = [&](size_t step) {
+    return steps.steps[std::min(step, steps.steps.size() - 1)].part;
+  };
+  if (one_part) {
+    const auto chunk = static_cast<size_t>(kChunkColumns / StepColumns(weights.bits()));
+    for (size_t s = 0; s < steps.steps.size(); s += chunk) next_parts.push_back(part_of(s + chunk));
+    return next_parts;
+  }
+  const int64_t largest = std::max((1 << weights.bits()) - 1, weights.max_zero());
+  const int64_t most = kMostPieceSum / 255 / largest / 32;  // times 32 columns
+  int64_t count = 0;
+  for (size_t s = 0; s < steps.steps.size(); ++s) {
+    for (int64_t c = 32; c <= StepColumns(weights.bits()); c += 32) {
+      const bool ends = c == StepColumns(weights.bits()) &&
+                        (s + 1 == steps.steps.size() || part_of(s + 1) != part_of(s));
+      count = ends || count + 1 == most ? 0 : count + 1;
+      next_parts.push_back(count > 0 ? -1 : ends ? part_of(s + 1) : part_of(s));
+    }
+  }
+  return next_parts;
+}
+
+}  // namespace
+
 absl::Status IntegerLinearCuda(const IntegerLinearArgs& args, Stream& stream) {
   const CodedWeights& weights = *args.weights;
   const Steps steps = MakeSteps(weights, args.segment_offsets, args.segment_step);
-  const std::vector<int32_t> ints = StepInts(steps);
+  std::vector<int32_t> ints = StepInts(steps);
+  const size_t num_step_ints = ints.size();
+  CodedLinearCall call = CallOf(weights, steps, nullptr);
+  const bool many = args.codes.dim(0) > kFewCudaTokens && ManyCodesFit(weights);
+  ManyCodesCall many_call = {};
+  if (many) {
+    many_call.one_part = HasOnePartChunks(call);
+    const std::vector<int32_t> next_parts = NextParts(weights, steps, many_call.one_part);
+    ints.insert(ints.end(), next_parts.begin(), next_parts.end());
+  }
   const auto num_ints = static_cast<int64_t>(ints.size());
-  const bool direct = ReadsDirectly(args.codes, steps);
-  const int64_t x_bytes = direct ? 0
-                                 : args.codes.dim(0) * static_cast<int64_t>(steps.steps.size()) *
-                                       StepColumns(weights.bits());
-  TW_ASSIGN_OR_RETURN(std::byte* const scratch, stream.Scratch(Aligned(4 * num_ints) + x_bytes));
+  const int64_t partial_bytes = many ? 0 : PartialBytes(call, args.codes.dim(0));
+  const int64_t x_bytes =
+      ReadsDirectly(args.codes, steps)
+          ? 0
+          : args.codes.dim(0) * int64_t{call.num_steps} * StepColumns(weights.bits());
+  TW_ASSIGN_OR_RETURN(std::byte* const scratch,
+                      stream.Scratch(Aligned(4 * num_ints) + partial_bytes + x_bytes));
   // Pageable memory: the driver has taken a copy when this returns.
   TW_RETURN_IF_ERROR(Copy(ConstTensorView(ints.data(), DType::kI32, {num_ints}),
                           TensorView(scratch, DType::kI32, {num_ints}, stream.device()), stream));
-  CodedLinearCall call = CallOf(weights, steps, scratch);
-  TW_RETURN_IF_ERROR(SetX(args.codes, steps, scratch + Aligned(4 * num_ints), call, stream));
+  SetSteps(steps, scratch, call);
+  if (!many && HasPartials(call)) {
+    call.partials = reinterpret_cast<float*>(scratch + Aligned(4 * num_ints));
+  }
+  TW_RETURN_IF_ERROR(
+      SetX(args.codes, steps, scratch + Aligned(4 * num_ints) + partial_bytes, call, stream));
   SetY(args.y, args.bias, call);
   call.gains = static_cast<const float*>(args.gains.raw());
   call.offset = static_cast<const float*>(args.offset.raw());
-  TW_RETURN_IF_CUDA_ERROR(LaunchIntegerLinear(call, CudaStream(stream)), stream.device());
+  if (!many) {
+    TW_RETURN_IF_CUDA_ERROR(LaunchIntegerLinear(call, CudaStream(stream)), stream.device());
+    return absl::OkStatus();
+  }
+  many_call.linear = call;
+  many_call.columns = static_cast<int32_t>(call.num_steps * StepColumns(call.bits));
+  many_call.next_parts = reinterpret_cast<const int32_t*>(scratch) + num_step_ints;
+  const int64_t rows = CeilDiv(weights.out_features(), kPanelRows) * kPanelRows;
+  const int64_t rows_at_a_time =
+      std::min(rows, std::max<int64_t>(128, kWidenedBytes / many_call.columns / 128 * 128));
+  TW_ASSIGN_OR_RETURN(std::byte* const widened, stream.State<WidenedWeights>().Get(
+                                                    rows_at_a_time * many_call.columns, stream));
+  many_call.widened = reinterpret_cast<int8_t*>(widened);
+  for (int64_t row = 0; row < weights.out_features(); row += rows_at_a_time) {
+    many_call.first_row = static_cast<int32_t>(row);
+    many_call.num_rows =
+        static_cast<int32_t>(std::min(rows_at_a_time, weights.out_features() - row));
+    TW_RETURN_IF_CUDA_ERROR(LaunchManyCodes(many_call, CudaStream(stream)), stream.device());
+  }
   return absl::OkStatus();
 }
 

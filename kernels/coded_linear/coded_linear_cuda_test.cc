@@ -26,6 +26,7 @@ struct Case {
   int64_t segment_size = 0;  // of codes; 0: ragged
   bool extras = true;        // bias; of codes also gains and offset
   int64_t x_gap = 0, y_gap = 0;
+  int max_zero = 255;  // for codes
 };
 
 std::ostream& operator<<(std::ostream& to, const Case& c) {
@@ -111,7 +112,7 @@ class CodedLinearCudaTest : public GpuTest {
   std::vector<float> ExpectIntegers(const Case& c, int64_t run_tokens) {
     SCOPED_TRACE(testing::Message() << c);
     std::mt19937 random(static_cast<uint32_t>(c.out * 31 + c.in));
-    const Weights w(c.out, c.in, c.bits, Offsets(c.in, c.group_size, random), 255, random);
+    const Weights w(c.out, c.in, c.bits, Offsets(c.in, c.group_size, random), c.max_zero, random);
     const CodedWeights weights = w.coded.CopyTo(stream().device()).value();
     const std::vector<int32_t> segments = Subdivided(w.offsets, c.segment_size, random);
     std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
@@ -153,22 +154,26 @@ class CodedLinearCudaTest : public GpuTest {
         double magnitude = std::fabs(sum);
         for (size_t s = 0; s + 1 < segments.size(); ++s) {
           const int64_t g = o * w.num_groups + w.Group(segments[s]);
-          int64_t isum = 0;
+          int64_t isum = 0, products = 0;
           for (int64_t i = segments[s]; i < segments[s + 1]; ++i) {
-            isum += codes[t * x_stride + i] * (w.codes[o * c.in + i] - w.zeros[g]);
+            const int product = codes[t * x_stride + i] * (w.codes[o * c.in + i] - w.zeros[g]);
+            isum += product;
+            products += std::abs(product);
           }
-          const double term = static_cast<double>(steps[s]) * static_cast<double>(w.scales[g]) *
-                              static_cast<double>(isum);
-          sum += term;
-          magnitude += std::fabs(term);
+          const double factor = static_cast<double>(steps[s]) * static_cast<double>(w.scales[g]);
+          sum += factor * static_cast<double>(isum);
+          // A segment may be summed in pieces, each exact, which may cancel.
+          magnitude += std::fabs(factor) * static_cast<double>(products);
         }
         const double gain = c.extras ? static_cast<double>(gains[t]) : 1.0;
         const double addend = c.extras ? static_cast<double>(bias[o]) : 0.0;
         const double value = gain * sum + addend;
         // A step times a scale and an integer are rounded, then added: a chain as long as there are
-        // segments, and offset, gain and bias.
-        const double error = (static_cast<double>(segments.size()) + 16.0) * 0x1p-24 *
-                             (std::fabs(gain) * magnitude + std::fabs(addend));
+        // pieces of at least 16 columns or a segment's rest, and offset, gain and bias.
+        const double pieces =
+            2.0 * static_cast<double>(segments.size()) + static_cast<double>(c.in) / 16.0;
+        const double error =
+            (pieces + 16.0) * 0x1p-24 * (std::fabs(gain) * magnitude + std::fabs(addend));
         const double bound = error + UnitRoundoff(c.dtype) * (std::fabs(value) + error) + 0x1p-25;
         const float at = found[t * y_stride + o];
         EXPECT_NEAR(static_cast<double>(at), value, bound) << "token " << t << ", row " << o;
@@ -248,9 +253,50 @@ TEST_F(CodedLinearCudaTest, CodesOfOddShapesMatchTheDefinition) {
   }
 }
 
+TEST_F(CodedLinearCudaTest, LongRowsMatchTheDefinition) {
+  for (const int bits : {3, 4, 8}) {
+    // More chunks than a block has warps, the last ones not full; an odd number of panels.
+    for (const int64_t num_tokens : {1, 8, 16}) {
+      ExpectFloats({num_tokens, 40, 9 * 1024 + 128, bits, 128, DType::kF16},
+                   CodedLinearFewTokensCuda, false);
+      ExpectFloats({num_tokens, 33, 4500, bits, 0, DType::kF32}, CodedLinearFewTokensCuda, false);
+      ExpectIntegers({num_tokens, 40, 9 * 1024 + 128, bits, 128, DType::kF32, 64}, num_tokens);
+    }
+  }
+  // More pairs of panels than blocks.
+  ExpectFloats({9, 9000, 512, 4, 128, DType::kF16}, CodedLinearFewTokensCuda, false);
+  ExpectFloats({2, 20000, 256, 3, 128, DType::kF16}, CodedLinearFewTokensCuda, false);
+}
+
+TEST_F(CodedLinearCudaTest, ManyCodesMatchTheDefinition) {
+  std::mt19937 random(12);
+  for (int i = 0; i < 24; ++i) {
+    Case c;
+    c.num_tokens = 65 + static_cast<int64_t>(random() % 200);
+    c.out = 1 + static_cast<int64_t>(random() % 300);
+    c.in = 1 + static_cast<int64_t>(random() % 700);
+    c.bits = 3 + i % 2;
+    c.group_size = std::vector<int64_t>{0, 128, 37, 64}[random() % 4];
+    c.segment_size = std::vector<int64_t>{0, 16, 5, 128}[random() % 4];
+    if (i % 6 == 0) c.in = c.group_size = c.segment_size = 1408;  // several pieces of a segment
+    if (i % 6 == 1) {                                             // several splits of whole chunks
+      c.in = 2304 + 256;
+      c.group_size = 256;
+      c.segment_size = 128;
+    }
+    c.max_zero = std::vector<int>{15, 127, 128}[static_cast<size_t>(i % 3)];
+    c.dtype = kFloatDTypes[i % 3];
+    c.extras = random() % 2 == 0;
+    c.x_gap = static_cast<int64_t>(random() % 3) * 8;
+    c.y_gap = static_cast<int64_t>(random() % 4);
+    ExpectIntegers(c, c.num_tokens);
+  }
+}
+
 TEST_F(CodedLinearCudaTest, ATokensBitsAreTheSameBesideAnyOthers) {
   for (const int bits : {3, 4, 8}) {
-    const Case c = {70, 200, 2048, bits, 128, DType::kF32, 128};
+    Case c = {70, 200, 2304, bits, 128, DType::kF32, 128};
+    c.max_zero = (1 << bits) - 1;
     const std::vector<float> all = ExpectIntegers(c, 70);
     for (const int64_t num_tokens : {1, 7, 12, 33}) {
       const std::vector<float> some = ExpectIntegers(c, num_tokens);

@@ -1,373 +1,380 @@
-// Coded linears for few tokens: each weight is read once for up to 16 (floats) or 32 (codes) tokens
-// and goes from memory straight into the operands of the matrix instructions.
+// Coded linears for few tokens: each weight is read once for up to 16 tokens and goes from memory
+// through a queue in shared memory into the operands of the matrix instructions.
 //
-// A block of threads takes pairs of panels; its warps take ranges of steps, as do the blocks of a
-// cluster, and the ranges' sums are added in the order of the ranges. Within a part the products
-// are summed as codes (exactly, for codes of activations), beside the sum of x, by an operand of
-// ones; scale and zero come after.
-#include <cooperative_groups.h>
+// Columns are cut into chunks of 128 (fewer where parts are ragged), one for each warp of a block.
+// A block keeps its chunks, and their x in registers, and goes through pairs of panels: of each,
+// every warp multiplies its chunk, then the block adds the warps' sums in the order of the columns.
+// Where a row has more chunks than a block has warps, blocks leave partial results, which a second
+// kernel adds in the same order. So an element's sum depends on the columns alone.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/coded_linear/coded_linear_cuda.h"
 #include "kernels/coded_linear/linear_operands.cuh"
+#include "kernels/coded_linear/linear_products.cuh"
+#include "kernels/coded_linear/linear_result.cuh"
+#include "kernels/core/async_copy.cuh"
 #include "kernels/core/cuda_math.cuh"
 
 namespace thinwire {
 namespace {
 
-// What floats and codes of activations differ in. T: __half, __nv_bfloat16 or uint8_t.
-template <int kBits, typename T>
-struct Products {
-  using B = Block<kBits>;
-  using Sum = float;
-  static constexpr int kXWords = B::kColumns / 2;  // of a block
-  static constexpr int kSteps = B::kFloatSteps;
-  static constexpr uint32_t kOnes = __is_same(T, __half) ? 0x3c003c00u : 0x3f803f80u;
+constexpr int kWarps = kLinearWarps;
+constexpr int kThreads = 32 * kWarps;
+// Floats of a token's 32 rows in shared memory; four more let a warp write without conflicts.
+constexpr int kRowStride = 36;
 
-  __device__ static void Operand(const B& block, int rows, int step, int nibble, uint32_t (&a)[4]) {
-    a[0] = block.template Pair<T>(rows, step, 0, nibble);
-    a[1] = block.template Pair<T>(rows + 1, step, 0, nibble);
-    a[2] = block.template Pair<T>(rows, step, 1, nibble);
-    a[3] = block.template Pair<T>(rows + 1, step, 1, nibble);
-  }
-  __device__ static void X(const uint32_t* x, int step, uint32_t& b0, uint32_t& b1) {
-    B::X(x, step, b0, b1);
-  }
-  __device__ static void Multiply(Sum (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    if constexpr (kBits == 8 && !__is_same(T, __half)) {
-      uint32_t low[4], high[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        low[i] = (a[i] & 0x000f000fu) | 0x43004300u;
-        high[i] = (a[i] >> 4 & 0x000f000fu) | 0x45004500u;
-      }
-      Mma<T>(c, low, b0, b1);
-      Mma<T>(c, high, b0, b1);
-    } else {
-      Mma<T>(c, a, b0, b1);
-    }
-  }
-  __device__ static void AddUp(Sum (&c)[4], uint32_t b0, uint32_t b1) {
-    const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
-    Mma<T>(c, ones, b0, b1);
-  }
-  __device__ static float Value(Sum sum, Sum x_sum, int zero) {
-    return sum * B::template Unit<T>() -
-           (static_cast<float>(zero) + B::template Constant<T>()) * x_sum;
-  }
-};
+// Kernels that were launched to follow this one may get ready.
+__device__ inline void LetNextStart() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void WaitForPrevious() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
-template <int kBits>
-struct Products<kBits, uint8_t> {
-  using B = Block<kBits>;
-  using Sum = int32_t;
-  static constexpr int kXWords = B::kColumns / 4;
-  static constexpr int kSteps = B::kByteSteps;
-
-  __device__ static void Operand(const B& block, int rows, int step, int nibble, uint32_t (&a)[4]) {
-    a[0] = block.Bytes(rows, step, 0, nibble);
-    a[1] = block.Bytes(rows + 1, step, 0, nibble);
-    a[2] = block.Bytes(rows, step, 1, nibble);
-    a[3] = block.Bytes(rows + 1, step, 1, nibble);
-  }
-  __device__ static void X(const uint32_t* x, int step, uint32_t& b0, uint32_t& b1) {
-    b0 = x[kXWords == 1 ? 0 : 2 * step];
-    b1 = kXWords == 1 ? 0u : x[kXWords == 1 ? 0 : 2 * step + 1];
-  }
-  __device__ static void Multiply(Sum (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    MmaBytes(c, a, b0, b1);
-  }
-  __device__ static void AddUp(Sum (&c)[4], uint32_t b0, uint32_t b1) {
-    const uint32_t ones[4] = {0x01010101u, 0x01010101u, 0x01010101u, 0x01010101u};
-    MmaBytes(c, ones, b0, b1);
-  }
-  __device__ static float Value(Sum sum, Sum x_sum, int zero) {
-    return static_cast<float>(sum - zero * x_sum);
-  }
-};
-
-template <int kWords>
-__device__ inline void LoadX(const uint32_t* from, bool there, uint32_t (&to)[kWords]) {
-  if constexpr (kWords % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < kWords / 4; ++i) {
-      const uint4 v =
-          there ? __ldg(reinterpret_cast<const uint4*>(from) + i) : make_uint4(0, 0, 0, 0);
-      to[4 * i] = v.x;
-      to[4 * i + 1] = v.y;
-      to[4 * i + 2] = v.z;
-      to[4 * i + 3] = v.w;
-    }
-  } else if constexpr (kWords == 2) {
-    const uint2 v = there ? __ldg(reinterpret_cast<const uint2*>(from)) : make_uint2(0, 0);
-    to[0] = v.x;
-    to[1] = v.y;
-  } else {
-    to[0] = there ? __ldg(from) : 0u;
+template <int kCount, int kFirst = 0, typename F>
+__device__ inline void ForEach(F&& f) {
+  if constexpr (kFirst < kCount) {
+    f(std::integral_constant<int, kFirst>());
+    ForEach<kCount, kFirst + 1>(f);
   }
 }
 
-// kPairs pairs of panels, kTiles times 8 tokens, kDepth steps fetched ahead.
-template <int kBits, typename T, int kPairs, int kTiles, int kWarps, int kDepth, int kBlocks>
-__global__ void __launch_bounds__(32 * kWarps, kBlocks) FewTokens(const CodedLinearCall call) {
+// What a lane knows of its chunk.
+template <int kSteps>
+struct Chunk {
+  int32_t offset[kSteps];  // bytes from a panel's first code
+  int32_t part[kSteps];
+  bool ends[kSteps];  // a part; the chunk's last step does
+};
+
+// A warp's queue of kDepth places. A place has its chunk of the pair's codes, step after step, in a
+// step the blocks of one panel, then those of the other, in pieces of 16 bytes; where a chunk has
+// one part, then the rows' scales, and their zeros.
+template <int kBits, bool kOnePart>
+struct Queue {
+  using B = Block<kBits>;
+  static constexpr int kSteps = kChunkColumns / (kStepBlocks * B::kColumns);
+  static constexpr int kStepPieces = kStepBlocks * B::kBytes / 16;  // of a panel
+  static constexpr int kCopies = kSteps * 2 * kStepPieces / 32;     // by each lane
+  static constexpr int kCodeBytes = kCopies * 512;
+  static constexpr int kPlaceBytes = kCodeBytes + (kOnePart ? 96 : 0);
+  static constexpr int kDepth = kBits == 8 ? 2 : kBits == 4 ? 4 : 5;
+  static constexpr int kWarpBytes = kDepth * kPlaceBytes;
+
+  // Where a piece lies: blocks of 64 bytes two apart would meet in a bank.
+  __device__ static int PlaceOf(int piece) {
+    return B::kBytes == 64 ? piece ^ (piece >> 3 & 1) << 1 : piece;
+  }
+};
+
+template <int kBits, typename T, int kTiles, bool kOnePart>
+__global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall call) {
   using P = Products<kBits, T>;
   using B = Block<kBits>;
-  constexpr int kRows = 32 * kPairs, kTokens = 8 * kTiles;
-  extern __shared__ __align__(16) float sums[];  // [kWarps, kTokens, kRows]
+  constexpr int kSteps = kChunkColumns / (kStepBlocks * B::kColumns);
+  constexpr int kTokens = 8 * kTiles;
+  extern __shared__ __align__(16) unsigned char memory[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int g = lane / 4, t = lane % 4;
-  const int quarter = g % 4, nibble = quarter / 2 * 4;
+  const int g = lane / 4, t = lane % 4, quarter = g % 4;
   const int first_token = blockIdx.z * kTokens;
   const int num_rows_of_x = call.num_tokens * call.planes;
+  const int tokens_here = min(kTokens, num_rows_of_x - first_token);
+  // Slots of a block take a pair each.
+  const int slots = kWarps / call.warps_each;
+  const int slot = warp / call.warps_each;
+  const int in_slot = warp % call.warps_each;
+  const int first_step = (static_cast<int>(blockIdx.y) * call.chunks_each + in_slot) * kSteps;
+  const bool idle = in_slot >= call.chunks_each || first_step >= call.num_steps;
 
-  // This warp's steps.
-  const int ranges = call.splits * kWarps;
-  const int range = blockIdx.y * kWarps + warp;
-  const int begin = static_cast<int>(static_cast<int64_t>(call.num_steps) * range / ranges);
-  const int end = static_cast<int>(static_cast<int64_t>(call.num_steps) * (range + 1) / ranges);
+  // The warps' queues, then two sets of sums.
+  using Q = Queue<kBits, kOnePart>;
+  constexpr int kDepth = Q::kDepth;
+  const unsigned char* const queue = memory + warp * Q::kWarpBytes;
+  float* const sums = reinterpret_cast<float*>(memory + kWarps * Q::kWarpBytes);
+  constexpr int kWarpSums = kTokens * kRowStride;
 
-  int panels[kPairs];
-  const uint8_t* codes[kPairs];
+  Chunk<kSteps> chunk;
 #pragma unroll
-  for (int p = 0; p < kPairs; ++p) {
-    const int panel = (static_cast<int>(blockIdx.x) * kPairs + p) * 2 + g / 4;
-    panels[p] = min(panel, call.num_panels - 1);
-    codes[p] = call.codes + (static_cast<int64_t>(panels[p]) * call.num_blocks + t) * B::kBytes;
+  for (int s = 0; s < kSteps; ++s) {
+    const int step = min(first_step + s, call.num_steps - 1);
+    chunk.offset[s] = call.steps[step].block * B::kBytes;
+    chunk.part[s] = call.steps[step].part;
+    chunk.ends[s] =
+        s == kSteps - 1 || step + 1 >= call.num_steps || call.steps[step + 1].part != chunk.part[s];
   }
-  const uint32_t* x[kTiles];
-  bool there[kTiles];
-  const int64_t x_words = call.x_stride * static_cast<int64_t>(sizeof(T)) / 4;
+  const LinearPart info = call.parts[chunk.part[0]];
+
+  const int num_pairs = (call.num_panels + 1) / 2;
+  const auto panel_of = [&](int pair, int panel) {
+    return static_cast<int64_t>(min(2 * pair + panel, call.num_panels - 1));
+  };
+  // A warp copies what lies together in memory at a time: 128 bytes or more.
+  int copy_offsets[Q::kCopies];
+  bool copies_second[Q::kCopies];  // panel
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    const int token = first_token + 8 * n + g;
-    there[n] = token < num_rows_of_x;
-    x[n] = static_cast<const uint32_t*>(call.x) + (there[n] ? token : 0) * x_words + t * P::kXWords;
+  for (int i = 0; i < Q::kCopies; ++i) {
+    const int piece = 32 * i + lane, of_step = piece / Q::kStepPieces;
+    copies_second[i] = of_step % 2 != 0;
+    int offset = 0;
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      if (of_step / 2 == s) offset = chunk.offset[s];
+    }
+    copy_offsets[i] = offset + piece % Q::kStepPieces * 16;
   }
-
-  typename P::Sum c[kPairs][2][kTiles][4] = {};
-  typename P::Sum x_sums[kTiles][4] = {};
-  float y[kPairs][4][kTiles][2] = {};
-
-  struct Fetched {
-    B blocks[kPairs];
-    uint32_t x[kTiles][P::kXWords];
-    int part;
-  };
-  // Steps are fetched in ascending order; where parts are alike, counting beats dividing.
-  const bool alike = call.steps_per_part > 0;
-  int fetched_part = alike && begin < end ? begin / call.steps_per_part : 0;
-  int left = alike && begin < end ? (fetched_part + 1) * call.steps_per_part - begin : 0;
-  const auto fetch = [&](int step, Fetched& to) {
-    const bool inside = step < end;
-    const int at = inside ? step : begin;
-    int block = kStepBlocks * at;
-    if (alike) {
-      if (left == 0) {
-        ++fetched_part;
-        left = call.steps_per_part;
-      }
-      --left;
-      to.part = fetched_part;
-    } else {
-      block = call.steps[at].block;
-      to.part = call.steps[at].part;
-    }
+  const auto fetch = [&](int pair, int place) {
+    const int64_t panel_bytes = static_cast<int64_t>(call.num_blocks) * B::kBytes;
+    const uint8_t* const first = call.codes + panel_of(pair, 0) * panel_bytes;
+    const uint8_t* const second = call.codes + panel_of(pair, 1) * panel_bytes;
+    const uint32_t to = SharedAddress(queue + place * Q::kPlaceBytes);
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) {
-      to.blocks[p].Load(codes[p] + static_cast<int64_t>(block) * B::kBytes, quarter);
+    for (int i = 0; i < Q::kCopies; ++i) {
+      CopyAsync16(to + 16 * Q::PlaceOf(32 * i + lane),
+                  (copies_second[i] ? second : first) + copy_offsets[i]);
     }
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      LoadX(x[n] + static_cast<int64_t>(at) * (kStepBlocks * P::kXWords), there[n] && inside,
-            to.x[n]);
+    if (kOnePart && lane < 6) {  // of a panel 32 bytes of scales, 16 of zeros
+      const int64_t rows =
+          (panel_of(pair, lane < 4 ? lane / 2 : lane - 4) * call.num_groups + info.group) * 16;
+      const void* const from = lane < 4
+                                   ? static_cast<const void*>(call.scales + rows + lane % 2 * 8)
+                                   : call.zeros + rows;
+      CopyAsync16(to + Q::kCodeBytes + 16 * lane, from);
     }
   };
-  // Scales and zeros of this lane's rows, fetched a part ahead.
+  // Scales and zeros of this lane's rows.
   struct Part {
-    uint2 scales[kPairs];
-    uint32_t zeros[kPairs];
-    float factor;
+    uint2 scales;
+    uint32_t zeros;
   };
-  const auto fetch_part = [&](int part, Part& to) {
-    const LinearPart info = call.parts[min(part, call.num_parts - 1)];
-    to.factor = info.factor;
+  // Where a chunk has several parts, those of its steps, fetched a pair ahead.
+  Part ahead[kOnePart ? 1 : kSteps] = {};
+  const auto fetch_parts = [&](int pair) {
+    if constexpr (!kOnePart) {
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) {
-      const int64_t at =
-          (static_cast<int64_t>(panels[p]) * call.num_groups + info.group) * 16 + 4 * quarter;
-      to.scales[p] = __ldg(reinterpret_cast<const uint2*>(call.scales + at));
-      to.zeros[p] = __ldg(reinterpret_cast<const unsigned int*>(call.zeros + at));
+      for (int s = 0; s < kSteps; ++s) {
+        const int64_t at = (panel_of(min(pair, num_pairs - 1), g / 4) * call.num_groups +
+                            call.parts[chunk.part[s]].group) *
+                               16 +
+                           4 * quarter;
+        ahead[s] = {__ldg(reinterpret_cast<const uint2*>(call.scales + at)),
+                    __ldg(reinterpret_cast<const unsigned int*>(call.zeros + at))};
+      }
     }
   };
-  const auto finish_part = [&](const Part& part) {
+  const auto finish = [&](const Part& part, float factor, auto& c, auto& x_sums, auto&& add) {
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) {
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = UnpackPair<__half>(i < 2 ? part.scales.x : part.scales.y);
+      const float scale = (i % 2 == 0 ? pair.x : pair.y) * factor;
+      const int zero = static_cast<int>(part.zeros >> (8 * i) & 255u);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 pair = UnpackPair<__half>(i < 2 ? part.scales[p].x : part.scales[p].y);
-        const float scale = (i % 2 == 0 ? pair.x : pair.y) * part.factor;
-        const int zero = static_cast<int>(part.zeros[p] >> (8 * i) & 255u);
+      for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            auto& sum = c[p][i / 2][n][i % 2 * 2 + e];
-            y[p][i][n][e] += scale * P::Value(sum, x_sums[n][e], zero);
-            sum = 0;
-          }
+        for (int e = 0; e < 2; ++e) {
+          add(i, n, e, scale * P::Value(c[i / 2][n][i % 2 * 2 + e], x_sums[n][e], zero));
         }
       }
     }
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) x_sums[n][i] = 0;
-    }
   };
 
-  if (begin < end) {
-    // A place is filled again as soon as it is used, so that kDepth steps are on their way.
-    Fetched fetched[kDepth];
+  const int stride = gridDim.x * slots;
+  const int first_pair = blockIdx.x * slots + slot;
+  if (idle) {
+    for (int i = lane; i < kWarpSums; i += 32) {
+      sums[warp * kWarpSums + i] = 0.0f;
+      sums[(kWarps + warp) * kWarpSums + i] = 0.0f;
+    }
+  }
+  typename P::Sum x_sums[kTiles][4] = {};
+  uint32_t x[kTiles][kSteps][P::kProducts][2];
+  if (!idle) {
 #pragma unroll
-    for (int d = 0; d < kDepth; ++d) fetch(begin + d, fetched[d]);
-    int part = fetched[0].part;
-    Part part_now, part_next;
-    fetch_part(part, part_now);
-    fetch_part(part + 1, part_next);
-    for (int step = begin; step < end; step += kDepth) {
+    for (int d = 0; d < kDepth; ++d) {
+      if (first_pair + d * stride < num_pairs) fetch(first_pair + d * stride, d);
+      CommitCopies();
+    }
+    fetch_parts(first_pair);
 #pragma unroll
-      for (int d = 0; d < kDepth; ++d) {
-        if (step + d >= end) break;
-        Fetched& now = fetched[d];
-        if (now.part != part) {
-          finish_part(part_now);
-          part = now.part;
-          part_now = part_next;
-          fetch_part(part + 1, part_next);
+    for (int s = 0; s < kSteps; ++s) {
+      const int64_t words = call.x_stride * static_cast<int64_t>(sizeof(T)) / 4;
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        const int token = first_token + 8 * n + g;
+        const bool there = token < num_rows_of_x && first_step + s < call.num_steps;
+        uint32_t loaded[P::kXWords];
+        LoadX(
+            static_cast<const uint32_t*>(call.x) + (there ? token * words : 0) +
+                (there ? (static_cast<int64_t>(first_step + s) * kStepBlocks + t) * P::kXWords : 0),
+            there, loaded);
+#pragma unroll
+        for (int l = 0; l < P::kProducts; ++l) {
+          P::X(loaded, l, x[n][s][l][0], x[n][s][l][1]);
+          if (kOnePart) P::AddUp(x_sums[n], x[n][s][l][0], x[n][s][l][1]);
         }
+      }
+    }
+  }
+
+  int place = 0, parity = 0;
+  for (int base = blockIdx.x * slots; base < num_pairs; base += stride) {
+    const int pair = base + slot;
+    float* const set = sums + parity * (kWarps * kWarpSums);
+    if (!idle && pair < num_pairs) {
+      WaitForCopies<kDepth - 1>();
+      __syncwarp();  // all lanes' copies are there
+      const unsigned char* const here = queue + place * Q::kPlaceBytes;
+      B blocks[kSteps];
 #pragma unroll
-        for (int s = 0; s < P::kSteps; ++s) {
-          uint32_t b[kTiles][2];
+      for (int s = 0; s < kSteps; ++s) {
+        const int first = (2 * s + g / 4) * Q::kStepPieces + t * (B::kBytes / 16);
+#pragma unroll
+        for (int i = 0; i < B::kPieces; ++i) {
+          blocks[s].pieces[i] =
+              reinterpret_cast<const uint4*>(here)[Q::PlaceOf(first + B::PieceAt(i, quarter) / 16)];
+        }
+        blocks[s].Prepare(quarter);
+      }
+      Part part = {};
+      if constexpr (kOnePart) {
+        part = {*reinterpret_cast<const uint2*>(here + Q::kCodeBytes + 8 * g),
+                *reinterpret_cast<const uint32_t*>(here + Q::kCodeBytes + 64 + 4 * g)};
+      }
+      __syncwarp();  // and taken
+      if (pair + kDepth * stride < num_pairs) fetch(pair + kDepth * stride, place);
+      CommitCopies();
+      place = place + 1 == kDepth ? 0 : place + 1;
+
+      float y[4][kTiles][2] = {};
+      if constexpr (kOnePart) {
+        typename P::Sum c[2][kTiles][4] = {};
+        Multiply<P, 0, kSteps>(blocks, x, c);
+        finish(part, info.factor, c, x_sums,
+               [&](int i, int n, int e, float value) { y[i][n][e] = value; });
+      } else {
+        typename P::Sum c[2][kTiles][4] = {}, sums_of_x[kTiles][4] = {};
+        ForEach<kSteps>([&](auto at) {
+          constexpr int s = decltype(at)::value;
+          Multiply<P, s, s + 1>(blocks, x, c);
 #pragma unroll
           for (int n = 0; n < kTiles; ++n) {
-            P::X(now.x[n], s, b[n][0], b[n][1]);
-            P::AddUp(x_sums[n], b[n][0], b[n][1]);
-          }
 #pragma unroll
-          for (int p = 0; p < kPairs; ++p) {
-#pragma unroll
-            for (int q = 0; q < 2; ++q) {
-              uint32_t a[4];
-              P::Operand(now.blocks[p], 2 * q, s, nibble, a);
-#pragma unroll
-              for (int n = 0; n < kTiles; ++n) P::Multiply(c[p][q][n], a, b[n][0], b[n][1]);
+            for (int l = 0; l < P::kProducts; ++l) {
+              P::AddUp(sums_of_x[n], x[n][s][l][0], x[n][s][l][1]);
             }
           }
+          // Integers are exact until their part ends.
+          if (P::kIntegers && !chunk.ends[s]) return;
+          finish(ahead[s], call.parts[chunk.part[s]].factor, c, sums_of_x,
+                 [&](int i, int n, int e, float value) { y[i][n][e] += value; });
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) c[0][n][i] = c[1][n][i] = sums_of_x[n][i] = 0;
+          }
+        });
+        fetch_parts(pair + stride);
+      }
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int token = 8 * n + 2 * t + e;
+          if (token >= tokens_here) continue;
+          *reinterpret_cast<float4*>(&set[warp * kWarpSums + token * kRowStride + 4 * g]) =
+              make_float4(y[0][n][e], y[1][n][e], y[2][n][e], y[3][n][e]);
         }
-        fetch(step + d + kDepth, now);
       }
     }
-    finish_part(part_now);
-  }
-
-#pragma unroll
-  for (int p = 0; p < kPairs; ++p) {
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int token = 8 * n + 2 * t + e, row = 32 * p + 16 * (g / 4) + 4 * quarter;
-        *reinterpret_cast<float4*>(&sums[(warp * kTokens + token) * kRows + row]) =
-            make_float4(y[p][0][n][e], y[p][1][n][e], y[p][2][n][e], y[p][3][n][e]);
+    __syncthreads();
+    // What is read here is written again after the next barrier but one.
+    for (int i = threadIdx.x; i < slots * tokens_here * 32; i += kThreads) {
+      const int row = i % 32, token = i / 32 % tokens_here, of_slot = i / 32 / tokens_here;
+      const int o = 32 * (base + of_slot) + row;
+      const float* from = set + of_slot * call.warps_each * kWarpSums + token * kRowStride + row;
+      float sum = 0.0f;
+#pragma unroll 4
+      for (int w = 0; w < call.chunks_each; ++w) sum += from[w * kWarpSums];
+      if (call.partials != nullptr) {
+        if (o < 16 * call.num_panels) {
+          call.partials[(static_cast<int64_t>(blockIdx.y) * num_rows_of_x + first_token + token) *
+                            (16 * call.num_panels) +
+                        o] = sum;
+        }
+      } else if (o < call.out_features) {
+        StoreResult(call, first_token + token, o, sum);
       }
     }
+    parity ^= 1;
   }
-  __syncthreads();
-  for (int i = threadIdx.x; i < kTokens * kRows; i += 32 * kWarps) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += sums[w * kTokens * kRows + i];
-    sums[i] = sum;
-  }
-#if __CUDA_ARCH__ >= 900
-  namespace cg = cooperative_groups;
-  if (call.splits > 1) {
-    cg::cluster_group cluster = cg::this_cluster();
-    cluster.sync();
-    if (cluster.block_rank() == 0) {
-      for (int i = threadIdx.x; i < kTokens * kRows; i += 32 * kWarps) {
-        float sum = sums[i];
-        for (int r = 1; r < call.splits; ++r) sum += cluster.map_shared_rank(sums, r)[i];
-        sums[i] = sum;
-      }
-    }
-    cluster.sync();
-    if (cluster.block_rank() != 0) return;
-  }
-#endif
-  __syncthreads();
-  const int tokens_here = min(kTokens, num_rows_of_x - first_token) / call.planes;
-  for (int i = threadIdx.x; i < tokens_here * kRows; i += 32 * kWarps) {
-    const int token = i / kRows, row = i % kRows;
-    const int o = static_cast<int>(blockIdx.x) * kRows + row;
-    if (o >= call.out_features) continue;
-    float value = 0.0f;
-    for (int p = 0; p < call.planes; ++p) value += sums[(token * call.planes + p) * kRows + row];
-    const int t_out = first_token / call.planes + token;
-    if (call.offset != nullptr) value -= call.offset[o];
-    if (call.gains != nullptr) value *= call.gains[t_out];
-    if (call.bias != nullptr) value += call.bias[o];
-    StoreFloat(call.y, call.y_dtype, t_out * call.y_stride + o, value);
-  }
+  LetNextStart();
 }
 
-template <int kBits, typename T, int kPairs, int kTiles, int kWarps, int kDepth, int kBlocks>
+// Adds the blocks' partial results in order, and the planes of a value.
+__global__ void __launch_bounds__(128) AddPartials(const CodedLinearCall call) {
+  const int o = static_cast<int>(blockIdx.x) * 128 + static_cast<int>(threadIdx.x);
+  const int token = blockIdx.y;
+  WaitForPrevious();
+  if (o >= call.out_features) return;
+  const int64_t row = 16 * call.num_panels;
+  const int64_t set = static_cast<int64_t>(call.num_tokens) * call.planes * row;
+  float value = 0.0f;
+  for (int p = 0; p < call.planes; ++p) {
+    const float* from = call.partials + (static_cast<int64_t>(token) * call.planes + p) * row + o;
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int s = 0; s < call.splits; ++s) sum += from[s * set];
+    value += sum;
+  }
+  StoreResult(call, token, o, value);
+}
+
+template <int kBits, typename T, int kTiles, bool kOnePart>
 cudaError_t Launch(const CodedLinearCall& call, cudaStream_t stream) {
-  constexpr int kBytes = kWarps * 8 * kTiles * 32 * kPairs * static_cast<int>(sizeof(float));
-  const auto kernel = FewTokens<kBits, T, kPairs, kTiles, kWarps, kDepth, kBlocks>;
-  const cudaError_t error =
+  constexpr int kBytes =
+      kWarps * Queue<kBits, kOnePart>::kWarpBytes + 2 * kWarps * 8 * kTiles * kRowStride * 4;
+  const auto kernel = FewTokens<kBits, T, kTiles, kOnePart>;
+  cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  // Whole tokens a pass, also of several planes.
-  const int pass = 8 * kTiles / call.planes * call.planes;
-  if (pass != 8 * kTiles && call.num_tokens * call.planes > pass) return cudaErrorInvalidValue;
+  const int slots = kWarps / call.warps_each;
+  const int pairs = (call.num_panels + 1) / 2;
+  const int rows_of_x = call.num_tokens * call.planes;
+  const dim3 grid(
+      std::max(1, std::min((pairs + slots - 1) / slots, call.num_blocks_of_threads / call.splits)),
+      call.splits, (rows_of_x + 8 * kTiles - 1) / (8 * kTiles));
+  kernel<<<grid, kThreads, kBytes, stream>>>(call);
+  error = cudaGetLastError();
+  if (error != cudaSuccess || call.partials == nullptr) return error;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3((call.num_panels + 2 * kPairs - 1) / (2 * kPairs), call.splits,
-                        (call.num_tokens * call.planes + 8 * kTiles - 1) / (8 * kTiles));
-  config.blockDim = dim3(32 * kWarps);
-  config.dynamicSmemBytes = kBytes;
+  config.gridDim = dim3((call.out_features + 127) / 128, call.num_tokens);
+  config.blockDim = dim3(128);
   config.stream = stream;
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = 1;
-  cluster.val.clusterDim.y = call.splits;
-  cluster.val.clusterDim.z = 1;
-  config.attrs = &cluster;
-  config.numAttrs = call.splits > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, call);
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = call.early_launches ? 1 : 0;
+  return cudaLaunchKernelEx(&config, AddPartials, call);
 }
 
 template <int kBits, typename T>
 cudaError_t LaunchTokens(const CodedLinearCall& call, cudaStream_t stream) {
-  // Steps of 3 bits are twice as long as those of 4.
-  constexpr int kDeep = kBits == 3 ? 2 : 3, kFlat = kBits == 3 ? 1 : 2;
-  if constexpr (__is_same(T, uint8_t)) {
-    // The same ranges for any number of tokens.
-    if (call.num_tokens <= 8) return Launch<kBits, T, 2, 1, 8, kDeep, 2>(call, stream);
-    if (call.num_tokens <= 16) return Launch<kBits, T, 1, 2, 8, kDeep, 2>(call, stream);
-    return Launch<kBits, T, 1, 4, 8, kFlat, 2>(call, stream);
-  } else {
-    if (call.num_tokens * call.planes <= 8) {
-      return Launch<kBits, T, 2, 1, 8, kDeep, 2>(call, stream);
-    }
-    if constexpr (kBits == 3) {
-      return Launch<kBits, T, 1, 2, 8, 2, 2>(call, stream);
-    } else {
-      return Launch<kBits, T, 2, 2, 4, 3, 3>(call, stream);
-    }
+  constexpr int kSteps = kChunkColumns / (kStepBlocks * Block<kBits>::kColumns);
+  const bool one_part = call.steps_per_part > 0 && call.steps_per_part % kSteps == 0;
+  if (call.num_tokens * call.planes <= 8) {
+    return one_part ? Launch<kBits, T, 1, true>(call, stream)
+                    : Launch<kBits, T, 1, false>(call, stream);
   }
+  return one_part ? Launch<kBits, T, 2, true>(call, stream)
+                  : Launch<kBits, T, 2, false>(call, stream);
 }
 
 template <typename T>

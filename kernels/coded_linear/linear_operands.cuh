@@ -8,17 +8,10 @@
 
 #include <cstdint>
 
+#include "kernels/coded_linear/coded_linear_cuda.h"
 #include "kernels/core/cuda_math.cuh"
 
 namespace thinwire {
-
-__device__ inline uint4 LoadStream16(const uint8_t* from) {
-  uint4 v;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(from));
-  return v;
-}
 
 __device__ inline uint32_t EvenHalves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
 __device__ inline uint32_t OddHalves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
@@ -27,6 +20,9 @@ __device__ inline uint32_t WordOf(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
+// What a lane has of a block: `pieces` of 16 bytes at PieceAt(i, quarter), for rows 4 quarter to
+// 4 quarter + 3. Pair: an operand of fp16 or bf16 with columns 4 level + (0, 2) or, half 1, (1, 3)
+// of a row; as fp16 the codes lie kLevelBits * level bits up. Bytes: columns 8 level + 4 half + k.
 template <int kBits>
 struct Block;
 
@@ -34,78 +30,65 @@ template <>
 struct Block<4> {
   static constexpr int kColumns = 8;
   static constexpr int kBytes = 64;
-  static constexpr int kFloatSteps = 2;  // matrix instructions of 16 columns
-  static constexpr int kByteSteps = 1;   // of 32
-  uint4 rows;
+  static constexpr int kPieces = 1;
+  static constexpr int kLevels = 2;  // matrix instructions of 16 columns, of floats
+  static constexpr int kLevelBits = 4;
+  static constexpr int kByteLevels = 1;  // of 32 columns, of bytes
+  uint4 pieces[kPieces];
 
-  __device__ void Load(const uint8_t* block, int quarter) {
-    rows = LoadStream16(block + 16 * quarter);
-  }
-  // Columns (0, 2), (4, 6), (1, 3), (5, 7).
+  __device__ static int PieceAt(int, int quarter) { return 16 * quarter; }
+  __device__ void Prepare(int) {}
   template <typename T>
-  __device__ uint32_t Pair(int row, int step, int half, int) const {
-    const uint32_t codes = WordOf(rows, row) >> (8 * step + 4 * half) & 0x000f000fu;
-    return sizeof(T) == 2 && __is_same(T, __half) ? codes : codes | 0x43004300u;
+  __device__ uint32_t Pair(int row, int level, int half) const {
+    const uint32_t w = WordOf(pieces[0], row);
+    if constexpr (__is_same(T, __half)) {
+      return (half == 0 ? w : w >> 8) & (level == 0 ? 0x000f000fu : 0x00f000f0u);
+    } else {
+      return (w >> (8 * half + 4 * level) & 0x000f000fu) | 0x43004300u;
+    }
   }
-  template <typename T>
-  __device__ static constexpr float Unit() {
-    return __is_same(T, __half) ? 0x1p24f : 1.0f;
-  }
-  template <typename T>
-  __device__ static constexpr float Constant() {
-    return __is_same(T, __half) ? 0.0f : 128.0f;
-  }
-  // x: the block's 8 values in 4 words.
-  __device__ static void X(const uint32_t* x, int step, uint32_t& b0, uint32_t& b1) {
-    b0 = step == 0 ? EvenHalves(x[0], x[1]) : OddHalves(x[0], x[1]);
-    b1 = step == 0 ? EvenHalves(x[2], x[3]) : OddHalves(x[2], x[3]);
-  }
-  __device__ uint32_t Bytes(int row, int, int half, int) const {
-    return WordOf(rows, row) >> (4 * half) & 0x0f0f0f0fu;
+  __device__ uint32_t Bytes(int row, int, int half) const {
+    return WordOf(pieces[0], row) >> (4 * half) & 0x0f0f0f0fu;
   }
 };
 
+// High bits lie as HighBitsOnDevice says.
 template <>
 struct Block<3> {
   static constexpr int kColumns = 16;
   static constexpr int kBytes = 96;
-  static constexpr int kFloatSteps = 4;
-  static constexpr int kByteSteps = 2;
-  uint4 rows;  // two low bits
-  uint4 high;  // of these rows and, in the other nibble, of those 8 before or after
+  static constexpr int kPieces = 2;  // two low bits, high bits
+  static constexpr int kLevels = 4;
+  static constexpr int kLevelBits = 2;
+  static constexpr int kByteLevels = 2;
+  uint4 pieces[kPieces];
 
-  __device__ void Load(const uint8_t* block, int quarter) {
-    rows = LoadStream16(block + 16 * quarter);
-    high = __ldg(reinterpret_cast<const uint4*>(block + 64 + 16 * (quarter % 2)));
+  __device__ static int PieceAt(int i, int quarter) {
+    return i == 0 ? 16 * quarter : 64 + 16 * (quarter % 2);
   }
-  // nibble: 0 for rows 0 to 7 of the panel, 4 for rows 8 to 15. Columns 4 step + (0, 2), (1, 3).
+  __device__ void Prepare(int quarter) {
+    const int shift = quarter / 2;
+    pieces[1] = make_uint4(pieces[1].x >> shift, pieces[1].y >> shift, pieces[1].z >> shift,
+                           pieces[1].w >> shift);
+  }
   template <typename T>
-  __device__ uint32_t Pair(int row, int step, int half, int nibble) const {
-    const uint32_t low = WordOf(rows, row) >> (8 * half) & 0x00ff00ffu;
-    const uint32_t high_bits = WordOf(high, row) >> (8 * half + nibble) & 0x000f000fu;
-    if constexpr (__is_same(T, __half)) {  // at bit 6
-      return (low << (6 - 2 * step) & 0x00c000c0u) | (high_bits << (8 - step) & 0x01000100u);
+  __device__ uint32_t Pair(int row, int level, int half) const {
+    const uint32_t w = WordOf(pieces[0], row), high = WordOf(pieces[1], row);
+    // Neighbouring levels overlap: even and odd ones go into words of their own.
+    const uint32_t low = half == 0 ? w : w >> 8, above = half == 0 ? high << 2 : high >> 6;
+    const uint32_t from_low = level % 2 == 0 ? 0x33333333u : 0xccccccccu;
+    const uint32_t codes = (low & from_low) | (above & ~from_low);
+    if constexpr (__is_same(T, __half)) {
+      return codes & 0x00070007u << (2 * level);
     } else {
-      return (low >> (2 * step) & 0x00030003u) | (high_bits << 2 >> step & 0x00040004u) |
-             0x43004300u;
+      return (codes >> (2 * level) & 0x00070007u) | 0x43004300u;
     }
   }
-  template <typename T>
-  __device__ static constexpr float Unit() {
-    return __is_same(T, __half) ? 0x1p18f : 1.0f;
-  }
-  template <typename T>
-  __device__ static constexpr float Constant() {
-    return __is_same(T, __half) ? 0.0f : 128.0f;
-  }
-  __device__ static void X(const uint32_t* x, int step, uint32_t& b0, uint32_t& b1) {
-    b0 = EvenHalves(x[2 * step], x[2 * step + 1]);
-    b1 = OddHalves(x[2 * step], x[2 * step + 1]);
-  }
-  __device__ uint32_t Bytes(int row, int step, int half, int nibble) const {
-    const int j = 2 * step + half;
-    return (WordOf(rows, row) >> (2 * j) & 0x03030303u) |
-           (WordOf(high, row) >> nibble << 2 >> j & 0x04040404u);
+  __device__ uint32_t Bytes(int row, int level, int half) const {
+    const int j = 2 * level + half;
+    const uint32_t high = WordOf(pieces[1], row);
+    return (WordOf(pieces[0], row) >> (2 * j) & 0x03030303u) |
+           ((j == 0 ? high << 2 : high >> (2 * j - 2)) & 0x04040404u);
   }
 };
 
@@ -113,41 +96,29 @@ template <>
 struct Block<8> {
   static constexpr int kColumns = 4;
   static constexpr int kBytes = 64;
-  static constexpr int kFloatSteps = 1;
-  static constexpr int kByteSteps = 1;
-  uint4 rows;
+  static constexpr int kPieces = 1;
+  static constexpr int kLevels = 1;
+  static constexpr int kLevelBits = 8;
+  static constexpr int kByteLevels = 1;
+  uint4 pieces[kPieces];
 
-  __device__ void Load(const uint8_t* block, int quarter) {
-    rows = LoadStream16(block + 16 * quarter);
-  }
-  // Columns (0, 2), (1, 3).
+  __device__ static int PieceAt(int, int quarter) { return 16 * quarter; }
+  __device__ void Prepare(int) {}
   template <typename T>
-  __device__ uint32_t Pair(int row, int, int half, int) const {
-    return (WordOf(rows, row) ^ 0x80808080u) >> (8 * half) & 0x00ff00ffu;
+  __device__ uint32_t Pair(int row, int, int half) const {
+    return (WordOf(pieces[0], row) ^ 0x80808080u) >> (8 * half) & 0x00ff00ffu;
   }
-  template <typename T>
-  __device__ static constexpr float Unit() {
-    return __is_same(T, __half) ? 0x1p24f : 1.0f;
-  }
-  template <typename T>
-  __device__ static constexpr float Constant() {
-    return __is_same(T, __half) ? 0.0f : 2176.0f;
-  }
-  __device__ static void X(const uint32_t* x, int, uint32_t& b0, uint32_t& b1) {
-    b0 = EvenHalves(x[0], x[1]);
-    b1 = OddHalves(x[0], x[1]);
-  }
-  __device__ uint32_t Bytes(int row, int, int half, int) const {
-    return half == 0 ? WordOf(rows, row) ^ 0x80808080u : 0u;
+  __device__ uint32_t Bytes(int row, int, int half) const {
+    return half == 0 ? WordOf(pieces[0], row) ^ 0x80808080u : 0u;
   }
 };
 
-// One code of a block in memory, as coded_layout.h lays it.
+// One code of a block in a device's memory.
 __device__ inline int CodeOf(const uint8_t* block, int bits, int row, int column) {
   const int at = 4 * row + column % 4, j = column / 4;
   if (bits == 4) return block[at] >> (4 * j) & 15;
   if (bits == 8) return block[at] ^ 128;
-  return (block[at] >> (2 * j) & 3) | (block[64 + at % 32] >> (j + at / 32 * 4) & 1) << 2;
+  return (block[at] >> (2 * j) & 3) | (block[64 + at % 32] >> (2 * j + at / 32) & 1) << 2;
 }
 
 }  // namespace thinwire
