@@ -1,5 +1,5 @@
-"""Clients of `thinwire serve` for the end-to-end tests: gRPC through the server's own reflection, HTTP
-with the standard library. Needs grpcio and protobuf (python3-grpcio, python3-protobuf)."""
+"""Clients of `thinwire serve` for the end-to-end tests: gRPC through the server's own reflection,
+HTTP with the standard library. Needs grpcio and protobuf (python3-grpcio, python3-protobuf)."""
 
 import contextlib
 import http.client

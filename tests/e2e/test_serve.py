@@ -202,8 +202,8 @@ class AnswersTest(ServeTestCase):
         self.assertEqual(usage["usage"], answer["usage"])
 
     def test_choices_and_log_probabilities(self):
-        answer = self.server.post("/v1/completions", prompt=["He", "She"], n=2, max_tokens=5, seed=1,
-                                  logprobs=0, ignore_eos=True)
+        answer = self.server.post("/v1/completions", prompt=["He", "She"], n=2, max_tokens=5,
+                                  seed=1, logprobs=0, ignore_eos=True)
         self.assertEqual([choice["index"] for choice in answer["choices"]], [0, 1, 2, 3])
         for choice in answer["choices"]:
             self.assertEqual(len(choice["logprobs"]["token_logprobs"]), 5)
