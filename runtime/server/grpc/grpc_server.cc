@@ -1,5 +1,6 @@
 #include "runtime/server/grpc/grpc_server.h"
 
+#include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
@@ -120,6 +121,7 @@ void GrpcServer::Stop(absl::Duration grace) {
   });
   // The library ends a call that comes while it shuts down as CANCELLED, which nobody retries. So
   // nothing may come: what was sent too late ends with its connection, as UNAVAILABLE.
+  gpr_set_log_function([](gpr_log_func_args*) {});  // the library would complain of what follows
   StopAccepting(impl_->data.port);
   while (impl_->core->num_calls > 0 && std::chrono::system_clock::now() < until) {
     absl::SleepFor(absl::Milliseconds(5));
