@@ -12,6 +12,9 @@
 #include "kernels/core/status_macros.h"
 #include "kernels/host_rates/host_rates.h"
 #include "launcher/bench_comm.h"
+#ifdef THINWIRE_HAS_SERVER
+#include "launcher/bench_serve.h"
+#endif
 #include "launcher/command.h"
 #include "launcher/engine_flags.h"
 #include "launcher/job.h"
@@ -68,7 +71,14 @@ class BenchCommand : public Command {
         "weights and KV over the memory rate, the prefill floor the multiply-adds over sgemm's.");
     comm_ = app_->add_subcommand("comm", "What strategies of --wire take and send on these links");
     bench_comm_.AddTo(*comm_);
-    for (const char* name : {"kernels", "serve"}) {
+#ifdef THINWIRE_HAS_SERVER
+    serve_ = app_->add_subcommand("serve", "A server under load: latencies, rates, goodput");
+    bench_serve_.AddTo(*serve_);
+    const std::vector<const char*> missing_names = {"kernels"};
+#else
+    const std::vector<const char*> missing_names = {"kernels", "serve"};
+#endif
+    for (const char* name : missing_names) {
       CLI::App* missing = app_->add_subcommand(name);
       missing->group("");
       missing->allow_extras()->fallthrough(false);
@@ -87,6 +97,9 @@ class BenchCommand : public Command {
       }
     }
     if (comm_->parsed()) return bench_comm_.Run(job);
+#ifdef THINWIRE_HAS_SERVER
+    if (serve_->parsed()) return bench_serve_.Run(job);
+#endif
     flags_.max_seqs = std::max(flags_.max_seqs, load_.batch);
     TW_ASSIGN_OR_RETURN(const std::unique_ptr<EngineSession> session,
                         EngineSession::Open(flags_, job));
@@ -230,6 +243,10 @@ class BenchCommand : public Command {
   CLI::App* engine_;
   CLI::App* comm_;
   BenchComm bench_comm_;
+#ifdef THINWIRE_HAS_SERVER
+  CLI::App* serve_;
+  BenchServe bench_serve_;
+#endif
   std::vector<CLI::App*> missing_;
   EngineFlags flags_;
   EngineLoad load_;

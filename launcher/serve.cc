@@ -1,4 +1,6 @@
 // thinwire serve: an engine that answers over gRPC and HTTP until it is told to stop.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <cstdlib>
@@ -13,6 +15,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "kernels/core/atomic_file.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/core/stream.h"
 #include "launcher/command.h"
@@ -113,6 +116,9 @@ class ServeCommand : public Command {
 
   // Before the model is loaded: what is wrong here ends the job early, and probes get answers.
   absl::Status Listen() {
+    if (!flags_.pid_file.empty()) {
+      TW_RETURN_IF_ERROR(WriteFileAtomically(flags_.pid_file, absl::StrCat(getpid(), "\n")));
+    }
     TW_ASSIGN_OR_RETURN(ServedModel model, LoadServedModel(engine_flags_.model, flags_.model_name,
                                                            flags_.chat_template));
     ServingLimits limits;

@@ -71,6 +71,8 @@ void ServeFlags::AddTo(CLI::App& app) {
                  "vllm: the gauges that the Gateway API's endpoint picker reads, under that name")
       ->check(CLI::IsMember({"none", "vllm"}))
       ->capture_default_str();
+  app.add_option("--pid-file", pid_file, "Rank 0 writes its process id here: whom to send SIGTERM")
+      ->type_name("FILE");
   app.add_flag("--log-requests", log_requests,
                "A line on standard error for each request that ends; never its text");
   app.add_flag("--json", json, "Addresses and changes of state as JSON lines on standard output");

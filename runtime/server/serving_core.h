@@ -1,6 +1,8 @@
 // What all transports of a server share.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -44,6 +46,7 @@ class ServingCore {
 
   ServingLoop loop;
   RequestIds ids;
+  std::atomic<int64_t> num_calls = 0;  // gRPC calls that are being answered
   const ServedModel model;
   // Constant once transports run.
   std::string version;

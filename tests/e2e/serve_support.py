@@ -1,5 +1,5 @@
-"""Clients of `thinwire serve` for the end-to-end tests: gRPC through the server's own reflection, HTTP
-with the standard library. Needs grpcio and protobuf (python3-grpcio, python3-protobuf)."""
+"""Clients of `thinwire serve` for the end-to-end tests: gRPC through the server's own reflection,
+HTTP with the standard library. Needs grpcio and protobuf (python3-grpcio, python3-protobuf)."""
 
 import contextlib
 import http.client
@@ -156,10 +156,11 @@ class Control(Client):
 class Server:
     """A server on free ports; ready when the constructor returns, unless `wait` is False."""
 
-    def __init__(self, model, *flags, ranks=0, wait=True):
+    def __init__(self, model, *flags, ranks=0, wait=True, grpc_port=0, http_port=0):
         self.running = support.Running(
-            ["serve", "--model", model, "--json", "--grpc", "127.0.0.1:0", "--admin",
-             "127.0.0.1:0", "--http", "127.0.0.1:0", "--threads", 1, *flags], ranks=ranks)
+            ["serve", "--model", model, "--json", "--grpc", f"127.0.0.1:{grpc_port}", "--admin",
+             "127.0.0.1:0", "--http", f"127.0.0.1:{http_port}", "--threads", 1, *flags],
+            ranks=ranks)
         try:
             self.addresses = self.event("listening")
             if wait:

@@ -82,10 +82,10 @@ class AnswersTest(ServeTestCase):
         expected = self.succeed(["run", "--model", OPT, "--prompts", file, "--json", "--threads", 1,
                                  *flags], ranks=2 if support.MPIEXEC else 0).lines
         # All at once, over every way in.
-        answers = {}
+        answers = []
 
         def ask(way, i):
-            answers[way, i] = way(lines[i])
+            answers.append((way, i, way(lines[i])))
 
         def unary(line):
             reply = self.inference.generate(**line)
@@ -114,15 +114,16 @@ class AnswersTest(ServeTestCase):
             return ids, text
 
         threads = [threading.Thread(target=ask, args=(way, i))
-                   for way in (unary, stream, http, http_stream) for i in range(len(lines))]
+                   for way in (unary, stream, http, http_stream) for i in range(len(lines))
+                   for _ in range(9)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        for (way, i), answer in answers.items():
+        for way, i, answer in answers:
             self.assertEqual(answer, (expected[i]["token_ids"], expected[i]["text"]),
                              (way.__name__, lines[i]))
-        self.assertEqual(len(answers), 4 * len(lines))
+        self.assertEqual(len(answers), len(threads))
         batch = {}
         for event in self.inference.batch([(str(i), self.inference.request(**line))
                                            for i, line in enumerate(lines)]):
@@ -202,8 +203,8 @@ class AnswersTest(ServeTestCase):
         self.assertEqual(usage["usage"], answer["usage"])
 
     def test_choices_and_log_probabilities(self):
-        answer = self.server.post("/v1/completions", prompt=["He", "She"], n=2, max_tokens=5, seed=1,
-                                  logprobs=0, ignore_eos=True)
+        answer = self.server.post("/v1/completions", prompt=["He", "She"], n=2, max_tokens=5,
+                                  seed=1, logprobs=0, ignore_eos=True)
         self.assertEqual([choice["index"] for choice in answer["choices"]], [0, 1, 2, 3])
         for choice in answer["choices"]:
             self.assertEqual(len(choice["logprobs"]["token_logprobs"]), 5)
@@ -318,13 +319,13 @@ class EndTest(support.TestCase):
         return end
 
     def test_a_drain_lets_requests_finish(self):
-        server = self.start()
+        server = self.start("--pid-file", self.folder / "pid")
         end = self.watch_stream(server)
         inference = serve_support.Inference(server.addresses["grpc"])
         self.addCleanup(inference.close)
         health = inference.watch_health("thinwire.v1.Inference")
         self.assertEqual(next(health), SERVING)
-        os.kill(server.leader(), signal.SIGTERM)
+        os.kill(int((self.folder / "pid").read_text()), signal.SIGTERM)
         self.assertEqual(next(health), NOT_SERVING)
         with self.assertRaises(grpc.RpcError) as caught:
             inference.generate(prompt="a")

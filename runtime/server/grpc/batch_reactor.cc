@@ -30,7 +30,10 @@ class BatchAnswer final
       public std::enable_shared_from_this<BatchAnswer> {
  public:
   BatchAnswer(grpc::CallbackServerContext* context, ServingCore* core, Notifier* notifier)
-      : context_(context), core_(core), notifier_(notifier) {}
+      : context_(context), core_(core), notifier_(notifier) {
+    ++core_->num_calls;
+  }
+  ~BatchAnswer() override { --core_->num_calls; }
 
   void Begin() {
     self_ = shared_from_this();

@@ -1,5 +1,6 @@
 #include "runtime/server/grpc/grpc_server.h"
 
+#include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
@@ -12,7 +13,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "kernels/core/status_macros.h"
+#include "runtime/server/connection.h"
 #include "runtime/server/grpc/control_service.h"
 #include "runtime/server/grpc/inference_service.h"
 #include "runtime/server/grpc/notifier.h"
@@ -22,6 +25,7 @@ namespace {
 
 constexpr unsigned kCertificateRefreshSeconds = 10;
 constexpr int kMaxMetadataBytes = 16 << 10;
+constexpr absl::Duration kHangUp = absl::Milliseconds(50);
 
 std::shared_ptr<grpc::ServerCredentials> Credentials(const GrpcOptions& options) {
   if (options.tls_cert.empty()) return grpc::InsecureServerCredentials();
@@ -40,6 +44,7 @@ std::shared_ptr<grpc::ServerCredentials> Credentials(const GrpcOptions& options)
 struct Listener {
   std::unique_ptr<grpc::Server> server;
   std::string address;
+  int port = 0;
 };
 
 absl::StatusOr<Listener> Listen(const std::string& address, grpc::Service* service,
@@ -62,6 +67,7 @@ absl::StatusOr<Listener> Listen(const std::string& address, grpc::Service* servi
   if (listener.server == nullptr || port == 0) {
     return absl::UnavailableError(absl::StrCat("cannot listen on ", address));
   }
+  listener.port = port;
   listener.address = absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
   return listener;
 }
@@ -69,8 +75,9 @@ absl::StatusOr<Listener> Listen(const std::string& address, grpc::Service* servi
 }  // namespace
 
 struct GrpcServer::Impl {
-  explicit Impl(ServingCore* core) : inference(core, &notifier), control(core) {}
+  explicit Impl(ServingCore* core) : core(core), inference(core, &notifier), control(core) {}
 
+  ServingCore* const core;
   Notifier notifier;
   InferenceService inference;
   ControlService control;
@@ -112,6 +119,15 @@ void GrpcServer::Stop(absl::Duration grace) {
   std::thread admin([&] {
     if (impl_->admin.server != nullptr) impl_->admin.server->Shutdown(until);
   });
+  // The library ends a call that comes while it shuts down as CANCELLED, which nobody retries. So
+  // nothing may come: what was sent too late ends with its connection, as UNAVAILABLE.
+  gpr_set_log_function([](gpr_log_func_args*) {});  // the library would complain of what follows
+  StopAccepting(impl_->data.port);
+  while (impl_->core->num_calls > 0 && std::chrono::system_clock::now() < until) {
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  StopReading(impl_->data.port);
+  absl::SleepFor(kHangUp);
   impl_->data.server->Shutdown(until);
   admin.join();
   impl_->data.server = nullptr;

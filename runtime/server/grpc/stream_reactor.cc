@@ -28,8 +28,10 @@ absl::StatusOr<std::shared_ptr<Generation>> Submit(const grpc::CallbackServerCon
 class Answer {
  public:
   Answer(grpc::CallbackServerContext* context, ServingCore* core, Notifier* notifier)
-      : context_(context), core_(core), notifier_(notifier) {}
-  virtual ~Answer() = default;
+      : context_(context), core_(core), notifier_(notifier) {
+    ++core_->num_calls;
+  }
+  virtual ~Answer() { --core_->num_calls; }
 
  protected:
   // Something may be there to take, or a write is done.

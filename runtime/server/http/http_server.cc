@@ -2,6 +2,7 @@
 
 #include <httplib.h>
 
+#include <atomic>
 #include <nlohmann/json.hpp>
 #include <thread>
 #include <utility>
@@ -10,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/core/status_macros.h"
+#include "runtime/server/connection.h"
 #include "runtime/server/http/metrics_text.h"
 #include "runtime/server/http/openai_handlers.h"
 #include "runtime/server/http/status_page.h"
@@ -41,7 +43,9 @@ struct HttpServer::Impl {
   std::unique_ptr<httplib::Server> server;
   std::function<void()> widen_backlog;
   std::string address;
+  int port = 0;
   std::thread thread;
+  std::atomic<bool> ended = false;  // the thread
 
   template <typename Base, typename... Args>
   void Make(Args... args) {
@@ -89,6 +93,13 @@ void HttpServer::Impl::AddRoutes(const HttpOptions& options, ServingCore* core) 
       AnswerOpenAi(request, /*chat=*/true, *core, out);
     });
   }
+  // Clients with a connection to keep are to take the next one to another replica.
+  server->set_post_routing_handler([core](const Request&, Response& out) {
+    const ServingState state = core->loop.state();
+    if (state != ServingState::kReady && state != ServingState::kStarting) {
+      out.set_header("Connection", "close");
+    }
+  });
   server->set_error_handler([](const Request& request, Response& out) {
     if (!out.body.empty()) return;
     const int status = out.status;
@@ -144,7 +155,11 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions&
   if (!bound) return absl::UnavailableError(absl::StrCat("cannot listen on ", options.address));
   impl->widen_backlog();
   impl->address = absl::StrCat(host, ":", port);
-  impl->thread = std::thread([&server] { server.listen_after_bind(); });
+  impl->port = port;
+  impl->thread = std::thread([impl = impl.get()] {
+    impl->server->listen_after_bind();
+    impl->ended = true;
+  });
   return std::unique_ptr<HttpServer>(new HttpServer(std::move(impl)));
 }
 
@@ -153,8 +168,12 @@ const std::string& HttpServer::address() const { return impl_->address; }
 void HttpServer::Stop() {
   if (!impl_->thread.joinable()) return;
   // Before the thread has come to accept, the library does not hear a stop.
-  while (!impl_->server->is_running()) absl::SleepFor(absl::Milliseconds(1));
+  while (!impl_->server->is_running() && !impl_->ended) absl::SleepFor(absl::Milliseconds(1));
   impl_->server->stop();
+  while (!impl_->ended) {
+    StopReading(impl_->port);
+    absl::SleepFor(absl::Milliseconds(10));
+  }
   impl_->thread.join();
 }
 

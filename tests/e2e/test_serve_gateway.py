@@ -1,0 +1,239 @@
+"""Servers as others run them: behind nginx with the example configuration, over TLS, and asked by
+the `openai` package where it is installed."""
+
+import contextlib
+import http.client
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import unittest
+
+import serve_support
+import support
+from serve_support import Server
+from support import OPT
+
+try:
+    import grpc
+except ImportError:
+    grpc = None
+
+CONFIGURATION = support.NANO_MODELS.parent.parent / "launcher" / "gateways" / "nginx.conf"
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+RETRY = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": {
+    "maxAttempts": 5, "initialBackoff": "0.05s", "maxBackoff": "1s", "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"]}}]})
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
+
+
+@unittest.skipUnless(NGINX, "no nginx here (package nginx-light)")
+@serve_support.needs_grpc
+class NginxTest(support.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.ports = {name: free_port() for name in (8000, 8001, 8080, 8180, 50051, 50151)}
+        text = CONFIGURATION.read_text()
+        for name, port in self.ports.items():
+            self.assertIn(f"127.0.0.1:{name}", text)
+            text = text.replace(f"127.0.0.1:{name}", f"127.0.0.1:{port}")
+        temporary = "".join(f"{kind}_temp_path {self.folder}/{kind};"
+                            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        text = text.replace("http {", "http { " + temporary, 1)
+        path = self.write("nginx.conf", f"daemon off; pid {self.folder}/pid;\n"
+                          f"error_log {self.folder}/errors.log;\n{text}")
+        self.replicas = [self.replica(8080, 50051), self.replica(8180, 50151)]
+        nginx = subprocess.Popen([NGINX, "-p", self.folder, "-c", path, "-e",
+                                  self.folder / "errors.log"])
+        self.addCleanup(nginx.wait)
+        self.addCleanup(nginx.terminate)
+        give_up = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.ports[8001])).close()
+                break
+            self.assertLess(time.monotonic(), give_up)
+            time.sleep(0.05)
+
+    def replica(self, http_port, grpc_port):
+        server = Server(OPT, http_port=self.ports[http_port], grpc_port=self.ports[grpc_port])
+        self.addCleanup(server.close)
+        return server
+
+    def ask_over_http(self, i):
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports[8000], timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", "/v1/completions", json.dumps(
+                {"prompt": [5, i % 900], "max_tokens": 24, "temperature": 0, "ignore_eos": True}))
+            response = connection.getresponse()
+            body = response.read()
+            if response.status != 200:
+                raise AssertionError(f"HTTP status {response.status}: {body}")
+            return json.loads(body)["choices"][0]["token_ids"]
+
+    def ask_over_grpc(self, i):
+        return list(self.inference.generate(token_ids=[5, i % 900], max_tokens=24,
+                                            ignore_eos=True).token_ids)
+
+    def test_replicas_come_and_go_under_load_and_nobody_notices(self):
+        self.inference = serve_support.Inference(f"127.0.0.1:{self.ports[8001]}",
+                                                 options=[("grpc.service_config", RETRY)])
+        self.addCleanup(self.inference.close)
+        self.inference.call("GetModelInfo")
+        stop = threading.Event()
+        errors, counts = [], [0, 0]
+
+        def load(way, ask):
+            i = 0
+            while not stop.is_set():
+                try:
+                    if len(ask(i)) != 24:
+                        errors.append("a short answer")
+                except Exception as error:  # whatever it is, the client noticed
+                    errors.append(error)
+                counts[way] += 1
+                i += 1
+
+        threads = [threading.Thread(target=load, args=(way, ask)) for _ in range(4)
+                   for way, ask in enumerate((self.ask_over_http, self.ask_over_grpc))]
+        for thread in threads:
+            thread.start()
+        try:
+            time.sleep(0.5)
+            # A rolling restart of both, then one is lost.
+            for i, ports in enumerate([(8080, 50051), (8180, 50151)]):
+                os.kill(self.replicas[i].leader(), signal.SIGTERM)
+                self.assertEqual(self.replicas[i].running.wait().exit_code, 0)
+                self.replicas[i] = self.replica(*ports)
+                time.sleep(1.2)  # nginx tries it again
+            os.kill(self.replicas[0].leader(), signal.SIGKILL)
+            time.sleep(0.5)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        self.assertEqual(errors[:3], [], (self.folder / "errors.log").read_text()[-2000:])
+        self.assertGreater(min(counts), 10, counts)
+
+
+@unittest.skipUnless(shutil.which("openssl"), "no openssl here")
+@serve_support.needs_grpc
+class TlsTest(support.TestCase):
+
+    def openssl(self, *args):
+        subprocess.run(["openssl", *map(str, args)], check=True, capture_output=True,
+                       cwd=self.folder)
+
+    def certificate(self, name, issuer="ca"):
+        self.openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out",
+                     f"{name}.csr", "-subj", f"/CN={name}", "-addext",
+                     "subjectAltName=DNS:localhost,IP:127.0.0.1")
+        self.openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{issuer}.crt", "-CAkey",
+                     f"{issuer}.key", "-CAcreateserial", "-days", "2", "-copy_extensions", "copy",
+                     "-out", f"{name}.crt")
+
+    def test_listeners_speak_tls_and_know_their_clients(self):
+        for name in ("ca", "other"):
+            self.openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout",
+                         f"{name}.key", "-out", f"{name}.crt", "-subj", f"/CN={name}")
+        self.certificate("server")
+        self.certificate("client")
+        self.certificate("stranger", "other")
+        file = lambda name: self.folder / name
+        server = Server(OPT, "--tls-cert", file("server.crt"), "--tls-key", file("server.key"),
+                        "--tls-client-ca", file("ca.crt"))
+        self.addCleanup(server.close)
+        root = file("ca.crt").read_bytes()
+
+        def generate(**pair):
+            client = serve_support.Inference(
+                server.addresses["grpc"], grpc.ssl_channel_credentials(root, **pair),
+                [("grpc.ssl_target_name_override", "localhost")])
+            with contextlib.closing(client):
+                return len(client.generate(prompt="a", max_tokens=3, ignore_eos=True).token_ids)
+
+        def pair(name):
+            return {"private_key": file(f"{name}.key").read_bytes(),
+                    "certificate_chain": file(f"{name}.crt").read_bytes()}
+
+        self.assertEqual(generate(**pair("client")), 3)
+        for wrong in ({}, pair("stranger")):
+            with self.assertRaises(grpc.RpcError) as caught:
+                generate(**wrong)
+            self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
+
+        def ready(name):
+            context = ssl.create_default_context(cafile=file("ca.crt"))
+            if name:
+                context.load_cert_chain(file(f"{name}.crt"), file(f"{name}.key"))
+            connection = http.client.HTTPSConnection(server.addresses["http"], context=context,
+                                                     timeout=30)
+            with contextlib.closing(connection):
+                connection.request("GET", "/readyz")
+                return connection.getresponse().status
+
+        self.assertEqual(ready("client"), 200)
+        for wrong in ("", "stranger"):
+            with self.assertRaises(OSError):
+                ready(wrong)
+
+
+class ToolsTest(support.TestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server(OPT, "--metrics", "127.0.0.1:0", "--metrics-compat", "vllm")
+        cls.addClassCleanup(cls.server.close)
+
+    @unittest.skipUnless(importlib.util.find_spec("openai"), "no Python package openai here")
+    def test_the_openai_package(self):
+        import openai
+        client = openai.OpenAI(base_url=f"http://{self.server.addresses['http']}/v1", api_key="x")
+        self.assertEqual(client.models.list().data[0].id, "opt-nano")
+        chat = {"model": "opt-nano", "messages": [{"role": "user", "content": "Who is he?"}],
+                "max_tokens": 12, "seed": 3}
+        answer = client.chat.completions.create(**chat)
+        pieces = [chunk.choices[0].delta.content or ""
+                  for chunk in client.chat.completions.create(**chat, stream=True)]
+        self.assertEqual("".join(pieces), answer.choices[0].message.content)
+        text = client.completions.create(model="opt-nano", prompt="The", max_tokens=5,
+                                         temperature=0).choices[0].text
+        self.assertTrue(text)
+        with self.assertRaises(openai.NotFoundError):
+            client.completions.create(model="other", prompt="The")
+        with self.assertRaises(openai.BadRequestError):
+            client.completions.create(model="opt-nano", prompt="The", temperature=-1)
+
+    def test_bench_serve_measures(self):
+        report, = self.succeed(["bench", "serve", "--url",
+                                f"http://{self.server.addresses['http']}", "--requests", 12,
+                                "--concurrency", 4, "--prompt-tokens", 8, "--max-tokens", 6,
+                                "--json"]).lines
+        self.assertEqual((report["completed"], report["refused"], report["failed"]), (12, 0, 0))
+        self.assertAlmostEqual(report["tokens_per_second"] * report["seconds"], 72, 3)
+        self.fail_alike(["bench", "serve", "--url", f"http://127.0.0.1:{free_port()}"], 1,
+                        "/v1/models", ranks=False)
+
+    def test_the_metrics_listener_serves_no_models(self):
+        host, port = self.server.addresses["metrics"].split(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        with contextlib.closing(connection):
+            connection.request("GET", "/metrics")
+            self.assertIn("vllm:num_requests_waiting", connection.getresponse().read().decode())
+            connection.request("GET", "/v1/models")
+            self.assertEqual(connection.getresponse().status, 404)
+
+
+if __name__ == "__main__":
+    support.main()
