@@ -15,6 +15,7 @@
 #include "launcher/log.h"
 #include "launcher/progress.h"
 #include "parallel/comm/agreement.h"
+#include "runtime/checkpoint/model_config.h"
 #include "runtime/engine/gpu_placement.h"
 
 namespace thinwire {
@@ -57,6 +58,10 @@ absl::StatusOr<Device> ChooseDevice(const EngineFlags& flags, const WireOptions&
     usable = AgreeOnStatus(CheckDeviceUsable(gpu), job.world(), host);
   }
   if (usable.ok()) usable = CheckRunsOnGpus(wire, layout);
+  if (const auto config = LoadModelConfig(flags.model);
+      usable.ok() && config.ok() && config->vptq.has_value()) {
+    usable = absl::UnimplementedError("vector-quantised weights on GPUs");
+  }
   if (usable.ok()) return gpu;
   if (job.leader() && BuiltWithCuda()) LogInfo(absl::StrCat("on the CPU: ", usable.message()));
   return Device::Cpu();

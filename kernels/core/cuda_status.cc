@@ -31,9 +31,34 @@ absl::Status CudaStatus(cudaError_t error, absl::string_view call, Device device
   }
 }
 
+namespace {
+
+// Errors after which every call on the GPU returns the same: who caused it was told so.
+bool OutlastsItsCall(cudaError_t error) {
+  switch (error) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorContextIsDestroyed:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
 void LogCudaFailure(cudaError_t error, absl::string_view call, Device device) {
   // At the end of a process the driver may be gone before the last owner.
-  if (error == cudaSuccess || error == cudaErrorCudartUnloading) return;
+  if (error == cudaSuccess || error == cudaErrorCudartUnloading || OutlastsItsCall(error)) return;
   std::fprintf(stderr, "thinwire: %s\n", CudaStatus(error, call, device).ToString().c_str());
 }
 

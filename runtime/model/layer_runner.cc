@@ -68,22 +68,20 @@ absl::StatusOr<LayerRunner> LayerRunner::Create(const ModelConfig& config, const
     TW_ASSIGN_OR_RETURN(runner.whole_, Tensor::Allocate(DType::kU8, {max_tokens, bytes}, device));
     TW_RETURN_IF_ERROR(allocate(runner.packed_, ffn));
   }
+  const auto upload = [&](const ConstTensorView& here, Tensor& there) -> absl::Status {
+    TW_ASSIGN_OR_RETURN(there, Tensor::Allocate(here.dtype(), {here.dim(0)}, device));
+    TW_RETURN_IF_ERROR(Copy(here, there.mutable_view(), stream));
+    return stream.Synchronize();
+  };
   if (device != Device::Cpu()) {
     const std::vector<int64_t> none(plan.layers().size(), kNoWrongValue);
-    const ConstTensorView here(none.data(), DType::kI64, {static_cast<int64_t>(none.size())});
-    TW_ASSIGN_OR_RETURN(runner.first_wrong_, Tensor::Allocate(DType::kI64, {here.dim(0)}, device));
-    TW_RETURN_IF_ERROR(Copy(here, runner.first_wrong_.mutable_view(), stream));
-    TW_RETURN_IF_ERROR(stream.Synchronize());
+    TW_RETURN_IF_ERROR(
+        upload({none.data(), DType::kI64, {plan.layers().size()}}, runner.first_wrong_));
   }
   if (runner.spec_.rope) {
-    const std::vector<float> frequencies = RopeFrequencies(config.rope, config.head_dim);
-    TW_ASSIGN_OR_RETURN(
-        runner.inv_freq_,
-        Tensor::Allocate(DType::kF32, {static_cast<int64_t>(frequencies.size())}, device));
-    TW_RETURN_IF_ERROR(Copy(ConstTensorView(frequencies.data(), DType::kF32,
-                                            {static_cast<int64_t>(frequencies.size())}),
-                            runner.inv_freq_.mutable_view(), stream));
-    TW_RETURN_IF_ERROR(stream.Synchronize());
+    const std::vector<float> inv_freq = RopeFrequencies(config.rope, config.head_dim);
+    const auto count = static_cast<int64_t>(inv_freq.size());
+    TW_RETURN_IF_ERROR(upload({inv_freq.data(), DType::kF32, {count}}, runner.inv_freq_));
   }
   return runner;
 }
