@@ -10,8 +10,8 @@ namespace {
 template <int kBits, int kSteps, typename T>
 __global__ void __launch_bounds__(kGroupThreads, kSteps == 8 ? 3 : 4)
     Encode(GroupParams p, const T* x, uint8_t* codes) {
-  __shared__ SharedTables tables;
-  FillTables(tables);
+  __shared__ LaneTables tables;
+  FillLaneTables<kBits>(tables);
   const int lane = threadIdx.x % kLanes;
   // All threads stay to the end: neighbours exchange values.
   const int64_t found = static_cast<int64_t>(blockIdx.x) * kGroupsPerBlock + threadIdx.x / kLanes;
@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(kGroupThreads, kSteps == 8 ? 3 : 4)
 template <int kBits, int kSteps, typename T>
 __global__ void __launch_bounds__(kGroupThreads)
     Decode(GroupParams p, GroupParts parts, T* y, bool accumulate) {
-  __shared__ SharedTables tables;
-  FillTables(tables);
+  __shared__ LaneTables tables;
+  FillLaneTables<kBits>(tables);
   const int lane = threadIdx.x % kLanes;
   const int64_t found = static_cast<int64_t>(blockIdx.x) * kGroupsPerBlock + threadIdx.x / kLanes;
   const bool inside = found < p.num_groups;

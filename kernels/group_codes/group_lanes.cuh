@@ -13,6 +13,49 @@ inline constexpr int kLanes = 4;
 inline constexpr int kGroupThreads = 256;  // of a block
 inline constexpr int kGroupsPerBlock = kGroupThreads / kLanes;
 
+// What depends on the scale byte, by its position in an octave: threads index it apart from each
+// other, as they do the rest.
+struct LaneTables : SharedTables {
+  struct Octave {
+    float scale;   // of bytes 128 to 135: from 1 on
+    float factor;  // Quantizer::Factor
+    float level;   // Quantizer::LevelFactor
+    float next;    // the mantissa from which on the next byte's scale is needed
+  };
+  Octave octaves[8];
+};
+
+template <int kBits>
+__device__ __forceinline__ void FillLaneTables(LaneTables& tables) {
+  if (threadIdx.x >= 16 && threadIdx.x < 24) {
+    const int i = static_cast<int>(threadIdx.x) - 16;
+    tables.octaves[i] = {device_tables.scale[128 + i], Quantizer<kBits>::Factor(128 + i),
+                         Quantizer<kBits>::LevelFactor(128 + i),
+                         i < 7 ? device_tables.eighth[i + 1] : 2.0f};
+  }
+  FillTables(tables);
+}
+
+// value * 2^(octaves of `byte` above 128's), for bytes from 1 to 254: the bits of a product, since
+// all of these stay normal.
+__device__ __forceinline__ float InOctave(float value, int byte) {
+  return __int_as_float(__float_as_int(value) + ((byte >> 3) - 16) * (1 << 23));
+}
+__device__ __forceinline__ float BelowOctave(float value, int byte) {
+  return __int_as_float(__float_as_int(value) - ((byte >> 3) - 16) * (1 << 23));
+}
+
+// As DeviceScaleByte: of the thresholds between octaves, eighth j of the mantissas has the one that
+// is its own, and those before it are passed.
+__device__ __forceinline__ int LaneScaleByte(const LaneTables& tables, float largest) {
+  const uint32_t bits = __float_as_uint(largest);
+  const float mantissa = __uint_as_float((bits & 0x007fffffu) | 0x3f800000u);
+  const int j = static_cast<int>(bits >> 20 & 7u);
+  const int byte = 128 + 8 * (static_cast<int>(bits >> 23) - 127) + j + (mantissa > 1.0f ? 1 : 0) +
+                   (tables.octaves[j].next < mantissa ? 1 : 0);
+  return min(max(byte, kLeastScaleByte), kLargestScaleByte);
+}
+
 // kSteps = size of a group / 16.
 template <int kSteps>
 struct Values {
@@ -61,20 +104,25 @@ __device__ __forceinline__ void Rotate(int lane, Values<kSteps>& u) {
   }
 }
 
+// The largest of |a| and |b|; NaN if one is.
+__device__ __forceinline__ float LargerMagnitude(float a, float b) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(fabsf(a)), "f"(fabsf(b)));
+  return larger;
+}
+
 // The bits of the largest |u| of the group, on all its threads: as integers, NaN is above infinity,
 // and both are above all else.
 template <int kSteps>
 __device__ __forceinline__ uint32_t LargestMagnitude(const Values<kSteps>& u) {
-  uint32_t largest = 0;
+  float largest = 0.0f;
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      largest = max(largest, __float_as_uint(u.at[k][r]) & 0x7fffffffu);
-    }
+    for (int r = 0; r < 4; ++r) largest = LargerMagnitude(largest, u.at[k][r]);
   }
-  largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-  return max(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+  largest = LargerMagnitude(largest, FromLane(largest, 1));
+  return __float_as_uint(LargerMagnitude(largest, FromLane(largest, 2)));
 }
 
 template <int kSteps, typename T>
@@ -95,16 +143,37 @@ __device__ __forceinline__ Values<kSteps> Load(const T* from, bool aligned) {
   return values;
 }
 
+// 1 / sqrt(size) where that is a power of two, by which factors are multiplied instead of values
+// then: products are the same (and those of values so small that they are not, nothing to a step);
+// else 0.
+template <int kSteps>
+inline constexpr float kExactNorm = kSteps == 4   ? 0.125f
+                                    : kSteps == 1 ? 0.25f
+                                                  : 0.0f;
+
+// Of a scale: for values as Rotate leaves them where kExactNorm, else for rotated values.
+struct LaneScale {
+  float scale;
+  float factor;
+};
+
+template <int kSteps>
+__device__ __forceinline__ LaneScale ScaleOf(const LaneTables& tables, int byte) {
+  const LaneTables::Octave octave = tables.octaves[byte & 7];
+  const float factor = BelowOctave(octave.factor, byte);
+  return {InOctave(octave.scale, byte),
+          kExactNorm<kSteps> > 0.0f ? factor * kExactNorm<kSteps> : factor};
+}
+
 template <int kBits, int kSteps>
-__device__ __forceinline__ float SquaredError(const SharedTables& tables, const Values<kSteps>& u,
-                                              int byte) {
-  const float factor = Quantizer<kBits>::Factor(byte);
+__device__ __forceinline__ float SquaredError(const LaneTables& tables, const Values<kSteps>& u,
+                                              const LaneScale& of) {
   float sums[4];
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      const float distance = Quantizer<kBits>::Distance(tables, fabsf(u.at[k][r]), factor);
+      const float distance = Quantizer<kBits>::Distance(tables, fabsf(u.at[k][r]), of.factor);
       sums[r] = k == 0 ? distance * distance : fmaf(distance, distance, sums[r]);
     }
   }
@@ -112,8 +181,7 @@ __device__ __forceinline__ float SquaredError(const SharedTables& tables, const 
   for (int r = 0; r < 4; ++r) sums[r] += FromLane(sums[r], 2);
 #pragma unroll
   for (int r = 0; r < 4; ++r) sums[r] += FromLane(sums[r], 1);
-  const float scale = device_tables.scale[byte];
-  return ((sums[0] + sums[2]) + (sums[1] + sums[3])) * (scale * scale);
+  return ((sums[0] + sums[2]) + (sums[1] + sums[3])) * (of.scale * of.scale);
 }
 
 // kAligned: known to be at a multiple of 4.
@@ -176,12 +244,26 @@ __device__ __forceinline__ void StoreCodes(int lane, const uint32_t (&codes)[kSt
     }
   }
   if constexpr (kBits == 5) {
+    uint32_t fours[kSteps];  // a thread's topmost bits, that of byte 0 lowest
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      const uint32_t bits = codes[k] >> 4 & 0x01010101u;
-      const uint32_t four = bits * 0x01020408u >> 24;  // their lowest bits, that of byte 0 lowest
-      const uint32_t next = __shfl_down_sync(0xffffffffu, four, 1);
-      if (write && lane % 2 == 0) high[2 * k + lane / 2] = static_cast<uint8_t>(four | next << 4);
+    for (int k = 0; k < kSteps; ++k) fours[k] = (codes[k] >> 4 & 0x01010101u) * 0x01020408u >> 24;
+    if constexpr (kSteps == 4) {
+      uint32_t words[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        words[half] = (fours[2 * half] | fours[2 * half + 1] << 16) << (4 * lane);
+        words[half] |= __shfl_xor_sync(0xffffffffu, words[half], 1);
+        words[half] |= __shfl_xor_sync(0xffffffffu, words[half], 2);
+      }
+      if (write && lane < 2) StoreWord<kAligned>(lane == 0 ? words[0] : words[1], high + 4 * lane);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) {
+        const uint32_t next = __shfl_down_sync(0xffffffffu, fours[k], 1);
+        if (write && lane % 2 == 0) {
+          high[2 * k + lane / 2] = static_cast<uint8_t>(fours[k] | next << 4);
+        }
+      }
     }
   }
 }
@@ -257,7 +339,7 @@ struct GroupCode {
 // Encodes the group whose values 4 lane and on are at `from`. All threads of the warp take part;
 // norm is 1 / sqrt(size), aligned as in GroupParams.
 template <int kBits, int kSteps, typename T>
-__device__ __forceinline__ GroupCode<kSteps> EncodeGroup(const SharedTables& tables, int lane,
+__device__ __forceinline__ GroupCode<kSteps> EncodeGroup(const LaneTables& tables, int lane,
                                                          const T* from, float norm, bool aligned) {
   constexpr uint32_t kInfinity = 0x7f800000u;
   constexpr uint32_t kEach = 0x01010101u;
@@ -282,30 +364,35 @@ __device__ __forceinline__ GroupCode<kSteps> EncodeGroup(const SharedTables& tab
       u = smaller;
     }
   }
-  const float top = __uint_as_float(largest) * norm;
-  const int first = DeviceScaleByte(fmaxf(top, 1.17549435e-38f));
+  const int first = LaneScaleByte(tables, fmaxf(__uint_as_float(largest) * norm, 1.17549435e-38f));
+  float top = __uint_as_float(largest);
+  if constexpr (kExactNorm<kSteps> == 0.0f) {
+    top *= norm;
 #pragma unroll
-  for (int k = 0; k < kSteps; ++k) {
+    for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) u.at[k][r] *= norm;
+      for (int r = 0; r < 4; ++r) u.at[k][r] *= norm;
+    }
   }
   int best = first;
-  float least = SquaredError<kBits, kSteps>(tables, u, first);
+  float least = SquaredError<kBits, kSteps>(tables, u, ScaleOf<kSteps>(tables, first));
 #pragma unroll
   for (int c = 1; c < Quantizer<kBits>::kCandidates; ++c) {
     const int byte = max(first - c, kLeastScaleByte);
-    // What the largest value alone adds to the error. Sums of squares only grow, rounded ones too:
-    // where that is no less than the least error, this scale cannot be better; nor can the next,
-    // which clip more of it.
-    const float clipped = Quantizer<kBits>::Distance(tables, top, Quantizer<kBits>::Factor(byte));
-    const float scale = device_tables.scale[byte];
-    if (__all_sync(0xffffffffu, clipped * clipped * (scale * scale) >= least)) break;
-    const float error = SquaredError<kBits, kSteps>(tables, u, byte);
+    const LaneScale of = ScaleOf<kSteps>(tables, byte);
+    if (c > 1 || kBits > 5) {
+      // What the largest value alone adds to the error. Sums of squares only grow, rounded ones
+      // too: where that is no less than the least error, this scale cannot be better; nor can the
+      // next, which clip more of it.
+      const float clipped = Quantizer<kBits>::Distance(tables, top, of.factor);
+      if (__all_sync(0xffffffffu, clipped * clipped * (of.scale * of.scale) >= least)) break;
+    }
+    const float error = SquaredError<kBits, kSteps>(tables, u, of);
     best = error < least ? byte : best;
     least = fminf(error, least);
   }
   const bool special = is_nan || largest == 0;
-  const float factor = Quantizer<kBits>::Factor(best);
+  const float factor = ScaleOf<kSteps>(tables, best).factor;
   GroupCode<kSteps> coded;
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
@@ -324,11 +411,14 @@ __device__ __forceinline__ GroupCode<kSteps> EncodeGroup(const SharedTables& tab
   return coded;
 }
 
-// u += the levels of a thread's codes.
+// u += the levels of a thread's codes, times kExactNorm where there is one.
 template <int kBits, int kSteps>
-__device__ __forceinline__ void AddLevels(const SharedTables& tables, int scale_byte,
+__device__ __forceinline__ void AddLevels(const LaneTables& tables, int scale_byte,
                                           const uint32_t (&codes)[kSteps], Values<kSteps>& u) {
-  const float factor = Quantizer<kBits>::LevelFactor(scale_byte);
+  float factor = InOctave(tables.octaves[scale_byte & 7].level, scale_byte);
+  if constexpr (kExactNorm < kSteps >> 0.0f) factor *= kExactNorm<kSteps>;
+  if (scale_byte == kZeroGroup) factor = 0.0f;
+  if (scale_byte == kNanGroup) factor = __uint_as_float(0x7fc00000u);
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
@@ -346,7 +436,8 @@ __device__ __forceinline__ void AddLevels(const SharedTables& tables, int scale_
   }
 }
 
-// y, or y + it, of a thread's values, rotated back, from `to`: 4 lane and on of the group.
+// y, or y + it, of a thread's values (the sums of AddLevels, rotated back), from `to`: 4 lane and
+// on of the group.
 template <int kSteps, typename T>
 __device__ __forceinline__ void StoreValues(Values<kSteps>& u, float norm, bool accumulate,
                                             bool aligned, T* to) {
@@ -356,7 +447,7 @@ __device__ __forceinline__ void StoreValues(Values<kSteps>& u, float norm, bool 
     if (accumulate && aligned) pack = LoadPack<4>(to + 16 * k);
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      float value = u.at[k][r] * norm;
+      float value = kExactNorm<kSteps> > 0.0f ? u.at[k][r] : u.at[k][r] * norm;
       if (accumulate) value = AsFloat(aligned ? pack.values[r] : to[16 * k + r]) + value;
       pack.values[r] = FromFloat<T>(value);
     }

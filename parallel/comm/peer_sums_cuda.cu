@@ -227,7 +227,7 @@ unsigned NumBlocks(const PeerMemory& peers, int64_t wanted) {
 }  // namespace
 
 int64_t MostPeerSumBytes(const PeerMemory& peers) {
-  constexpr int64_t kMostForTwo = int64_t{16} << 20;
+  constexpr int64_t kMostForTwo = int64_t{32} << 20;
   constexpr int64_t kMostForMore = int64_t{256} << 10;
   if (peers.size() > 2) return std::min(kMostForMore, MostMarkedBytes(peers));
   return std::min(kMostForTwo, peers.room_bytes());

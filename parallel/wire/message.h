@@ -18,20 +18,30 @@ struct MessageKey {
   int sender = 0;  // rank in the communicator that carries the message
   int64_t num_rows = 0;
   int64_t row_bytes = 0;
+  bool on_gpu = false;
 
-  int64_t message_bytes() const { return num_rows * row_bytes + kCheckBytes; }
+  int64_t rows_bytes() const { return num_rows * row_bytes; }
+  // Rows and check; on a GPU, where there is no check, rows up to whole kPadding: links and kernels
+  // are slow to move what does not lie in whole vectors.
+  int64_t message_bytes() const {
+    return on_gpu ? (rows_bytes() + kPadding - 1) / kPadding * kPadding
+                  : rows_bytes() + kCheckBytes;
+  }
+  // Of message_bytes(), those that are not rows.
+  int64_t extra_bytes() const { return message_bytes() - rows_bytes(); }
 
   // The low 16 bits of XXH3 (xxHash 0.8) of the rows' bytes, seeded with the key and with
   // kWireVersion; little-endian. Damage, another version and another meaning go unseen once in
   // 65536 times; transports' own checks, and the comparison of flags at start, come before.
   static constexpr int64_t kCheckBytes = 2;
+  static constexpr int64_t kPadding = 16;
 };
 
 // Of every byte layout in this folder and in kernels/group_codes.
 inline constexpr int kWireVersion = 1;
 
-// Writes the check behind the rows. message: [message_bytes] uint8. On a GPU nothing is written and
-// nothing checked: its links check what they carry, and a look at the bytes would cost a launch.
+// Writes the check behind the rows. message: [message_bytes] uint8. On a GPU there is none: its
+// links check what they carry, and a look at the bytes would cost a launch.
 void SealMessage(const MessageKey& key, TensorView message);
 
 // DataLoss names sender and sizes when the check does not match; the site is the caller's to name.

@@ -1,13 +1,13 @@
 // Groups travel in tiles of 64, encoded by a block at a time: codes one after another, then scale
 // bytes. Blocks of equal number on all ranks talk to each other.
 //
-// A block goes through its tiles in rounds. In a round it encodes one tile into shared memory,
-// meets, pushes it to the others in whole lines, and decodes the tile that it pushed kLag rounds
-// ago together with the others' (which have pushed theirs by then, if they are as fast). So the
-// links carry one tile while the multiprocessors work on others, with no barrier of the whole GPU.
-// What is pushed in a round is signalled after the next round's barrier, by when all threads of the
-// block have pushed; peer_memory.cuh has the order of memory. Progress: what a round waits for was
-// signalled by the other rank kLag - 1 >= 1 rounds before it can wait for this one.
+// A block goes through its tiles in rounds. In a round it encodes some into shared memory, meets,
+// pushes them to the others in whole lines, and decodes those that it pushed kLag rounds ago
+// together with the others' (which have pushed theirs by then, if they are as fast). So the links
+// carry some tiles while the multiprocessors work on others, with no barrier of the whole GPU. What
+// is pushed in a round is signalled after the barrier of one of the next kSignalEvery rounds, by
+// when all threads of the block have pushed; peer_memory.cuh has the order of memory. Progress: a
+// round waits, before its barrier, for signals that the other rank gives in rounds before this one.
 #include <algorithm>
 #include <cmath>
 
@@ -20,7 +20,9 @@
 namespace thinwire {
 namespace {
 
-constexpr int kLag = 2;
+// A signal waits until what was pushed before has arrived: one for this many rounds.
+constexpr int kSignalEvery = 2;
+constexpr int kLag = kSignalEvery + 1;
 constexpr int kStages = kLag + 2;  // tiles in shared memory: encoded, pushed, waiting, decoded
 constexpr int kPollingWarp = kGroupThreads / 32 - 1;  // another than signals, which wait, too
 
@@ -39,130 +41,179 @@ struct Tile {
   }
 };
 
+// A round's, for which what a round costs is paid once.
+template <int kSteps>
+inline constexpr int kTilesOfRound = kSteps == 8 ? 1 : 2;
+
 template <typename T>
 struct Job {
   PeerView peers;
-  PeerExchange exchange;
   T* rows;
   int64_t first_group[kMostPeerRanks];  // of rank r's block of rows, in `rows`
-  int64_t num_groups[kMostPeerRanks];
+  int32_t num_groups[kMostPeerRanks];
   float norm;
 };
 
-__device__ __forceinline__ int64_t NumTiles(int64_t num_groups) {
-  return (num_groups + kGroupsPerBlock - 1) / kGroupsPerBlock;
-}
+// Rounds in which owners are sent tiles of their own, one in turn.
+struct Turn {
+  int turn = 0;
+  int index = 0;  // of the tile among the block's
 
-template <int kBits, int kSteps, typename T>
-__global__ void __launch_bounds__(kGroupThreads, kSteps == 8 ? 2 : 4)
+  __device__ __forceinline__ void Next(int turns) {
+    if (++turn == turns) {
+      turn = 0;
+      ++index;
+    }
+  }
+};
+
+// Blocks of a multiprocessor.
+template <int kSteps>
+inline constexpr int kResident = kSteps == 8 ? 2 : 4;
+
+template <PeerExchange kExchange, int kBits, int kSteps, typename T>
+__global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
     Exchange(const __grid_constant__ Job<T> job) {
   using TileOf = Tile<kBits, kSteps>;
-  __shared__ SharedTables tables;
-  __shared__ uint4 stages[kStages][TileOf::kVectors];
-  FillTables(tables);
+  __shared__ LaneTables tables;
+  constexpr int kTiles = kTilesOfRound<kSteps>;
+  __shared__ uint4 stages[kStages][kTiles][TileOf::kVectors];
+  FillLaneTables<kBits>(tables);
   const PeerView& v = job.peers;
   const uint64_t epoch = CurrentEpoch(v);
   const int me = v.rank;
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % kLanes;
   const int slot = thread / kLanes;  // of a tile's groups
-  const bool to_owners = job.exchange == PeerExchange::kSumToOwners;
-  // Owners are sent tiles of their own, one in turn; else all are sent the same.
-  const int turns = to_owners ? v.size - 1 : 1;
-  const auto turn_to = [&](int64_t round) {
-    const int to = me + 1 + static_cast<int>(round % turns);
-    return to < v.size ? to : to - v.size;
+  const int block = static_cast<int>(blockIdx.x);
+  const int blocks = static_cast<int>(gridDim.x);
+  constexpr bool to_owners = kExchange == PeerExchange::kSumToOwners;
+  constexpr bool shares = kExchange == PeerExchange::kShare;
+  const int turns = to_owners ? v.size - 1 : 1;  // else all are sent the same
+  const auto peer_of = [&](int turn) {
+    return me + 1 + turn < v.size ? me + 1 + turn : me + 1 + turn - v.size;
   };
-  const auto has_tile = [&](int block, int64_t tile) {
-    return tile * kGroupsPerBlock < job.num_groups[block];
+  // The first tile of the block's round; the others are `blocks` further each.
+  const auto tile_at = [&](int index) { return index * kTiles * blocks + block; };
+  const auto has_tile = [&](int of, int tile) {
+    return tile * kGroupsPerBlock < job.num_groups[of];
   };
-  int64_t most_groups = 0;
+  int most_groups = 0;
   for (int r = 0; r < v.size; ++r) most_groups = max(most_groups, job.num_groups[r]);
-  const int64_t tiles_here =
-      max((NumTiles(most_groups) - blockIdx.x + gridDim.x - 1) / gridDim.x, int64_t{0});
-  const int64_t rounds = tiles_here * turns;
-  const auto tile_at = [&](int64_t index) { return index * gridDim.x + blockIdx.x; };
+  const auto rounds_of = [&](int groups) {
+    const int tiles = (groups + kGroupsPerBlock - 1) / kGroupsPerBlock;
+    const int step = kTiles * blocks;
+    return tiles > block ? (tiles - block + step - 1) / step : 0;
+  };
+  const int own_rounds = rounds_of(job.num_groups[me]);
+  const int rounds = rounds_of(most_groups) * turns;
   // This thread's values of a tile's group, its last again where there are fewer.
-  const auto values_at = [&](int block, int64_t tile) {
-    const int64_t group = min(tile * kGroupsPerBlock + slot, job.num_groups[block] - 1);
-    return job.rows + (job.first_group[block] + group) * TileOf::kGroupSize + 4 * lane;
+  const auto values_at = [&](int of, int tile) {
+    const int group = min(tile * kGroupsPerBlock + slot, job.num_groups[of] - 1);
+    return job.rows + (job.first_group[of] + group) * TileOf::kGroupSize + 4 * lane;
   };
 
-  for (int64_t round = 0; round < rounds + kLag; ++round) {
-    const int to = turn_to(round);
+  Turn sending;
+  Turn signalling;
+  Turn receiving;
+  int stage = 0;       // of this round's tiles
+  int past_stage = 0;  // of what was encoded kLag rounds ago
+  for (int round = 0; round < rounds + kLag; ++round) {
+    const int to = peer_of(sending.turn);
     const int sent_block = to_owners ? to : me;
-    const int64_t sent_tile = tile_at(round / turns);
+    const int sent_tile = tile_at(sending.index);
     const bool sends = round < rounds && has_tile(sent_block, sent_tile);
-    uint4* const stage = stages[round % kStages];
     if (sends) {
-      const GroupCode<kSteps> coded = EncodeGroup<kBits, kSteps>(
-          tables, lane, values_at(sent_block, sent_tile), job.norm, true);
-      auto* const bytes = reinterpret_cast<uint8_t*>(stage);
-      StoreCodes<kBits, kSteps, true>(lane, coded.words, true, bytes + slot * TileOf::kGroupBytes);
-      if (lane == 0) bytes[TileOf::kCodeBytes + slot] = coded.scale;
+#pragma unroll 1
+      for (int i = 0; i < kTiles; ++i) {
+        if (!has_tile(sent_block, sent_tile + i * blocks)) break;
+        const GroupCode<kSteps> coded = EncodeGroup<kBits, kSteps>(
+            tables, lane, values_at(sent_block, sent_tile + i * blocks), job.norm, true);
+        auto* const bytes = reinterpret_cast<uint8_t*>(stages[stage][i]);
+        StoreCodes<kBits, kSteps, true>(lane, coded.words, true,
+                                        bytes + slot * TileOf::kGroupBytes);
+        if (lane == 0) bytes[TileOf::kCodeBytes + slot] = coded.scale;
+      }
     }
-    // Of what this block receives: the tile of the round kLag ago, once all turns have had it.
-    const int64_t past = round - kLag;
-    const bool receives = past >= 0 && (past + 1) % turns == 0;
-    const int64_t index = past / turns;
-    const int64_t tile = tile_at(index);
+    // Of what this block receives: what was pushed kLag rounds ago, once all turns have been.
+    const bool receives = round >= kLag && receiving.turn == turns - 1;
+    const int tile = tile_at(receiving.index);
     bool heard = true;
     const int from = thread - 32 * kPollingWarp;
     if (receives && from >= 0 && from < v.size && from != me &&
         has_tile(to_owners ? me : from, tile)) {
       const uint64_t* const signal = SignalOf(v, me, from, blockIdx.x);
-      const uint64_t wanted = (epoch << 16) + static_cast<uint64_t>(index + 1);
+      const uint64_t wanted = (epoch << 16) + static_cast<uint64_t>(receiving.index + 1);
       heard = WaitFor(v, from, [&] { return ReadSignal(signal) >= wanted; });
     }
     if (__syncthreads_and(heard) == 0) break;
 
+    // What was pushed up to the round before.
     if (round > 0 && round <= rounds && thread < v.size && thread != me) {
-      const int64_t pushed = round - 1;
-      const bool did = to_owners
-                           ? thread == turn_to(pushed) && has_tile(thread, tile_at(pushed / turns))
-                           : has_tile(me, tile_at(pushed));
-      if (did) {
+      const int pushed = signalling.index;
+      const bool due = to_owners
+                           ? thread == peer_of(signalling.turn) && has_tile(thread, tile_at(pushed))
+                           : pushed < own_rounds &&
+                                 (pushed + 1 == own_rounds || (pushed + 1) % kSignalEvery == 0);
+      if (due) {
         Signal(SignalOf(v, thread, me, blockIdx.x),
-               (epoch << 16) + static_cast<uint64_t>(pushed / turns + 1));
+               (epoch << 16) + static_cast<uint64_t>(pushed + 1));
       }
     }
     if (sends) {
-      const int64_t filled = job.num_groups[sent_block] - sent_tile * kGroupsPerBlock;
       for (int hop = 0; hop < (to_owners ? 1 : v.size - 1); ++hop) {
         const int peer = to + hop < v.size ? to + hop : to + hop - v.size;
-        auto* const room =
-            reinterpret_cast<uint4*>(RoomOf(v, peer, me, epoch) + sent_tile * TileOf::kBytes);
-        for (int i = thread; i < TileOf::kVectors; i += kGroupThreads) {
-          if (TileOf::FirstGroupOf(i) < filled) room[i] = stage[i];
+        std::byte* const room = RoomOf(v, peer, me, epoch);
+#pragma unroll 1
+        for (int i = 0; i < kTiles; ++i) {
+          const int sent = sent_tile + i * blocks;
+          const int filled = job.num_groups[sent_block] - sent * kGroupsPerBlock;
+          auto* const at = reinterpret_cast<uint4*>(room + int64_t{sent} * TileOf::kBytes);
+#pragma unroll
+          for (int first = 0; first < TileOf::kVectors; first += kGroupThreads) {
+            const int j = first + thread;
+            if (j < TileOf::kVectors && TileOf::FirstGroupOf(j) < filled) {
+              at[j] = stages[stage][i][j];
+            }
+          }
         }
       }
     }
-    if (!receives) continue;
-    // The codes of `block`'s tile, or of all's, as rank r has sent them.
-    const auto add = [&](int r, Values<kSteps>& u) {
-      const uint8_t* const bytes =
-          r == me
-              ? reinterpret_cast<const uint8_t*>(stages[past % kStages])
-              : reinterpret_cast<const uint8_t*>(RoomOf(v, me, r, epoch)) + tile * TileOf::kBytes;
-      uint32_t codes[kSteps];
-      LoadCodes<kBits, kSteps, true>(lane, bytes + slot * TileOf::kGroupBytes, codes);
-      AddLevels<kBits, kSteps>(tables, bytes[TileOf::kCodeBytes + slot], codes, u);
-    };
-    const bool shares = job.exchange == PeerExchange::kShare;
-    for (int r = shares ? 0 : me; r < (shares ? v.size : me + 1); ++r) {
-      if (!has_tile(r, tile)) continue;
-      Values<kSteps> u = {};  // from 0 on, since a sum of -0 would be -0
-      if (shares) {
-        add(r, u);
-      } else {
-        for (int part = 0; part < v.size; ++part) {
-          if (part != me || !to_owners) add(part, u);
+#pragma unroll 1
+    for (int i = 0; receives && i < kTiles; ++i) {
+      const int got = tile + i * blocks;
+      // The codes of the tile as rank r has sent them.
+      const auto add = [&](int r, Values<kSteps>& u) {
+        const uint8_t* const bytes =
+            r == me ? reinterpret_cast<const uint8_t*>(stages[past_stage][i])
+                    : reinterpret_cast<const uint8_t*>(RoomOf(v, me, r, epoch)) +
+                          int64_t{got} * TileOf::kBytes;
+        uint32_t codes[kSteps];
+        LoadCodes<kBits, kSteps, true>(lane, bytes + slot * TileOf::kGroupBytes, codes);
+        AddLevels<kBits, kSteps>(tables, bytes[TileOf::kCodeBytes + slot], codes, u);
+      };
+      for (int r = shares ? 0 : me; r < (shares ? v.size : me + 1); ++r) {
+        if (!has_tile(r, got)) continue;
+        Values<kSteps> u = {};  // from 0 on, since a sum of -0 would be -0
+        if constexpr (shares) {
+          add(r, u);
+        } else {
+          for (int part = 0; part < v.size; ++part) {
+            if (part != me || !to_owners) add(part, u);
+          }
+        }
+        Rotate<kSteps>(lane, u);
+        if (got * kGroupsPerBlock + slot < job.num_groups[r]) {
+          StoreValues<kSteps>(u, job.norm, to_owners, true, values_at(r, got));
         }
       }
-      Rotate<kSteps>(lane, u);
-      if (tile * kGroupsPerBlock + slot < job.num_groups[r]) {
-        StoreValues<kSteps>(u, job.norm, to_owners, true, values_at(r, tile));
-      }
+    }
+    sending.Next(turns);
+    stage = stage + 1 < kStages ? stage + 1 : 0;
+    if (round > 0) signalling.Next(turns);
+    if (round >= kLag) {
+      receiving.Next(turns);
+      past_stage = past_stage + 1 < kStages ? past_stage + 1 : 0;
     }
   }
   // Every kernel waits for all ranks (peer_memory.h), also where it has nothing for some or nothing
@@ -176,16 +227,15 @@ __global__ void __launch_bounds__(kGroupThreads, kSteps == 8 ? 2 : 4)
   EndEpoch(v, epoch);
 }
 
-// Launches kernels of as many groups of every block as fit into a room.
-template <int kBits, int kSteps, typename T>
-void Launch(const PeerMemory& peers, PeerExchange exchange, TensorView rows,
-            absl::Span<const int64_t> offsets, cudaStream_t stream) {
+// Launches kernels of as many groups of every block of rows as fit into a room.
+template <PeerExchange kExchange, int kBits, int kSteps, typename T>
+void Launch(const PeerMemory& peers, TensorView rows, absl::Span<const int64_t> offsets,
+            cudaStream_t stream) {
   using TileOf = Tile<kBits, kSteps>;
   const int64_t groups_per_row = rows.dim(1) / TileOf::kGroupSize;
-  const bool sums_all = exchange == PeerExchange::kSumAll;
+  constexpr bool sums_all = kExchange == PeerExchange::kSumAll;
   Job<T> job = {};
   job.peers = peers.view();
-  job.exchange = exchange;
   job.rows = rows.mutable_data<T>();
   job.norm = static_cast<float>(1.0 / std::sqrt(static_cast<double>(TileOf::kGroupSize)));
   const auto begin_of = [&](int r) { return sums_all ? 0 : offsets[r] * groups_per_row; };
@@ -195,18 +245,31 @@ void Launch(const PeerMemory& peers, PeerExchange exchange, TensorView rows,
   int64_t most = 0;
   for (int r = 0; r < peers.size(); ++r) most = std::max(most, end_of(r) - begin_of(r));
   const int64_t room = peers.room_bytes() / TileOf::kBytes * kGroupsPerBlock;
-  constexpr int64_t kBlocksPerMultiprocessor = kSteps == 8 ? 2 : 4;
   const int64_t most_blocks =
-      std::min<int64_t>(kBlocksPerMultiprocessor * peers.num_multiprocessors(), kMostPeerBlocks);
+      std::min<int64_t>(kResident<kSteps> * peers.num_multiprocessors(), kMostPeerBlocks);
   for (int64_t begin = 0; begin < most; begin += room) {
     const int64_t count = std::min(room, most - begin);
     for (int r = 0; r < peers.size(); ++r) {
       job.first_group[r] = begin_of(r) + begin;
-      job.num_groups[r] = std::clamp<int64_t>(end_of(r) - job.first_group[r], 0, count);
+      job.num_groups[r] =
+          static_cast<int32_t>(std::clamp<int64_t>(end_of(r) - job.first_group[r], 0, count));
     }
     const int64_t tiles = (count + kGroupsPerBlock - 1) / kGroupsPerBlock;
-    Exchange<kBits, kSteps, T>
+    Exchange<kExchange, kBits, kSteps, T>
         <<<static_cast<unsigned>(std::min(tiles, most_blocks)), kGroupThreads, 0, stream>>>(job);
+  }
+}
+
+template <int kBits, int kSteps, typename T>
+void Launch(const PeerMemory& peers, PeerExchange exchange, TensorView rows,
+            absl::Span<const int64_t> offsets, cudaStream_t stream) {
+  switch (exchange) {
+    case PeerExchange::kSumAll:
+      return Launch<PeerExchange::kSumAll, kBits, kSteps, T>(peers, rows, offsets, stream);
+    case PeerExchange::kSumToOwners:
+      return Launch<PeerExchange::kSumToOwners, kBits, kSteps, T>(peers, rows, offsets, stream);
+    case PeerExchange::kShare:
+      return Launch<PeerExchange::kShare, kBits, kSteps, T>(peers, rows, offsets, stream);
   }
 }
 

@@ -24,10 +24,14 @@ struct Wire::Blocks {
             .codec = codec,
             .sender = r,
             .num_rows = offsets[r + 1] - offsets[r],
-            .row_bytes = row_bytes};
+            .row_bytes = row_bytes,
+            .on_gpu = all.device().kind == DeviceKind::kCuda};
   }
   TensorView message(int r) const {
-    return Part(all, offsets[r] * row_bytes + r * MessageKey::kCheckBytes, key(r).message_bytes());
+    // Apart by what any message has beside its rows, from whole kPadding on.
+    const int64_t before = offsets[r] * row_bytes + MessageKey::kPadding - 1;
+    return Part(all, (before / MessageKey::kPadding + 2 * r) * MessageKey::kPadding,
+                key(r).message_bytes());
   }
 };
 
@@ -78,10 +82,10 @@ absl::StatusOr<Wire::Blocks> Wire::BlocksFor(Site site, const RowCodec& codec, C
                    .offsets = offsets,
                    .row_bytes = codec.RowBytes(rows.dim(1), rows.dtype()),
                    .all = {}};
-  TW_ASSIGN_OR_RETURN(
-      blocks.all,
-      Bytes(incoming_, rows.dim(0) * blocks.row_bytes + tp_->size() * MessageKey::kCheckBytes,
-            rows.device()));
+  TW_ASSIGN_OR_RETURN(blocks.all, Bytes(incoming_,
+                                        rows.dim(0) * blocks.row_bytes +
+                                            (2 * tp_->size() + 1) * MessageKey::kPadding,
+                                        rows.device()));
   return blocks;
 }
 
@@ -96,8 +100,8 @@ absl::Status Wire::ExchangeBlocks(const Blocks& blocks, TensorView rows, Recordi
     for (int r = 0; r < p; ++r) {
       if (r != rank) out[r] = blocks.message(rank);
     }
-    recording.AddMetadata((p - 1) * (own.num_rows * blocks.codec.RowMetadataBytes(rows.dim(1)) +
-                                     MessageKey::kCheckBytes));
+    recording.AddMetadata(
+        (p - 1) * (own.num_rows * blocks.codec.RowMetadataBytes(rows.dim(1)) + own.extra_bytes()));
   }
   for (int r = 0; r < p; ++r) {
     if (r != rank && blocks.key(r).num_rows > 0) in[r] = blocks.message(r);
@@ -123,11 +127,11 @@ absl::Status Wire::SendHop(ConstTensorView residual, int peer, Stream& stream) {
                           .codec = codec,
                           .sender = world_->rank(),
                           .num_rows = own.size(),
-                          .row_bytes = codec.RowBytes(residual.dim(1), residual.dtype())};
+                          .row_bytes = codec.RowBytes(residual.dim(1), residual.dtype()),
+                          .on_gpu = residual.device().kind == DeviceKind::kCuda};
   Recording recording(ledger_, world_, Site::kStageHop, 2 * residual.num_elements());
   if (own.size() == 0) return recording.Done(absl::OkStatus());
-  recording.AddMetadata(own.size() * codec.RowMetadataBytes(residual.dim(1)) +
-                        MessageKey::kCheckBytes);
+  recording.AddMetadata(own.size() * codec.RowMetadataBytes(residual.dim(1)) + key.extra_bytes());
   const auto run = [&]() -> absl::Status {
     TW_ASSIGN_OR_RETURN(const TensorView message,
                         Bytes(outgoing_, key.message_bytes(), residual.device()));

@@ -69,7 +69,8 @@ absl::Status Wire::ReduceInOneShot(Site site, TensorView inout, Stream& stream) 
                     .codec = codec,
                     .sender = tp_->rank(),
                     .num_rows = n,
-                    .row_bytes = codec.RowBytes(inout.dim(1), inout.dtype())};
+                    .row_bytes = codec.RowBytes(inout.dim(1), inout.dtype()),
+                    .on_gpu = inout.device().kind == DeviceKind::kCuda};
   PeerMemory* const peers = PeersFor(codec, inout);
   Recording recording(ledger_, tp_, site, RingAllReduceBytes(inout.num_elements()));
   if constexpr (kHasCuda) {
@@ -80,8 +81,7 @@ absl::Status Wire::ReduceInOneShot(Site site, TensorView inout, Stream& stream) 
     }
   }
   const int64_t bytes = key.message_bytes();
-  recording.AddMetadata((p - 1) *
-                        (n * codec.RowMetadataBytes(inout.dim(1)) + MessageKey::kCheckBytes));
+  recording.AddMetadata((p - 1) * (n * codec.RowMetadataBytes(inout.dim(1)) + key.extra_bytes()));
   const auto run = [&]() -> absl::Status {
     TW_ASSIGN_OR_RETURN(const TensorView all, Bytes(incoming_, p * bytes, inout.device()));
     const TensorView own = Part(all, tp_->rank() * bytes, bytes);
@@ -124,12 +124,12 @@ absl::Status Wire::ReduceToOwners(Site site, TensorView inout, Stream& stream) {
                       .codec = codec,
                       .sender = sender,
                       .num_rows = rows.size(),
-                      .row_bytes = row_bytes};
+                      .row_bytes = row_bytes,
+                      .on_gpu = inout.device().kind == DeviceKind::kCuda};
   };
   const auto run = [&]() -> absl::Status {
-    TW_ASSIGN_OR_RETURN(
-        const TensorView sent,
-        Bytes(outgoing_, n * row_bytes + p * MessageKey::kCheckBytes, inout.device()));
+    TW_ASSIGN_OR_RETURN(const TensorView sent,
+                        Bytes(outgoing_, n * row_bytes + p * MessageKey::kPadding, inout.device()));
     const int64_t own_bytes = key_of(rank, own).message_bytes();
     TW_ASSIGN_OR_RETURN(const TensorView received, Bytes(incoming_, p * own_bytes, inout.device()));
     std::vector<ConstTensorView> out(p);
@@ -146,7 +146,7 @@ absl::Status Wire::ReduceToOwners(Site site, TensorView inout, Stream& stream) {
       SealMessage(key, message);
       out[r] = message;
       recording.AddMetadata(block.size() * codec.RowMetadataBytes(inout.dim(1)) +
-                            MessageKey::kCheckBytes);
+                            key.extra_bytes());
     }
     for (int r = 0; r < p && own.size() > 0; ++r) {
       if (r != rank) in[r] = Part(received, r * own_bytes, own_bytes);
