@@ -1,0 +1,80 @@
+// Weights as indices into codebooks of vectors, with error feedback: VPTQ (Liu et al., arXiv
+// 2409.17066), with what measurements say pays besides.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/core/thread_pool.h"
+
+namespace thinwire {
+
+// w[o, i] = scale[i] * (C[index] + R[residual index])[o mod length] + offset[i] of vector row
+// o / length.
+struct VptqCodes {
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  int length = 0;
+  int index_bits = 0;
+  bool has_residual = false;
+  int residual_bits = 0;
+  std::vector<int32_t> indices;    // [ceil(out / length), in]
+  std::vector<int32_t> residuals;  // the same, or empty
+  std::vector<float> centroids;    // [2^index_bits, length], fp16 values
+  std::vector<float> residual_centroids;
+  std::vector<float> scale, offset;  // [in], fp16 values; empty without norm
+
+  int64_t num_rows() const { return (out_features + length - 1) / length; }
+};
+
+// The codes' values, [out, in]: each operation rounded to fp32.
+std::vector<float> Dequantize(const VptqCodes& codes);
+
+enum class VptqRecipe {
+  kBest,
+  // What the published tool does since January 2025, for comparison: columns less their minimum
+  // over their range, feedback, order and weights of the k-means by the Hessian as it is (not of
+  // the columns so scaled), no refit and no second thoughts; the residual's k-means unweighted.
+  kPublished,
+};
+
+struct VptqOptions {
+  int length = 8;
+  int index_bits = 8;
+  bool residual = false;
+  int residual_bits = 0;
+  bool norm = true;  // each column less its mean, over its deviation; else as it is
+  VptqRecipe recipe = VptqRecipe::kBest;
+  int kmeans_iterations = 25;
+  // Books fitted again to the columns as error feedback has moved them, each weighted by what is
+  // left of its Hessian when later columns make up.
+  int refits = 1;
+  int refit_iterations = 10;
+  // Sweeps of coordinate descent over the indices: column n moves to the vectors nearest to q_n -
+  // (E H)_n / H_nn, E = Q - W. Up to rounding they never raise tr(E H E^T).
+  int sweeps = 6;
+  double damping = 0.01;  // of each H_nn
+  uint64_t seed = 0;
+};
+
+struct VptqProblem {
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  absl::Span<const float> weights;   // [out, in]
+  absl::Span<const double> hessian;  // [in, in], symmetric; its scale does not matter
+};
+
+struct VptqResult {
+  VptqCodes codes;
+  double relative_error = 0.0;  // tr(E H E^T) / tr(W H W^T)
+};
+
+// The same bits for a seed with any number of threads. InvalidArgument: NaN or infinity in the
+// weights, or columns that fp16 cannot scale (row or column named). FailedPrecondition: a Hessian
+// that no damping makes positive definite.
+absl::StatusOr<VptqResult> Vptq(const VptqProblem& problem, const VptqOptions& options,
+                                ThreadPool& pool);
+
+}  // namespace thinwire
