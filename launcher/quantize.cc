@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
@@ -82,8 +83,10 @@ class QuantizeCommand : public Command {
     app_->add_option("--out", options_.out_dir, "Folder to make")->type_name("DIR")->required();
     CLI::Option* scheme =
         app_->add_option("--scheme", scheme_, "A scheme by name, see below")->type_name("NAME");
-    app_->add_option("--weights", weights_, "Linear weights: fp16, gptq4 or gptq3")
-        ->check(CLI::IsMember({"fp16", "gptq4", "gptq3"}))
+    app_->add_option(
+            "--weights", weights_,
+            "Linear weights: fp16, gptq4, gptq3, or vectors of 8 (v) out of 4096 (k), with "
+            "a residual out of 256 (r): vptq-v8-k4096-r256, vptq-v4-k256")
         ->excludes(scheme)
         ->capture_default_str();
     app_->add_option("--acts", acts_, "Bits of activations between operators: 16, 8 or 4")
@@ -107,6 +110,10 @@ class QuantizeCommand : public Command {
                      "default; reference: RPTQ as published; per-tensor: that with one cluster a "
                      "site")
         ->check(CLI::IsMember({"default", "reference", "per-tensor"}))
+        ->capture_default_str();
+    app_->add_option("--vptq", vptq_,
+                     "default; reference: vectors chosen as the published tool does")
+        ->check(CLI::IsMember({"default", "reference"}))
         ->capture_default_str();
     app_->add_option("--group-size", options_.layer.group_size,
                      "Input channels that share a weight scale; -1: all")
@@ -168,6 +175,15 @@ class QuantizeCommand : public Command {
                                                      : 16,
                 .act_bits = acts_,
                 .kv_bits = kv_};
+      if (absl::StartsWith(weights_, "vptq-")) {
+        auto shape = ParseVptqShape(weights_);
+        if (!shape.ok()) return Annotate(shape.status(), "--weights");
+        scheme.vptq = *shape;
+      } else if (weights_ != "fp16" && weights_ != "gptq4" && weights_ != "gptq3") {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "--weights: expected fp16, gptq4, gptq3 or such as vptq-v8-k4096-r256, found ",
+            weights_));
+      }
       if (scheme == QuantScheme()) {
         return absl::InvalidArgumentError(
             "nothing to quantise: expected --scheme, or fewer bits by --weights, --acts or --kv");
@@ -180,10 +196,19 @@ class QuantizeCommand : public Command {
       return absl::InvalidArgumentError("--out: expected a folder to make, found ''");
     }
     // Only what is coded or multiplied by codes has another order, which blocks cut.
-    const bool orders_mlp = scheme.weight_format() != WeightFormat::kDense || scheme.act_bits < 16;
+    const bool orders_mlp = scheme.weight_format() == WeightFormat::kGptq || scheme.act_bits < 16;
     options_.layer.tp = tp_.value_or(orders_mlp ? UsualTp() : 0);
     // The published algorithm knows no exception.
     options_.layer.first_token_exact = options_.algorithm == "default";
+    if (vptq_ == "reference") {
+      if (scheme.vptq.length == 0 || options_.algorithm != "default") {
+        return absl::InvalidArgumentError(
+            "--vptq reference: expected --weights vptq-... and --rptq default");
+      }
+      options_.layer.published_vptq = true;
+      options_.algorithm = "vptq-reference";
+    }
+    options_.layer.seed = static_cast<uint64_t>(options_.seed);
     options_.calibration.info.nsamples = num_samples_;
     options_.calibration.info.seqlen = seqlen_;
     options_.tool_version = THINWIRE_VERSION;
@@ -271,7 +296,9 @@ class QuantizeCommand : public Command {
         "q", "k", "v", "out", "gate", "up", "down"};
     absl::string_view separator = "; output error ";
     for (const LinearRole role : kLinearRoles) {
-      if (done.result->weight(role).codes.empty()) continue;
+      if (done.result->weight(role).codes.empty() && done.result->read_vector(role).empty()) {
+        continue;
+      }
       const auto index = static_cast<size_t>(role);
       absl::StrAppend(&line, separator, kNames[index],
                       absl::StrFormat(" %.2g%%", 100.0 * done.result->errors[index]));
@@ -295,6 +322,7 @@ class QuantizeCommand : public Command {
   QuantizeOptions options_;
   std::string scheme_;
   std::string weights_ = "fp16";
+  std::string vptq_ = "default";
   int acts_ = 16;
   int kv_ = 16;
   std::string calibration_path_;

@@ -1,11 +1,17 @@
 #include "runtime/checkpoint/quant_scheme.h"
 
 #include <algorithm>
+#include <bit>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "kernels/core/check.h"
+#include "kernels/core/status_macros.h"
 #include "runtime/json/json_file.h"
 
 namespace thinwire {
@@ -28,7 +34,48 @@ absl::Status UnknownScheme(absl::string_view name) {
 
 }  // namespace
 
+absl::StatusOr<VptqShape> ParseVptqShape(absl::string_view name) {
+  const std::vector<std::string> words = absl::StrSplit(name, '-');
+  const auto number = [&](size_t word, char letter) -> int64_t {
+    int64_t value = 0;
+    const bool there = word < words.size() && !words[word].empty() && words[word][0] == letter &&
+                       absl::SimpleAtoi(words[word].substr(1), &value);
+    return there && absl::StrCat(value) == words[word].substr(1) ? value : 0;
+  };
+  const auto is_size = [](int64_t count) {
+    return count > 0 && count <= 65536 && std::has_single_bit(static_cast<uint64_t>(count));
+  };
+  const int64_t length = number(1, 'v'), count = number(2, 'k'), more = number(3, 'r');
+  const bool residual = words.size() == 4;
+  if (words[0] != "vptq" || words.size() < 3 || words.size() > 4 || length < 1 || length > 16 ||
+      count < 2 || !is_size(count) || (residual && (more < 2 || !is_size(more)))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("expected such as vptq-v8-k4096 or vptq-v8-k4096-r256 (vectors of 1 to 16, 2 "
+                     "to 65536 centroids, a power of two), found ",
+                     QuotedForMessage(name)));
+  }
+  VptqShape shape = {.length = static_cast<int>(length),
+                     .index_bits = std::countr_zero(static_cast<uint64_t>(count)),
+                     .residual = residual};
+  if (residual) shape.residual_bits = std::countr_zero(static_cast<uint64_t>(more));
+  return shape;
+}
+
+std::string VptqShapeName(const VptqShape& shape) {
+  return absl::StrCat("vptq-v", shape.length, "-k", int64_t{1} << shape.index_bits,
+                      shape.residual ? absl::StrCat("-r", int64_t{1} << shape.residual_bits) : "");
+}
+
 absl::StatusOr<QuantScheme> ParseScheme(absl::string_view name) {
+  if (absl::StartsWith(name, "vptq-")) {
+    const size_t acts = name.rfind("-a");
+    QuantScheme scheme;
+    if (acts != name.npos) {
+      TW_ASSIGN_OR_RETURN(scheme, ParseScheme(absl::StrCat("w16", name.substr(acts + 1))));
+    }
+    TW_ASSIGN_OR_RETURN(scheme.vptq, ParseVptqShape(name.substr(0, acts)));
+    return scheme;
+  }
   absl::string_view rest = name;
   QuantScheme scheme;
   if (!absl::ConsumePrefix(&rest, "w")) return UnknownScheme(name);
@@ -53,6 +100,11 @@ absl::StatusOr<QuantScheme> ParseScheme(absl::string_view name) {
 }
 
 std::string SchemeName(const QuantScheme& scheme) {
+  if (scheme.vptq.length > 0) {
+    return absl::StrCat(
+        VptqShapeName(scheme.vptq),
+        scheme.has_codes() ? absl::StrCat("-a", scheme.act_bits, "kv", scheme.kv_bits) : "");
+  }
   for (const char* name : {"w16a16", "w4a16", "w4a8", "w4a4", "w4a4kv", "w4a3kv", "w3a3kv"}) {
     if (ParseScheme(name).value() == scheme) return name;
   }

@@ -10,14 +10,34 @@
 
 namespace thinwire {
 
-enum class WeightFormat { kDense, kGptq };
+enum class WeightFormat { kDense, kGptq, kVptq };
+
+// Vectors of `length` outputs out of a codebook of 2^index_bits, plus one out of a residual's.
+struct VptqShape {
+  int length = 0;  // 0: none
+  int index_bits = 0;
+  bool residual = false;
+  int residual_bits = 0;
+
+  friend bool operator==(const VptqShape&, const VptqShape&) = default;
+};
+
+// Reads "vptq-v8-k4096-r256": vectors of 1 to 16, 2 to 65536 centroids, a residual's or none;
+// numbers of centroids are powers of two. InvalidArgument quotes the name and says what is
+// expected.
+absl::StatusOr<VptqShape> ParseVptqShape(absl::string_view name);
+
+// What ParseVptqShape reads.
+std::string VptqShapeName(const VptqShape& shape);
 
 struct QuantScheme {
-  int weight_bits = 16;  // 16, 4 or 3
+  int weight_bits = 16;  // 16, 4 or 3; 16 with vptq
   int act_bits = 16;     // 16, 8 or 4
   int kv_bits = 16;      // 16, 8, 4 or 3
+  VptqShape vptq;
 
   WeightFormat weight_format() const {
+    if (vptq.length > 0) return WeightFormat::kVptq;
     return weight_bits == 16 ? WeightFormat::kDense : WeightFormat::kGptq;
   }
   // Whether anything is rounded at run time: activations or K and V.
@@ -30,6 +50,7 @@ struct QuantScheme {
 // - "wWaA", A of 16, 8, 4: activations A, K and V like them;
 // - "wWaAkvK", K of 16, 8, 4, 3: activations A, K and V K;
 // - "wWaKkv", K of 8, 4, 3: K and V K, activations 16.
+// - the name of a VptqShape, with "-aAkvK" behind it where anything is rounded at run time.
 // InvalidArgument quotes the name and lists what is known.
 absl::StatusOr<QuantScheme> ParseScheme(absl::string_view name);
 

@@ -57,12 +57,14 @@ absl::Status CheckVersion(const JsonFields& fields) {
 }
 
 absl::Status CheckAlgorithm(const JsonFields& fields, absl::string_view algorithm) {
-  if (algorithm == "default" || algorithm == "reference" || algorithm == "per-tensor") {
+  if (algorithm == "default" || algorithm == "reference" || algorithm == "per-tensor" ||
+      algorithm == "vptq-reference") {
     return absl::OkStatus();
   }
   return absl::UnimplementedError(
       absl::StrCat(fields.context(),
-                   ": \"algorithm\": expected \"default\", \"reference\" or \"per-tensor\", found ",
+                   ": \"algorithm\": expected \"default\", \"reference\", \"per-tensor\" or "
+                   "\"vptq-reference\", found ",
                    QuotedForMessage(algorithm)));
 }
 

@@ -169,7 +169,80 @@ bool ScalesPassActivation(const ModelConfig& config, const DenseLayer& layer) {
   return !layer.at(LinearRole::kGate).empty() || config.activation == ActivationKind::kRelu;
 }
 
+// [out]: mean square of each row's weights, each over its column's mean square.
+std::vector<double> RowEnergy(const DenseLinear& linear) {
+  const std::vector<double> columns = ColumnSquares({&linear}, linear.in_features);
+  const auto out = static_cast<double>(linear.out_features);
+  std::vector<double> energy(linear.out_features, 0.0);
+  for (int64_t o = 0; o < linear.out_features; ++o) {
+    const absl::Span<const float> row = linear.row(o);
+    for (size_t c = 0; c < columns.size(); ++c) {
+      if (columns[c] > 0.0) energy[o] += double{row[c]} * double{row[c]} * out / columns[c];
+    }
+    energy[o] /= static_cast<double>(linear.in_features);
+  }
+  return energy;
+}
+
+// sqrt(energy), 1 for dead rows.
+std::vector<double> RowScales(const std::vector<double>& energy) {
+  const double most = *std::max_element(energy.begin(), energy.end());
+  std::vector<double> scales(energy.size(), 1.0);
+  for (size_t o = 0; o < energy.size(); ++o) {
+    if (energy[o] > kDead * kDead * most) scales[o] = std::sqrt(energy[o]);
+  }
+  return scales;
+}
+
+// q's rows over a scale, k's times it, such that both have the same energy.
+void BalanceQueriesAndKeys(const ModelConfig& config, DenseLinear& q, DenseLinear& k) {
+  const int64_t head_dim = config.head_dim;
+  const int64_t group = config.num_heads / config.num_kv_heads;
+  const int64_t half = head_dim / 2;
+  const bool rotary = config.family != ModelFamily::kOpt;
+  // Channels that share a scale: of all query heads of a KV head, and of a pair.
+  const auto kv_channel = [&](int64_t c) { return c / head_dim / group * head_dim + c % head_dim; };
+  const auto first_of_pair = [&](int64_t c) {
+    return rotary && c % head_dim >= half ? c - half : c;
+  };
+  const std::vector<double> q_energy = RowEnergy(q), k_energy = RowEnergy(k);
+  std::vector<double> q_sums(k_energy.size(), 0.0), k_sums(k_energy.size(), 0.0);
+  for (int64_t c = 0; c < q.out_features; ++c) {
+    q_sums[first_of_pair(kv_channel(c))] += q_energy[c] / static_cast<double>(group);
+  }
+  for (int64_t c = 0; c < k.out_features; ++c) k_sums[first_of_pair(c)] += k_energy[c];
+  std::vector<double> scales(k_energy.size(), 1.0), inverse(k_energy.size());
+  for (int64_t c = 0; c < k.out_features; ++c) {
+    const int64_t at = first_of_pair(c);
+    if (q_sums[at] > 0.0 && k_sums[at] > 0.0) scales[c] = std::pow(q_sums[at] / k_sums[at], 0.25);
+    inverse[c] = 1.0 / scales[c];
+  }
+  DivideRows(inverse, k);
+  std::vector<double> q_scales(q.out_features);
+  for (int64_t c = 0; c < q.out_features; ++c) q_scales[c] = scales[kv_channel(c)];
+  DivideRows(q_scales, q);
+}
+
 }  // namespace
+
+void EqualizeRows(const ModelConfig& config, DenseLayer& layer) {
+  DenseLinear& v = layer.at(LinearRole::kV);
+  DenseLinear& out = layer.at(LinearRole::kOut);
+  const int64_t group = config.num_heads / config.num_kv_heads;
+  const std::vector<double> v_scales = RowScales(RowEnergy(v));
+  std::vector<double> read_scales(out.in_features);
+  for (int64_t c = 0; c < out.in_features; ++c) {
+    read_scales[c] = v_scales[c / config.head_dim / group * config.head_dim + c % config.head_dim];
+  }
+  DivideRows(v_scales, v);
+  ScaleColumns(read_scales, out);
+  if (ScalesPassActivation(config, layer)) {
+    const std::vector<double> scales = RowScales(RowEnergy(layer.at(LinearRole::kUp)));
+    DivideRows(scales, layer.at(LinearRole::kUp));
+    ScaleColumns(scales, layer.at(LinearRole::kDown));
+  }
+  BalanceQueriesAndKeys(config, layer.at(LinearRole::kQ), layer.at(LinearRole::kK));
+}
 
 void FoldLayer(const ModelConfig& config, const FoldStats& stats, DenseLayer& layer,
                ThreadPool& pool) {

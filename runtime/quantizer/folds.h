@@ -34,4 +34,10 @@ struct FoldStats {
 void FoldLayer(const ModelConfig& config, const FoldStats& stats, DenseLayer& layer,
                ThreadPool& pool);
 
+// Makes rows of v and up (fc1) alike, and those of q and k as alike as their products allow: all
+// are of unit mean square where each column is, which is how vectors along rows see them. Scales
+// move into o_proj's and down's columns. For KV heads with several query heads, and pairs of
+// channels that the rotary embedding turns, alike.
+void EqualizeRows(const ModelConfig& config, DenseLayer& layer);
+
 }  // namespace thinwire

@@ -14,6 +14,7 @@
 #include "runtime/quant/cholesky.h"
 #include "runtime/quant/gptq.h"
 #include "runtime/quant/second_moments.h"
+#include "runtime/quant/vptq.h"
 #include "runtime/quantizer/channel_stats.h"
 #include "runtime/quantizer/folds.h"
 #include "runtime/quantizer/kv_grids.h"
@@ -81,7 +82,9 @@ absl::Status LayerQuantizer::Fold(Work& work) {
   DenseLayer& layer = work.current;
   TW_ASSIGN_OR_RETURN(const LayerWeights weights, ToLayerWeights(layer));
   std::array<std::optional<ChannelStats>, kQuantSites.size()>& stats = work.original;
-  const int step_bits = SiteBits(options_.scheme, QuantSite::kDownIn);
+  // Vectors have no steps that clusters would share.
+  const bool vectors = options_.scheme.weight_format() == WeightFormat::kVptq;
+  const int step_bits = vectors ? 16 : SiteBits(options_.scheme, QuantSite::kDownIn);
   const int64_t num_rows = target.num_windows * target.seqlen * world_.size();
   for (const QuantSite site : kQuantSites) {
     const bool sampled = step_bits < 8 && (site == QuantSite::kOutIn || site == QuantSite::kDownIn);
@@ -105,6 +108,7 @@ absl::Status LayerQuantizer::Fold(Work& work) {
              .down_in = of(QuantSite::kDownIn),
              .step_bits = step_bits},
             layer, pool_);
+  if (vectors) EqualizeRows(config_, layer);
   return absl::OkStatus();
 }
 
@@ -115,7 +119,7 @@ absl::StatusOr<LayerResult> LayerQuantizer::Quantize(const DenseLayer& dense,
   work.target_stream = &target;
   work.input_stream = &input;
   work.current = dense;
-  if (options_.scheme.weight_format() == WeightFormat::kGptq) {
+  if (options_.scheme.weight_format() != WeightFormat::kDense && !options_.published_vptq) {
     TW_RETURN_IF_ERROR(Fold(work));
   }
   TW_ASSIGN_OR_RETURN(work.target, ToLayerWeights(work.current));
@@ -152,7 +156,7 @@ absl::Status LayerQuantizer::ChooseSiteCodes(QuantSite site, Work& work) {
       readers.push_back(&work.current.at(role));
     }
   }
-  if (options_.scheme.weight_format() == WeightFormat::kDense) {
+  if (options_.scheme.weight_format() != WeightFormat::kGptq) {
     // Nothing is summed as integers: every channel has its own step.
     TW_ASSIGN_OR_RETURN(
         work.result.codes.at(site),
@@ -271,9 +275,11 @@ absl::StatusOr<std::vector<double>> LayerQuantizer::MeasureKvLoss(QuantSite site
 }
 
 absl::Status LayerQuantizer::QuantizeSite(QuantSite site, Work& work) {
-  const bool weights = options_.scheme.weight_format() == WeightFormat::kGptq;
-  if (!weights && SiteBits(options_.scheme, site) >= 16) return absl::OkStatus();
-  TW_RETURN_IF_ERROR(ChooseSiteCodes(site, work));
+  const bool weights = options_.scheme.weight_format() != WeightFormat::kDense;
+  const bool ordered = options_.scheme.weight_format() == WeightFormat::kGptq;
+  const bool coded = SiteBits(options_.scheme, site) < 16;
+  if (!weights && !coded) return absl::OkStatus();
+  if (ordered || coded) TW_RETURN_IF_ERROR(ChooseSiteCodes(site, work));
   if (!weights) return absl::OkStatus();
   const int64_t width = SiteWidth(config_, site);
   SecondMoments moments(width, /*with_target=*/true);
@@ -302,10 +308,57 @@ absl::Status LayerQuantizer::QuantizeSite(QuantSite site, Work& work) {
   TW_RETURN_IF_ERROR(SumOverRanks(moments.mutable_sums(), world_, pass_.stream()));
   for (const LinearRole role : kLinearRoles) {
     if (InputSite(role) == site && !work.current.at(role).empty()) {
-      TW_RETURN_IF_ERROR(QuantizeLinear(role, moments, work));
+      TW_RETURN_IF_ERROR(ordered ? QuantizeLinear(role, moments, work)
+                                 : QuantizeVectors(role, moments, work));
     }
   }
   return work.Refresh();
+}
+
+absl::Status LayerQuantizer::QuantizeVectors(LinearRole role, const SecondMoments& moments,
+                                             Work& work) {
+  DenseLinear& linear = work.current.at(role);
+  const int64_t width = linear.in_features;
+  const bool ours = !options_.published_vptq;
+  // With a bias to take up the means, only deviations from them count.
+  const bool centred = ours && !linear.bias.empty();
+  const std::vector<double> hessian = moments.Hessian(centred);
+  std::vector<float> target = linear.weight;
+  if (ours) {
+    TW_ASSIGN_OR_RETURN(const std::vector<double> factor,
+                        DampedFactor(hessian, width, kTargetDamping));
+    target = AsymmetricTarget(linear.out_features, width, linear.weight,
+                              moments.TargetShift(centred), factor, /*strength=*/1.0, pool_);
+  }
+  const VptqShape& shape = options_.scheme.vptq;
+  TW_ASSIGN_OR_RETURN(
+      VptqResult result,
+      Vptq({.out_features = linear.out_features,
+            .in_features = width,
+            .weights = target,
+            .hessian = hessian},
+           {.length = shape.length,
+            .index_bits = shape.index_bits,
+            .residual = shape.residual,
+            .residual_bits = shape.residual_bits,
+            .recipe = ours ? VptqRecipe::kBest : VptqRecipe::kPublished,
+            .seed = options_.seed * kLinearRoles.size() + static_cast<uint64_t>(role)},
+           pool_));
+  const std::vector<float> weights = Dequantize(result.codes);
+  if (centred) {
+    const std::vector<double> mean = moments.Mean();
+    for (int64_t o = 0; o < linear.out_features; ++o) {
+      double sum = linear.bias[o];
+      for (int64_t i = 0; i < width; ++i) {
+        sum += (double{linear.weight[o * width + i]} - double{weights[o * width + i]}) * mean[i];
+      }
+      linear.bias[o] = static_cast<float>(sum);
+    }
+  }
+  linear.weight = weights;
+  work.result.errors[static_cast<size_t>(role)] = result.relative_error;
+  work.result.vector(role) = std::move(result.codes);
+  return absl::OkStatus();
 }
 
 absl::Status LayerQuantizer::QuantizeLinear(LinearRole role, const SecondMoments& moments,

@@ -20,6 +20,9 @@ struct LayerQuantizerOptions {
   bool act_order = true;     // whether channels are put in order of their importance
   int tp = 0;                // see RptqFile::tp
   bool first_token_exact = true;
+  // Vectors as the published tool chooses them, on the layer as it came.
+  bool published_vptq = false;
+  uint64_t seed = 0;
 };
 
 // Borrows everything. Collective over `world`, whose ranks have a part of the windows each and end
@@ -46,6 +49,7 @@ class LayerQuantizer {
                                                     Work& work);
   absl::Status QuantizeSite(QuantSite site, Work& work);
   absl::Status ChooseSiteCodes(QuantSite site, Work& work);
+  absl::Status QuantizeVectors(LinearRole role, const SecondMoments& moments, Work& work);
   absl::Status QuantizeLinear(LinearRole role, const SecondMoments& moments, Work& work);
 
   const LayerQuantizerOptions options_;

@@ -15,13 +15,19 @@
 #include "nlohmann/json.hpp"
 #include "runtime/checkpoint/gptq_tensors.h"
 #include "runtime/checkpoint/safetensors_writer.h"
+#include "runtime/checkpoint/vptq_tensors.h"
+#include "runtime/json/json_file.h"
 #include "runtime/model/decoder_spec.h"
+#include "runtime/quantizer/vptq_writer.h"
 
 namespace thinwire {
 namespace {
 
 // Bytes of a tensor copied at a time.
 constexpr int64_t kCopyBytes = int64_t{4} << 20;
+
+// Where a layer's file says what its vectors are like.
+constexpr char kVptqMetadata[] = "vptq";
 
 std::string RoleName(const LayerTensorNames& names, LinearRole role) {
   const std::array<const std::string*, kLinearRoles.size()> all = {
@@ -66,6 +72,13 @@ DenseLayer Dequantized(const LayerResult& result, const DenseLayer& dense) {
   layer.attention_norm = result.attention_norm;
   layer.mlp_norm = result.mlp_norm;
   for (const LinearRole role : kLinearRoles) {
+    if (!result.read_vector(role).empty()) {
+      layer.at(role) = {.out_features = dense.at(role).out_features,
+                        .in_features = dense.at(role).in_features,
+                        .weight = result.read_vector(role),
+                        .bias = result.bias(role)};
+      continue;
+    }
     const GptqCodes& weight = result.weight(role);
     if (weight.codes.empty()) continue;
     const std::vector<int32_t>& order = result.codes.at(InputSite(role)).order;
@@ -195,7 +208,19 @@ absl::Status LayerFiles::Write(int64_t layer, const LayerResult& result) const {
       specs.push_back(std::move(spec));
     }
   }
-  TW_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::Create(path, specs));
+  VptqConfig modules;
+  for (const LinearRole role : kLinearRoles) {
+    const VptqCodes& codes = result.vector(role);
+    if (codes.indices.empty()) continue;
+    const std::string name = prefix + RoleName(names, role);
+    modules.layers[name] = VptqConfigOf(codes);
+    for (TensorSpec& spec : VptqTensorSpecs(name, modules.layers[name])) {
+      specs.push_back(std::move(spec));
+    }
+  }
+  std::map<std::string, std::string> metadata;
+  if (!modules.layers.empty()) metadata[kVptqMetadata] = VptqConfigJson(modules).dump();
+  TW_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::Create(path, specs, metadata));
   for (const auto& [name, values] : vectors) {
     TW_RETURN_IF_ERROR(writer.AppendValues<float>(name, *values));
   }
@@ -212,6 +237,11 @@ absl::Status LayerFiles::Write(int64_t layer, const LayerResult& result) const {
         ConstTensorView(weight.zeros.data(), DType::kU8, {rows, weight.num_groups()}),
         GroupIndex(weight, order)));
   }
+  for (const LinearRole role : kLinearRoles) {
+    if (result.vector(role).indices.empty()) continue;
+    TW_RETURN_IF_ERROR(
+        AppendVptqLinear(writer, prefix + RoleName(names, role), result.vector(role)));
+  }
   return writer.Commit();
 }
 
@@ -221,7 +251,8 @@ absl::StatusOr<LayerResult> LayerFiles::Read(int64_t layer, const DenseLayer& de
   TW_ASSIGN_OR_RETURN(const Checkpoint written, Checkpoint::OpenFile(Path(FileName(layer))));
   const std::string prefix = Prefix(layer);
   const LayerTensorNames names = DecoderSpecFor(*config_).layer;
-  if (!HasGptqLinear(written, prefix + names.q)) return result;
+  TW_ASSIGN_OR_RETURN(const VptqConfig vptq, ReadModules(Path(FileName(layer))));
+  if (vptq.layers.empty() && !HasGptqLinear(written, prefix + names.q)) return result;
   const auto read_vector = [&](const std::string& name,
                                std::vector<float>& values) -> absl::Status {
     const TensorInfo* info = written.Find(name);
@@ -241,6 +272,20 @@ absl::StatusOr<LayerResult> LayerFiles::Read(int64_t layer, const DenseLayer& de
     if (shape.empty()) continue;
     const std::string name = prefix + RoleName(names, role);
     TW_RETURN_IF_ERROR(read_vector(name + ".bias", result.bias(role)));
+    if (const VptqLayerConfig* module = vptq.Find(name); module != nullptr) {
+      TW_ASSIGN_OR_RETURN(
+          const VptqLinear linear,
+          VptqLinear::Open(&written, name, shape.out_features, shape.in_features, *module));
+      TW_ASSIGN_OR_RETURN(const VptqWeights weights,
+                          linear.ReadBlock({0, shape.out_features}, {0, shape.in_features}));
+      std::vector<float>& values = result.read_vector(role);
+      values.resize(shape.weight.size());
+      for (int64_t o = 0; o < shape.out_features; ++o) {
+        weights.DequantizeRow(
+            o, absl::MakeSpan(values).subspan(o * shape.in_features, shape.in_features));
+      }
+      continue;
+    }
     TW_ASSIGN_OR_RETURN(
         const GptqLinear linear,
         GptqLinear::Open(&written, name, shape.out_features, shape.in_features, gptq_));
@@ -275,6 +320,27 @@ absl::StatusOr<LayerResult> LayerFiles::Read(int64_t layer, const DenseLayer& de
         TensorView(weight.zeros.data(), DType::kU8, {shape.out_features, num_groups})));
   }
   return result;
+}
+
+absl::StatusOr<VptqConfig> LayerFiles::ReadModules(const std::string& path) {
+  TW_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Open(path));
+  const auto found = file.metadata().find(kVptqMetadata);
+  if (found == file.metadata().end()) return VptqConfig();
+  const nlohmann::json json =
+      nlohmann::json::parse(found->second, nullptr, /*allow_exceptions=*/false);
+  TW_ASSIGN_OR_RETURN(const JsonFields fields,
+                      JsonFields::Create(json, absl::StrCat(path, ": \"", kVptqMetadata, "\"")));
+  return ParseVptqConfig(fields);
+}
+
+absl::StatusOr<std::optional<VptqConfig>> LayerFiles::ReadVptqConfig() const {
+  VptqConfig all;
+  for (int64_t layer = 0; layer < config_->num_layers; ++layer) {
+    TW_ASSIGN_OR_RETURN(VptqConfig modules, ReadModules(Path(FileName(layer))));
+    all.layers.merge(modules.layers);
+  }
+  if (all.layers.empty()) return std::nullopt;
+  return all;
 }
 
 absl::Status LayerFiles::WriteEnds() const {

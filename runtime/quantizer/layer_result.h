@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,7 +12,9 @@
 #include "runtime/checkpoint/gptq_config.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/rptq_file.h"
+#include "runtime/checkpoint/vptq_config.h"
 #include "runtime/quant/gptq_codes.h"
+#include "runtime/quant/vptq.h"
 #include "runtime/quantizer/dense_layer.h"
 
 namespace thinwire {
@@ -22,6 +25,10 @@ struct LayerResult {
   // Columns in the order of the site that the projection reads. Without rows: the projection is
   // not quantised.
   std::array<GptqCodes, kLinearRoles.size()> weights;
+  // The same where weights are vectors of codebooks, columns in the model's own order. As read from
+  // a file: only what they stand for, [out, in].
+  std::array<VptqCodes, kLinearRoles.size()> vectors;
+  std::array<std::vector<float>, kLinearRoles.size()> read_vectors;
   std::array<std::vector<float>, kLinearRoles.size()> biases;
   LayerCodes codes;
 
@@ -30,11 +37,22 @@ struct LayerResult {
 
   GptqCodes& weight(LinearRole role) { return weights[static_cast<size_t>(role)]; }
   const GptqCodes& weight(LinearRole role) const { return weights[static_cast<size_t>(role)]; }
+  VptqCodes& vector(LinearRole role) { return vectors[static_cast<size_t>(role)]; }
+  const VptqCodes& vector(LinearRole role) const { return vectors[static_cast<size_t>(role)]; }
+  std::vector<float>& read_vector(LinearRole role) {
+    return read_vectors[static_cast<size_t>(role)];
+  }
+  const std::vector<float>& read_vector(LinearRole role) const {
+    return read_vectors[static_cast<size_t>(role)];
+  }
   std::vector<float>& bias(LinearRole role) { return biases[static_cast<size_t>(role)]; }
   const std::vector<float>& bias(LinearRole role) const {
     return biases[static_cast<size_t>(role)];
   }
-  bool quantises_weights() const { return !weight(LinearRole::kQ).codes.empty(); }
+  bool quantises_weights() const {
+    return !weight(LinearRole::kQ).codes.empty() || !vector(LinearRole::kQ).indices.empty() ||
+           !read_vector(LinearRole::kQ).empty();
+  }
 };
 
 // The layer as calibration goes on with it: weights that the codes stand for, in the model's own
@@ -56,6 +74,8 @@ class LayerFiles {
   bool Has(int64_t layer) const;
   // All or nothing.
   absl::Status Write(int64_t layer, const LayerResult& result) const;
+  // Which projections of all layers' files are vectors of codebooks; none where none is.
+  absl::StatusOr<std::optional<VptqConfig>> ReadVptqConfig() const;
   // What Write wrote. `dense` gives the shapes.
   absl::StatusOr<LayerResult> Read(int64_t layer, const DenseLayer& dense) const;
 
@@ -66,6 +86,8 @@ class LayerFiles {
   absl::Status Finish() const;
 
  private:
+  // Of one file's projections.
+  static absl::StatusOr<VptqConfig> ReadModules(const std::string& path);
   std::string Path(absl::string_view name) const;
   std::string SitesDir(int64_t layer) const;
   std::string Prefix(int64_t layer) const;

@@ -166,11 +166,13 @@ absl::Status OutputFolder::Open() const {
   return absl::OkStatus();
 }
 
-absl::Status OutputFolder::WriteConfig(const GptqConfig& gptq) const {
+absl::Status OutputFolder::WriteConfig(const GptqConfig& gptq,
+                                       const std::optional<VptqConfig>& vptq) const {
   TW_ASSIGN_OR_RETURN(nlohmann::json config, ReadJsonFile(model_dir_ + "/config.json"));
   if (made_by_.scheme.weight_format() == WeightFormat::kGptq) {
     config["quantization_config"] = GptqConfigJson(gptq);
   }
+  if (vptq.has_value()) config["quantization_config"] = VptqConfigJson(*vptq);
   TW_RETURN_IF_ERROR(WriteFileAtomically(partial_ + "/config.json", config.dump(2) + "\n"));
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(model_dir_, error)) {

@@ -1,11 +1,13 @@
 // The folder that a quantisation makes: OUT.partial while it is in the making, OUT when it is done.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "runtime/checkpoint/gptq_config.h"
 #include "runtime/checkpoint/thinwire_file.h"
+#include "runtime/checkpoint/vptq_config.h"
 
 namespace thinwire {
 
@@ -27,9 +29,9 @@ class OutputFolder {
   // says which; those of the file system.
   absl::Status Open() const;
 
-  // config.json, with a quantization_config if `gptq` has codes, and the model's files beside it
-  // that are neither weights nor index.
-  absl::Status WriteConfig(const GptqConfig& gptq) const;
+  // config.json, with a quantization_config of `vptq`, or of `gptq` if weights are its codes, and
+  // the model's files beside it that are neither weights nor index.
+  absl::Status WriteConfig(const GptqConfig& gptq, const std::optional<VptqConfig>& vptq) const;
 
   // Renames OUT.partial to OUT.
   absl::Status Publish() const;

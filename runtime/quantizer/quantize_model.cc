@@ -4,6 +4,7 @@
 #include <array>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
@@ -68,6 +69,11 @@ absl::Status CheckShape(const QuantizeOptions& options, const ModelConfig& confi
                                                    options.model_dir, ", ", config.max_positions,
                                                    ", found ", seqlen));
   }
+  if (options.layer.scheme.weight_format() == WeightFormat::kVptq &&
+      (options.algorithm == "reference" || options.algorithm == "per-tensor")) {
+    return absl::UnimplementedError(
+        absl::StrCat("--rptq ", options.algorithm, ": expected --weights fp16, gptq4 or gptq3"));
+  }
   if (!options.layer.act_order && options.algorithm != "default") {
     return absl::InvalidArgumentError(absl::StrCat(
         "--no-act-order: expected --rptq default; the weight groups of --rptq ", options.algorithm,
@@ -109,7 +115,7 @@ absl::Status CheckIds(const CalibrationSet& set, const ModelConfig& config) {
 absl::StatusOr<ModelConfig> CheckedConfig(const QuantizeOptions& options) {
   TW_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(options.model_dir));
   std::error_code error;
-  if (config.gptq.has_value() ||
+  if (config.gptq.has_value() || config.vptq.has_value() ||
       fs::exists(absl::StrCat(options.model_dir, "/", kThinwireFileName), error)) {
     return absl::FailedPreconditionError(
         absl::StrCat(options.model_dir, ": is quantised already; expected the original model"));
@@ -174,8 +180,9 @@ absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, 
     TW_ASSIGN_OR_RETURN(const bool resumed, FoundByLeader(files, layer, world, stream));
     std::array<double, kLinearRoles.size()> errors = {};
     if (!resumed) {
-      const auto made = options.algorithm == "default" ? quantizer.Quantize(dense, target, input)
-                                                       : reference.Quantize(dense, input);
+      const bool ours = options.algorithm == "default" || options.algorithm == "vptq-reference";
+      const auto made =
+          ours ? quantizer.Quantize(dense, target, input) : reference.Quantize(dense, input);
       if (!made.ok()) {
         const absl::Status status = Annotate(made.status(), absl::StrCat("layer ", layer));
         // Others may wait inside the layer.
@@ -206,7 +213,8 @@ absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, 
   const auto finish = [&]() -> absl::Status {
     TW_RETURN_IF_ERROR(files.WriteEnds());
     TW_RETURN_IF_ERROR(files.Finish());
-    TW_RETURN_IF_ERROR(folder.WriteConfig(gptq));
+    TW_ASSIGN_OR_RETURN(const std::optional<VptqConfig> vptq, files.ReadVptqConfig());
+    TW_RETURN_IF_ERROR(folder.WriteConfig(gptq, vptq));
     return folder.Publish();
   };
   return AgreeOnLeader(leader ? finish() : absl::OkStatus(), world, stream);

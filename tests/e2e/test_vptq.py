@@ -115,5 +115,66 @@ class VptqTest(support.QuantizeTestCase):
         self.check(LLAMA)
 
 
+class QuantizeToVectorsTest(support.QuantizeTestCase):
+    WINDOWS = 64
+    SEQLEN = 128
+    """Folders that the program makes itself, in the published form."""
+
+    def setUp(self):
+        super().setUp()
+        # As many tokens as the widest layer has inputs, some times over.
+        root = support.NANO_MODELS.parent.parent
+        text = "".join(path.read_text() for path in sorted(root.rglob("*.md"))
+                       if "build" not in path.parts)
+        self.calibration = self.write("calibration.txt", text)
+
+    def tokens(self, model, tp, pp):
+        prompts = self.write("prompts.jsonl", [{"id": "0", "token_ids": [5, 9, 300, 41, 7],
+                                                "max_tokens": 16}])
+        result = self.succeed(["run", "--model", model, "--prompts", prompts, "--json",
+                               "--threads", 1, "--tp", tp, "--pp", pp],
+                              tp * pp if tp * pp > 1 else 0)
+        return [line["token_ids"] for line in result.lines]
+
+    def test_results_are_reproducible_and_run_on_any_split(self):
+        flags = ["--weights", "vptq-v4-k256", "--seed", 3]
+        made = self.quantize(OPT, *flags)
+        again = self.quantize(OPT, *flags, "--threads", 2, name="again")
+        self.assertEqual(support.contents(made), support.contents(again))
+        config = json.loads((made / "config.json").read_text())["quantization_config"]
+        self.assertEqual(config["quant_method"], "vptq")
+        self.assertEqual(len(config["config_for_layers"]), 24)
+        shown = json.loads(self.succeed(["inspect", made, "--json"]).stdout)
+        self.assertEqual(shown["scheme"], "vptq-v4-k256")
+        self.assertAlmostEqual(shown["linear"]["codes_bits"], 2.0)
+        if support.MPIEXEC:
+            alone = self.tokens(made, 1, 1)
+            for tp, pp in ((2, 1), (4, 1), (2, 2)):
+                self.assertEqual(self.tokens(made, tp, pp), alone, f"{tp} x {pp}")
+
+    def test_more_bits_lose_less_and_the_published_choices_more(self):
+        exact = self.perplexity(OPT)
+        loss = lambda *flags, name: self.perplexity(
+            self.quantize(OPT, *flags, name=name)) / exact - 1.0
+        two = loss("--weights", "vptq-v4-k256", name="two")
+        four = loss("--weights", "vptq-v4-k256-r256", name="four")
+        published = loss("--weights", "vptq-v4-k256", "--vptq", "reference", name="published")
+        self.assertLess(four, 0.5 * two)
+        self.assertLess(two, published)
+
+    def test_llama_with_coded_activations_and_cache(self):
+        made = self.quantize(LLAMA, "--weights", "vptq-v2-k256", "--acts", 8, "--kv", 4)
+        self.assertLess(self.perplexity(made), 1.5 * self.perplexity(LLAMA))
+
+    def test_what_cannot_be_made_is_named(self):
+        for flags, words in (
+                (["--weights", "vptq-v4-k100"], ["--weights", "power of two", "vptq-v4-k100"]),
+                (["--weights", "vptq-v17-k256"], ["vectors of 1 to 16"]),
+                (["--weights", "gptq5"], ["--weights", "gptq5"]),
+                (["--weights", "gptq4", "--vptq", "reference"], ["--vptq reference"])):
+            result = support.run(self.quantize_args(OPT, self.folder / "none", *flags))
+            self.check_error(result, 2, *words)
+
+
 if __name__ == "__main__":
     support.main()
