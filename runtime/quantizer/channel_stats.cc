@@ -43,6 +43,18 @@ absl::Status ChannelStats::Add(ConstTensorView x, int64_t first) {
   return absl::OkStatus();
 }
 
+void ChannelStats::Merge(const ChannelStats& other) {
+  TW_CHECK_EQ(width_, other.width_);
+  count_ += other.count_;
+  for (int64_t c = 0; c < width_; ++c) {
+    sums_[c] += other.sums_[c];
+    squares_[c] += other.squares_[c];
+    minima_[c] = std::min(minima_[c], other.minima_[c]);
+    maxima_[c] = std::max(maxima_[c], other.maxima_[c]);
+  }
+  samples_.insert(samples_.end(), other.samples_.begin(), other.samples_.end());
+}
+
 absl::Status ChannelStats::MergeOverRanks(Communicator& world, Stream& stream) {
   if (world.size() == 1) return absl::OkStatus();
   std::vector<double> sums = {static_cast<double>(count_)};

@@ -11,7 +11,7 @@
 
 namespace thinwire {
 
-// Sums in double, in the order of rows. Copyable.
+// Sums in double, in the order of rows or of parts. Copyable.
 class ChannelStats {
  public:
   // Keeps every `sample_stride`-th row that is added; 0: none.
@@ -20,6 +20,9 @@ class ChannelStats {
   // x: [num_tokens, width] fp32, rows may be strided; rows before `first` are left out.
   // InvalidArgument names row and channel of a NaN or infinity.
   absl::Status Add(ConstTensorView x, int64_t first = 0);
+
+  // Adds another's rows behind these. Same width.
+  void Merge(const ChannelStats& other);
 
   // Adds the other ranks' rows in rank order: the same result everywhere. Collective.
   absl::Status MergeOverRanks(Communicator& world, Stream& stream);

@@ -86,19 +86,28 @@ absl::Status LayerQuantizer::Fold(Work& work) {
   const bool vectors = options_.scheme.weight_format() == WeightFormat::kVptq;
   const int step_bits = vectors ? 16 : SiteBits(options_.scheme, QuantSite::kDownIn);
   const int64_t num_rows = target.num_windows * target.seqlen * world_.size();
-  for (const QuantSite site : kQuantSites) {
-    const bool sampled = step_bits < 8 && (site == QuantSite::kOutIn || site == QuantSite::kDownIn);
-    stats[static_cast<size_t>(site)].emplace(
-        SiteWidth(config_, site), sampled ? std::max<int64_t>(1, num_rows / kSamples) : 0);
-  }
+  std::array<LaneSum<ChannelStats>, kQuantSites.size()> sums;
   const SiteRoundings none;
-  for (int64_t w = 0; w < target.num_windows; ++w) {
-    TW_RETURN_IF_ERROR(pass_.Visit(weights, none, target.window(w), QuantSite::kDownIn,
-                                   [&](QuantSite site, ConstTensorView x) {
-                                     return AtSite(stats[static_cast<size_t>(site)]->Add(x), site);
-                                   }));
+  for (const Range& lane : Lanes(target)) {
+    std::vector<ChannelStats> parts;
+    for (const QuantSite site : kQuantSites) {
+      const bool sampled =
+          step_bits < 8 && (site == QuantSite::kOutIn || site == QuantSite::kDownIn);
+      parts.emplace_back(SiteWidth(config_, site),
+                         sampled ? std::max<int64_t>(1, num_rows / kSamples) : 0);
+    }
+    for (int64_t w = lane.begin; w < lane.end; ++w) {
+      TW_RETURN_IF_ERROR(pass_.Visit(weights, none, target.window(w), QuantSite::kDownIn,
+                                     [&](QuantSite site, ConstTensorView x) {
+                                       return AtSite(parts[static_cast<size_t>(site)].Add(x), site);
+                                     }));
+    }
+    for (size_t site = 0; site < parts.size(); ++site) sums[site].Add(std::move(parts[site]));
   }
-  for (auto& site : stats) TW_RETURN_IF_ERROR(site->MergeOverRanks(world_, pass_.stream()));
+  for (size_t site = 0; site < stats.size(); ++site) {
+    stats[site] = sums[site].Take();
+    TW_RETURN_IF_ERROR(stats[site]->MergeOverRanks(world_, pass_.stream()));
+  }
   const auto of = [&](QuantSite site) { return &*stats[static_cast<size_t>(site)]; };
   FoldLayer(config_,
             {.qkv_in = of(QuantSite::kQkvIn),
@@ -282,7 +291,7 @@ absl::Status LayerQuantizer::QuantizeSite(QuantSite site, Work& work) {
   if (ordered || coded) TW_RETURN_IF_ERROR(ChooseSiteCodes(site, work));
   if (!weights) return absl::OkStatus();
   const int64_t width = SiteWidth(config_, site);
-  SecondMoments moments(width, /*with_target=*/true);
+  LaneSum<SecondMoments> sums;
   const int64_t seqlen = work.input_stream->seqlen;
   std::vector<float> x(seqlen * width), y(seqlen * width);
   const SiteRoundings none;
@@ -292,19 +301,24 @@ absl::Status LayerQuantizer::QuantizeSite(QuantSite site, Work& work) {
     }
     return absl::OkStatus();
   };
-  for (int64_t w = 0; w < work.input_stream->num_windows; ++w) {
-    TW_RETURN_IF_ERROR(pass_.Visit(work.target, none, work.target_stream->window(w), site,
-                                   [&](QuantSite seen, ConstTensorView rows) {
-                                     return seen == site ? copy_rows(rows, y) : absl::OkStatus();
-                                   }));
-    TW_RETURN_IF_ERROR(pass_.Visit(work.current_weights, work.roundings,
-                                   work.input_stream->window(w), site,
-                                   [&](QuantSite seen, ConstTensorView rows) {
-                                     return seen == site ? copy_rows(rows, x) : absl::OkStatus();
-                                   }));
-    work.roundings.at(site).Apply(TensorView(x.data(), DType::kF32, {seqlen, width}));
-    TW_RETURN_IF_ERROR(AtSite(moments.Add(x.data(), width, y.data(), width, seqlen, pool_), site));
+  for (const Range& lane : Lanes(*work.input_stream)) {
+    SecondMoments part(width, /*with_target=*/true);
+    for (int64_t w = lane.begin; w < lane.end; ++w) {
+      TW_RETURN_IF_ERROR(pass_.Visit(work.target, none, work.target_stream->window(w), site,
+                                     [&](QuantSite seen, ConstTensorView rows) {
+                                       return seen == site ? copy_rows(rows, y) : absl::OkStatus();
+                                     }));
+      TW_RETURN_IF_ERROR(pass_.Visit(work.current_weights, work.roundings,
+                                     work.input_stream->window(w), site,
+                                     [&](QuantSite seen, ConstTensorView rows) {
+                                       return seen == site ? copy_rows(rows, x) : absl::OkStatus();
+                                     }));
+      work.roundings.at(site).Apply(TensorView(x.data(), DType::kF32, {seqlen, width}));
+      TW_RETURN_IF_ERROR(AtSite(part.Add(x.data(), width, y.data(), width, seqlen, pool_), site));
+    }
+    sums.Add(std::move(part));
   }
+  SecondMoments moments = sums.Take();
   TW_RETURN_IF_ERROR(SumOverRanks(moments.mutable_sums(), world_, pass_.stream()));
   for (const LinearRole role : kLinearRoles) {
     if (InputSite(role) == site && !work.current.at(role).empty()) {

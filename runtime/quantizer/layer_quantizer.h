@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "parallel/comm/communicator.h"
@@ -9,6 +10,7 @@
 #include "runtime/checkpoint/quant_scheme.h"
 #include "runtime/quant/second_moments.h"
 #include "runtime/quantizer/dense_layer.h"
+#include "runtime/quantizer/lane_sum.h"
 #include "runtime/quantizer/layer_pass.h"
 #include "runtime/quantizer/layer_result.h"
 
@@ -23,6 +25,7 @@ struct LayerQuantizerOptions {
   // Vectors as the published tool chooses them, on the layer as it came.
   bool published_vptq = false;
   uint64_t seed = 0;
+  int64_t num_windows = 0;  // of all ranks, where there are several
 };
 
 // Borrows everything. Collective over `world`, whose ranks have a part of the windows each and end
@@ -42,6 +45,11 @@ class LayerQuantizer {
  private:
   struct Work;
 
+  // The rank's windows in runs whose sums are the same with 1, 2 and 4 ranks.
+  std::vector<Range> Lanes(const ResidualStream& stream) const {
+    if (world_.size() == 1) return LanesOfRank(stream.num_windows, 0, 1);
+    return LanesOfRank(options_.num_windows, world_.rank(), world_.size());
+  }
   absl::Status Fold(Work& work);
   absl::Status QuantizeKv(Work& work);
   // By KV head: how far o_proj's output moves when K or V alone has these codes.

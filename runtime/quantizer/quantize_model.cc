@@ -171,7 +171,9 @@ absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, 
     if (leader) folder.RemoveIfEmpty();
   };
   const LayerFiles files(folder.partial(), &source, &config, gptq, options.layer.tp);
-  LayerQuantizer quantizer(options.layer, &config, pass.get(), &world, &pool);
+  LayerQuantizerOptions layer_options = options.layer;
+  layer_options.num_windows = static_cast<int64_t>(options.calibration.windows.size());
+  LayerQuantizer quantizer(layer_options, &config, pass.get(), &world, &pool);
   ReferenceQuantizer reference(options.layer, options.algorithm == "reference",
                                static_cast<uint64_t>(options.seed), &config, pass.get(), &world,
                                &pool);

@@ -25,14 +25,15 @@ absl::Status SumOverRanks(absl::Span<double> values, Communicator& world, Stream
   for (int64_t begin = 0; begin < static_cast<int64_t>(values.size()); begin += kChunk) {
     const int64_t count = std::min(kChunk, static_cast<int64_t>(values.size()) - begin);
     double* mine = values.data() + begin;
-    if (world.rank() == 0) {
-      part.resize(static_cast<size_t>(count));
-      for (int peer = 1; peer < world.size(); ++peer) {
-        TW_RETURN_IF_ERROR(world.Recv(Bytes(part.data(), count), peer, stream));
-        for (int64_t i = 0; i < count; ++i) mine[i] += part[i];
+    part.resize(static_cast<size_t>(count));
+    for (int step = 1; step < world.size(); step *= 2) {
+      if (world.rank() % (2 * step) != 0) {
+        TW_RETURN_IF_ERROR(world.Send(Bytes(mine, count), world.rank() - step, stream));
+        break;
       }
-    } else {
-      TW_RETURN_IF_ERROR(world.Send(Bytes(mine, count), 0, stream));
+      if (world.rank() + step >= world.size()) continue;
+      TW_RETURN_IF_ERROR(world.Recv(Bytes(part.data(), count), world.rank() + step, stream));
+      for (int64_t i = 0; i < count; ++i) mine[i] += part[i];
     }
     TW_RETURN_IF_ERROR(world.Broadcast(Bytes(mine, count), 0, stream));
   }

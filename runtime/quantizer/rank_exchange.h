@@ -1,5 +1,5 @@
 // What ranks that share the calibration windows tell each other. Results are the same bits on every
-// rank: parts are added in rank order.
+// rank: parts are added in pairs of ranks, pairs of pairs and so on.
 #pragma once
 
 #include <vector>

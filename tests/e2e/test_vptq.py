@@ -137,10 +137,14 @@ class QuantizeToVectorsTest(support.QuantizeTestCase):
         return [line["token_ids"] for line in result.lines]
 
     def test_results_are_reproducible_and_run_on_any_split(self):
-        flags = ["--weights", "vptq-v4-k256", "--seed", 3]
+        flags = ["--weights", "vptq-v4-k256", "--seed", 3, "--nsamples", 9, "--seqlen", 48]
         made = self.quantize(OPT, *flags)
         again = self.quantize(OPT, *flags, "--threads", 2, name="again")
         self.assertEqual(support.contents(made), support.contents(again))
+        if support.MPIEXEC:
+            for ranks in (2, 4):
+                shared = self.quantize(OPT, *flags, name=f"by-{ranks}", ranks=ranks)
+                self.assertEqual(support.contents(made), support.contents(shared), ranks)
         config = json.loads((made / "config.json").read_text())["quantization_config"]
         self.assertEqual(config["quant_method"], "vptq")
         self.assertEqual(len(config["config_for_layers"]), 24)
@@ -149,7 +153,7 @@ class QuantizeToVectorsTest(support.QuantizeTestCase):
         self.assertAlmostEqual(shown["linear"]["codes_bits"], 2.0)
         if support.MPIEXEC:
             alone = self.tokens(made, 1, 1)
-            for tp, pp in ((2, 1), (4, 1), (2, 2)):
+            for tp, pp in ((4, 1), (2, 2)):
                 self.assertEqual(self.tokens(made, tp, pp), alone, f"{tp} x {pp}")
 
     def test_more_bits_lose_less_and_the_published_choices_more(self):
@@ -157,9 +161,9 @@ class QuantizeToVectorsTest(support.QuantizeTestCase):
         loss = lambda *flags, name: self.perplexity(
             self.quantize(OPT, *flags, name=name)) / exact - 1.0
         two = loss("--weights", "vptq-v4-k256", name="two")
-        four = loss("--weights", "vptq-v4-k256-r256", name="four")
+        more = loss("--weights", "vptq-v4-k256-r16", name="more")
         published = loss("--weights", "vptq-v4-k256", "--vptq", "reference", name="published")
-        self.assertLess(four, 0.5 * two)
+        self.assertLess(more, two)
         self.assertLess(two, published)
 
     def test_llama_with_coded_activations_and_cache(self):
