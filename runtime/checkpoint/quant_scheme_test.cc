@@ -79,5 +79,21 @@ TEST(QuantSchemeTest, SitesHaveDistinctNames) {
   EXPECT_EQ(SiteName(QuantSite::kDownIn), "down_in");
 }
 
+TEST(QuantSchemeTest, NamesOfVectorsAreReadBack) {
+  const QuantScheme weights = {
+      .vptq = {.length = 8, .index_bits = 12, .residual = true, .residual_bits = 8}};
+  EXPECT_EQ(SchemeName(weights), "vptq-v8-k4096-r256");
+  EXPECT_EQ(ParseScheme("vptq-v8-k4096-r256").value(), weights);
+  EXPECT_EQ(weights.weight_format(), WeightFormat::kVptq);
+  const QuantScheme all = {.act_bits = 8, .kv_bits = 4, .vptq = {.length = 6, .index_bits = 16}};
+  EXPECT_EQ(SchemeName(all), "vptq-v6-k65536-a8kv4");
+  EXPECT_EQ(ParseScheme(SchemeName(all)).value(), all);
+  for (const char* wrong :
+       {"vptq-v8", "vptq-v8-k100", "vptq-v0-k16", "vptq-v17-k16", "vptq-v8-k1", "vptq-v8-k16-r3",
+        "vptq-v8-k016", "vptq-v8-k16-r4-r4", "vptq-v8-k131072", "vptq-v8-k16-a5", "vptq-v8-k16-"}) {
+    EXPECT_EQ(ParseScheme(wrong).status().code(), absl::StatusCode::kInvalidArgument) << wrong;
+  }
+}
+
 }  // namespace
 }  // namespace thinwire

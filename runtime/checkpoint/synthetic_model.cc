@@ -44,6 +44,11 @@ absl::StatusOr<Name> ParseName(const std::string& model) {
   if (parts.size() > 1) {
     absl::StatusOr<QuantScheme> scheme = ParseScheme(parts[1]);
     if (!scheme.ok()) return Annotate(scheme.status(), absl::StrCat("--model ", model));
+    if (scheme->weight_format() == WeightFormat::kVptq) {
+      return absl::UnimplementedError(
+          absl::StrCat("--model ", model, ": synthetic weights of ", parts[1],
+                       " are not supported; supported: w16a16, w4a16 and the like"));
+    }
     name.scheme = *scheme;
   }
   if (parts.size() > 2 && !absl::SimpleAtoi(parts[2], &name.seed)) {

@@ -103,8 +103,9 @@ TEST(ThinwireFileTest, LeavesUnknownFieldsAloneAndFillsInDefaults) {
 TEST(ThinwireFileTest, NewerVersionsAreNotImplemented) {
   ExpectError(With("format_version", 2), absl::StatusCode::kUnimplemented,
               "\"format_version\": expected at most 1, found 2");
-  ExpectError(With("algorithm", "magic"), absl::StatusCode::kUnimplemented,
-              "expected \"default\", \"reference\" or \"per-tensor\", found \"magic\"");
+  ExpectError(
+      With("algorithm", "magic"), absl::StatusCode::kUnimplemented,
+      "expected \"default\", \"reference\", \"per-tensor\" or \"vptq-reference\", found \"magic\"");
 }
 
 TEST(ThinwireFileTest, BadFieldsAreNamed) {
