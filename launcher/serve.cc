@@ -26,6 +26,7 @@
 #include "launcher/serve_flags.h"
 #include "launcher/stop_signals.h"
 #include "parallel/comm/agreement.h"
+#include "runtime/server/bearer_token.h"
 #include "runtime/server/grpc/grpc_server.h"
 #include "runtime/server/http/http_server.h"
 #include "runtime/server/rank_links.h"
@@ -129,6 +130,12 @@ class ServeCommand : public Command {
     limits.heartbeat = std::min(limits.heartbeat, absl::Seconds(engine_flags_.step_timeout_s) / 4);
     core_ = std::make_unique<ServingCore>(limits, std::move(model));
     core_->version = THINWIRE_VERSION;
+    if (!flags_.token_file.empty()) {
+      TW_ASSIGN_OR_RETURN(core_->data_token, ReadBearerToken(flags_.token_file));
+    }
+    if (!flags_.admin_token_file.empty()) {
+      TW_ASSIGN_OR_RETURN(core_->admin_token, ReadBearerToken(flags_.admin_token_file));
+    }
     core_->drain_timeout = absl::Seconds(flags_.drain_timeout_s);
     core_->loop.SetProgress("loading the model");
     core_->loop.AddListener([this](ServingState state) { Tell(state); });

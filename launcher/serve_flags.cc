@@ -38,6 +38,11 @@ void ServeFlags::AddTo(CLI::App& app) {
   app.add_option("--tls-key", tls_key, "Its key, PEM")->type_name("FILE");
   app.add_option("--tls-client-ca", tls_client_ca, "Clients must have a certificate of this one")
       ->type_name("FILE");
+  app.add_option("--token-file", token_file,
+                 "Clients of --grpc and of /v1 must send 'authorization: Bearer' and this file's "
+                 "first line")
+      ->type_name("FILE");
+  app.add_option("--admin-token-file", admin_token_file, "The same for --admin")->type_name("FILE");
   app.add_flag("--insecure", insecure, "Listen on other than loopback addresses without TLS");
   app.add_option("--max-queue", max_queued_requests, "Requests that may wait")
       ->type_name("N")

@@ -20,6 +20,7 @@ struct ServeFlags {
   std::string model_name;
   std::string chat_template;
   std::string tls_cert, tls_key, tls_client_ca;
+  std::string token_file, admin_token_file;
   std::string pid_file;
   std::string metrics_compat = "none";
   bool insecure = false;

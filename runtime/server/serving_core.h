@@ -50,6 +50,8 @@ class ServingCore {
   const ServedModel model;
   // Constant once transports run.
   std::string version;
+  std::string data_token;   // that clients must know; empty: none
+  std::string admin_token;  // that administrators must know
   absl::Duration drain_timeout = absl::Seconds(45);
 
  private:

@@ -181,7 +181,10 @@ TEST(ServingLoopTest, AFullQueueRefusesWithAHint) {
   ASSERT_TRUE(RetryHint(refused).has_value());
   EXPECT_GE(*RetryHint(refused), absl::Milliseconds(100));
   EXPECT_EQ(server.loop.load().rejected.at("resource_exhausted"), 1);
-  for (const auto& generation : accepted) EXPECT_EQ(Read(*generation).token_ids.size(), 400u);
+  EXPECT_EQ(server.loop.Abort("", /*prefix=*/true), static_cast<int64_t>(accepted.size()));
+  for (const auto& generation : accepted) {
+    EXPECT_TRUE(absl::IsCancelled(Read(*generation).end.status));
+  }
 }
 
 TEST(ServingLoopTest, QueuedTokensAreBounded) {
@@ -227,6 +230,7 @@ TEST(ServingLoopTest, WhatCanNeverRunIsRefusedAtOnce) {
   EXPECT_EQ(code(request), absl::StatusCode::kInvalidArgument);
   const auto live = *server.loop.Submit(Make("x", 400));
   EXPECT_EQ(code(Make("x", 8)), absl::StatusCode::kAlreadyExists);
+  server.loop.Cancel(*live, absl::CancelledError("enough"));
   Read(*live);
   const auto again = *server.loop.Submit(Make("x", 8));
   EXPECT_EQ(Read(*again).token_ids.size(), 8u);
@@ -237,7 +241,7 @@ TEST(ServingLoopTest, DeadlinesHoldInTheQueueAndWhileDecoding) {
   GenerationRequest request = Make("late", 400);
   request.deadline = ServingClock::now() + milliseconds(10);
   const auto late = *server.loop.Submit(request);
-  const auto blocked = *server.loop.Submit(Make("behind", 400));
+  const auto blocked = *server.loop.Submit(Make("behind", 50));
   request = Make("waits", 400);
   request.deadline = ServingClock::now();
   const auto waits = *server.loop.Submit(request);
@@ -267,9 +271,9 @@ TEST(ServingLoopTest, AReaderThatNeverReadsIsGivenUp) {
 
 TEST(ServingLoopTest, PriorityOvertakesInTheQueue) {
   Server server({}, 1);
-  const auto first = *server.loop.Submit(Make("first", 300));
-  const auto low = *server.loop.Submit(Make("low", 100));
-  GenerationRequest request = Make("high", 100);
+  const auto first = *server.loop.Submit(Make("first", 200));
+  const auto low = *server.loop.Submit(Make("low", 20));
+  GenerationRequest request = Make("high", 20);
   request.priority = 1;
   const auto high = *server.loop.Submit(request);
   EXPECT_TRUE(Read(*low).end.status.ok());
@@ -281,10 +285,10 @@ TEST(ServingLoopTest, PriorityOvertakesInTheQueue) {
 
 TEST(ServingLoopTest, ADrainLetsRequestsFinish) {
   Server server;
-  const auto running = *server.loop.Submit(Make("running", 300));
+  const auto running = *server.loop.Submit(Make("running", 150));
   server.loop.Drain(absl::Minutes(1));
   EXPECT_TRUE(absl::IsUnavailable(server.loop.Submit(Make("new", 1)).status()));
-  EXPECT_EQ(Read(*running).token_ids.size(), 300u);
+  EXPECT_EQ(Read(*running).token_ids.size(), 150u);
   server.Stop(absl::Minutes(1));
   EXPECT_TRUE(server.result.ok()) << server.result;
   EXPECT_EQ(server.loop.state(), ServingState::kStopped);

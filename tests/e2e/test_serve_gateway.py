@@ -189,6 +189,36 @@ class TlsTest(support.TestCase):
                 ready(wrong)
 
 
+@serve_support.needs_grpc
+class TokenTest(support.TestCase):
+
+    def test_only_those_who_know_the_token_get_answers(self):
+        data, admin = self.write("data", "s3cret-for-clients\n"), self.write("admin", "a" * 20)
+        server = Server(OPT, "--token-file", data, "--admin-token-file", admin)
+        self.addCleanup(server.close)
+        body = {"prompt": "a", "max_tokens": 2}
+        for given, status in (("Bearer s3cret-for-clients", 200), ("Bearer s3cret-for-client", 401),
+                              ("Bearer " + "a" * 20, 401), ("s3cret-for-clients", 401)):
+            found, text, _ = server.http("POST", "/v1/completions", body, {"Authorization": given})
+            self.assertEqual(found, status, text)
+        self.assertEqual(server.http("POST", "/v1/completions", body)[0], 401)
+        self.assertEqual(server.http("GET", "/readyz")[0], 200)
+        with server.inference() as inference, server.control() as control:
+            calls = [lambda: inference.generate(prompt="a"),
+                     lambda: list(inference.stream(prompt="a")),
+                     lambda: list(inference.batch([("a", inference.request(prompt="a"))])),
+                     lambda: inference.call("Tokenize", text="a"), control.load,
+                     lambda: list(control.call("Drain")), lambda: control.call("Abort", all=True)]
+            for call in calls:
+                with self.assertRaises(grpc.RpcError) as caught:
+                    call()
+                self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAUTHENTICATED)
+            tokenize, message = inference.method(inference.SERVICE, "Tokenize")
+            reply = tokenize(message(text="a"), metadata=[("authorization",
+                                                           "Bearer s3cret-for-clients")])
+            self.assertTrue(reply.token_ids)
+
+
 class ToolsTest(support.TestCase):
 
     @classmethod

@@ -38,6 +38,12 @@ class BatchAnswer final
   void Begin() {
     self_ = shared_from_this();
     const std::lock_guard lock(mutex_);
+    const absl::Status allowed = CheckToken(*context_, core_->data_token);
+    if (!allowed.ok()) {
+      finished_ = true;
+      Finish(ToGrpcStatus(allowed));
+      return;
+    }
     reading_ = true;
     StartRead(&request_);
   }

@@ -108,6 +108,8 @@ grpc::ServerUnaryReactor* Reply(grpc::CallbackServerContext* context, const absl
 grpc::ServerUnaryReactor* ControlService::GetServerInfo(grpc::CallbackServerContext* context,
                                                         const v1::GetServerInfoRequest*,
                                                         v1::GetServerInfoResponse* response) {
+  const absl::Status allowed = CheckToken(*context, core_->admin_token);
+  if (!allowed.ok()) return Reply(context, allowed);
   const ServingLoad load = core_->loop.load();
   const JobInfo job = core_->job();
   response->set_version(core_->version);
@@ -137,12 +139,16 @@ grpc::ServerUnaryReactor* ControlService::GetServerInfo(grpc::CallbackServerCont
 grpc::ServerUnaryReactor* ControlService::GetLoad(grpc::CallbackServerContext* context,
                                                   const v1::GetLoadRequest*,
                                                   v1::GetLoadResponse* response) {
+  const absl::Status allowed = CheckToken(*context, core_->admin_token);
+  if (!allowed.ok()) return Reply(context, allowed);
   *response->mutable_load() = ToMessage(core_->loop.load());
   return Reply(context, absl::OkStatus());
 }
 
 grpc::ServerWriteReactor<v1::WatchLoadResponse>* ControlService::WatchLoad(
-    grpc::CallbackServerContext*, const v1::WatchLoadRequest* request) {
+    grpc::CallbackServerContext* context, const v1::WatchLoadRequest* request) {
+  const absl::Status allowed = CheckToken(*context, core_->admin_token);
+  if (!allowed.ok()) return Refuse<v1::WatchLoadResponse>(allowed);
   const int64_t interval = request->has_interval_ms() ? request->interval_ms() : 1000;
   if (interval < 10 || interval > 3600000) {
     return Refuse<v1::WatchLoadResponse>(absl::InvalidArgumentError(
@@ -159,6 +165,8 @@ grpc::ServerWriteReactor<v1::WatchLoadResponse>* ControlService::WatchLoad(
 grpc::ServerUnaryReactor* ControlService::Abort(grpc::CallbackServerContext* context,
                                                 const v1::AbortRequest* request,
                                                 v1::AbortResponse* response) {
+  const absl::Status allowed = CheckToken(*context, core_->admin_token);
+  if (!allowed.ok()) return Reply(context, allowed);
   switch (request->which_case()) {
     case v1::AbortRequest::kRequestId:
       response->set_aborted(core_->loop.Abort(request->request_id(), /*prefix=*/false));
@@ -177,7 +185,9 @@ grpc::ServerUnaryReactor* ControlService::Abort(grpc::CallbackServerContext* con
 }
 
 grpc::ServerWriteReactor<v1::DrainResponse>* ControlService::Drain(
-    grpc::CallbackServerContext*, const v1::DrainRequest* request) {
+    grpc::CallbackServerContext* context, const v1::DrainRequest* request) {
+  const absl::Status allowed = CheckToken(*context, core_->admin_token);
+  if (!allowed.ok()) return Refuse<v1::DrainResponse>(allowed);
   absl::Duration timeout = core_->drain_timeout;
   if (request->has_timeout_ms()) {
     if (request->timeout_ms() < 0) {
@@ -200,6 +210,8 @@ grpc::ServerWriteReactor<v1::DrainResponse>* ControlService::Drain(
 grpc::ServerUnaryReactor* ControlService::RankStatus(grpc::CallbackServerContext* context,
                                                      const v1::RankStatusRequest*,
                                                      v1::RankStatusResponse* response) {
+  const absl::Status allowed = CheckToken(*context, core_->admin_token);
+  if (!allowed.ok()) return Reply(context, allowed);
   const ServingLoad load = core_->loop.load();
   const size_t num_ranks = core_->job().ranks.size();
   for (size_t i = 0; i < num_ranks; ++i) {

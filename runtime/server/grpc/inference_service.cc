@@ -37,6 +37,8 @@ InferenceService::GenerateBatch(grpc::CallbackServerContext* context) {
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
                                                      const v1::TokenizeRequest* request,
                                                      v1::TokenizeResponse* response) {
+  const absl::Status allowed = CheckToken(*context, core_->data_token);
+  if (!allowed.ok()) return Reply(context, allowed);
   const bool add_special = !request->has_add_special_tokens() || request->add_special_tokens();
   const auto ids = core_->model.tokenizer->Encode(request->text(), add_special);
   if (ids.ok()) response->mutable_token_ids()->Add(ids->begin(), ids->end());
@@ -46,6 +48,8 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
 grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
                                                        const v1::DetokenizeRequest* request,
                                                        v1::DetokenizeResponse* response) {
+  const absl::Status allowed = CheckToken(*context, core_->data_token);
+  if (!allowed.ok()) return Reply(context, allowed);
   const std::vector<int32_t> ids(request->token_ids().begin(), request->token_ids().end());
   const bool skip = !request->has_skip_special_tokens() || request->skip_special_tokens();
   response->set_text(core_->model.tokenizer->Decode(ids, skip));
@@ -55,6 +59,8 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerContext* context,
                                                          const v1::GetModelInfoRequest*,
                                                          v1::GetModelInfoResponse* response) {
+  const absl::Status allowed = CheckToken(*context, core_->data_token);
+  if (!allowed.ok()) return Reply(context, allowed);
   const ModelConfig& config = core_->model.config;
   response->set_model(core_->model.name);
   response->set_architecture(config.architecture);

@@ -8,6 +8,7 @@
 #include "kernels/core/status_macros.h"
 #include "proto/google/rpc/error_details.pb.h"
 #include "proto/google/rpc/status.pb.h"
+#include "runtime/server/bearer_token.h"
 #include "runtime/server/retry_hint.h"
 
 namespace thinwire {
@@ -104,6 +105,13 @@ absl::StatusOr<GenerationRequest> FromMessage(const v1::GenerateRequest& message
   request.priority = message.priority();
   request.want_log_probs = message.log_probs();
   return request;
+}
+
+absl::Status CheckToken(const grpc::CallbackServerContext& context, const std::string& token) {
+  const auto& metadata = context.client_metadata();
+  const auto it = metadata.find("authorization");
+  const grpc::string_ref given = it == metadata.end() ? grpc::string_ref() : it->second;
+  return CheckBearerToken(absl::string_view(given.data(), given.size()), token);
 }
 
 v1::Completion ToMessage(const GenerationEnd& end) {

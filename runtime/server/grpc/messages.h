@@ -1,6 +1,7 @@
 // Between protocol messages and what the serving loop knows.
 #pragma once
 
+#include <grpcpp/server_context.h>
 #include <grpcpp/support/status.h>
 
 #include <string>
@@ -22,6 +23,9 @@ grpc::Status ToGrpcStatus(const absl::Status& status, absl::string_view request_
 // InvalidArgument: no input, or a number out of range.
 absl::StatusOr<GenerationRequest> FromMessage(const v1::GenerateRequest& message,
                                               ServingCore& core);
+
+// Unauthenticated unless the call brings the token.
+absl::Status CheckToken(const grpc::CallbackServerContext& context, const std::string& token);
 
 v1::Completion ToMessage(const GenerationEnd& end);
 v1::Load ToMessage(const ServingLoad& load);

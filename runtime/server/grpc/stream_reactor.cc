@@ -6,6 +6,7 @@
 #include <chrono>
 #include <utility>
 
+#include "kernels/core/status_macros.h"
 #include "runtime/server/grpc/messages.h"
 
 namespace thinwire {
@@ -14,6 +15,7 @@ namespace {
 absl::StatusOr<std::shared_ptr<Generation>> Submit(const grpc::CallbackServerContext& context,
                                                    const v1::GenerateRequest& message,
                                                    ServingCore& core) {
+  TW_RETURN_IF_ERROR(CheckToken(context, core.data_token));
   absl::StatusOr<GenerationRequest> request = FromMessage(message, core);
   if (!request.ok()) {
     core.loop.CountRejected(request.status());

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/core/status_macros.h"
+#include "runtime/server/bearer_token.h"
 #include "runtime/server/connection.h"
 #include "runtime/server/http/metrics_text.h"
 #include "runtime/server/http/openai_handlers.h"
@@ -80,6 +81,15 @@ void HttpServer::Impl::AddRoutes(const HttpOptions& options, ServingCore* core) 
               [core](const Request&, Response& out) { out.set_content(StatusJson(*core), kJson); });
   server->Get("/", [](const Request&, Response& out) {
     out.set_content(StatusPage(), "text/html; charset=utf-8");
+  });
+  server->set_pre_routing_handler([core](const Request& request, Response& out) {
+    if (request.path.rfind("/v1/", 0) != 0) return httplib::Server::HandlerResponse::Unhandled;
+    const absl::Status allowed =
+        CheckBearerToken(request.get_header_value("Authorization"), core->data_token);
+    if (allowed.ok()) return httplib::Server::HandlerResponse::Unhandled;
+    out.set_header("Connection", "close");  // its body is not read
+    AnswerError(allowed, out);
+    return httplib::Server::HandlerResponse::Handled;
   });
   if (options.openai) {
     const int64_t created = absl::ToUnixSeconds(absl::Now());
