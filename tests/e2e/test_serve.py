@@ -219,7 +219,9 @@ class AnswersTest(ServeTestCase):
                      'thinwire_requests_total{finish_reason="length"}',
                      "thinwire_ttft_seconds_bucket", "thinwire_wire_payload_bytes_total"):
             self.assertIn(name, metrics)
-        self.assertIn("<title>thinwire</title>", self.server.http("GET", "/")[1])
+        page = self.server.http("GET", "/")[1]
+        self.assertIn("<title>thinwire</title>", page)
+        self.assertIn("$ = id => document", page)  # no formatter took it for C++
         status = json.loads(self.server.http("GET", "/status")[1])
         self.assertEqual(status["state"], "ready")
         models = json.loads(self.server.http("GET", "/v1/models")[1])

@@ -12,7 +12,9 @@ constexpr char kPage[] = R"html(<!DOCTYPE html>
 :root { color-scheme: light dark; --line: #8884; --accent: #2a78d6; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
   padding: 0 1rem; }
-h1 { font-size: 1.4rem; margin: 0; } h2 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
+h1 { font-size: 1.4rem; margin: 0; }
+h2 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
+small { opacity: .7; font-weight: normal; }
 .state { display: inline-block; padding: 0 .6rem; border: 1px solid var(--line);
   border-radius: 1rem; }
 .state.ready { border-color: #2a9d4a; color: #2a9d4a; }
@@ -24,33 +26,24 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
 svg { width: 100%; height: 90px; border: 1px solid var(--line); border-radius: .5rem; }
-small { opacity: .7; }
 </style></head><body>
 <h1>thinwire <small id="version"></small></h1>
 <p><span id="state" class="state">...</span> <span id="model"></span></p>
 <div class="tiles" id="tiles"></div>
 <h2>Tokens per second <small>last two minutes, at most <span id="peak">0</span></small></h2>
 <svg viewBox="0 0 120 30" preserveAspectRatio="none"><polyline id="line" fill="none"
-  stroke="var(--accent)" stroke -
-                         width = "1" vector -
-                                 effect = "non-scaling-stroke" / > </ svg>
-                                          <h2> Bytes that rank 0 sent<small> against fp16</ small>
-                                          </ h2><table id = "wire"></ table><h2> Ranks</ h2>
-                                          <table id = "ranks"></ table><script> const rates = [],
-               $ = id = > document.getElementById(id);
-const bytes = n = > {
-  const u = [ "B", "kB", "MB", "GB", "TB" ];
-  let i = 0;
-  while (n >= 1000 && i < 4) {
-    n /= 1000;
-    i++;
-  }
-  return n.toFixed(i ? 1 : 0) + " " + u[i];
-};
+  stroke="var(--accent)" stroke-width="1.5" vector-effect="non-scaling-stroke"/></svg>
+<h2>Bytes that rank 0 sent <small>against fp16</small></h2><table id="wire"></table>
+<h2>Ranks</h2><table id="ranks"></table>
+<script>
+const rates = [], $ = id => document.getElementById(id);
+const bytes = n => { const u = ["B", "kB", "MB", "GB", "TB"]; let i = 0;
+  while (n >= 1000 && i < 4) { n /= 1000; i++; }
+  return n.toFixed(i ? 1 : 0) + " " + u[i]; };
 function table(id, head, rows) {
   const t = $(id);
   t.replaceChildren();
-  const add = (cells, tag) = > {
+  const add = (cells, tag) => {
     const r = t.insertRow();
     for (const c of cells) {
       const e = document.createElement(tag);
@@ -66,16 +59,12 @@ function show(s) {
   $("state").textContent = s.state;
   $("state").className = "state " + s.state;
   $("model").textContent = s.model + ", " + s.layout + (s.progress ? ": " + s.progress : "");
-  const l = s.load, tiles = [
-    [ "running", l.running + " / " + l.max_running ], [ "waiting", l.queued ],
-    [ "KV pages", l.kv_pages_used + " / " + l.kv_pages ],
-    [ "tokens/s", l.tokens_per_second.toFixed(0) ], [ "answered", s.totals.ended ],
-    [
-      "wire / fp16",
-      s.wire.logical_bytes ? (s.wire.sent_bytes / s.wire.logical_bytes).toFixed(2) : "-"
-    ]
-  ];
-  $("tiles").replaceChildren(... tiles.map(([ name, value ]) = > {
+  const l = s.load, tiles = [["running", l.running + " / " + l.max_running],
+    ["waiting", l.queued], ["KV pages", l.kv_pages_used + " / " + l.kv_pages],
+    ["tokens/s", l.tokens_per_second.toFixed(0)], ["answered", s.totals.ended],
+    ["wire / fp16", s.wire.logical_bytes ?
+      (s.wire.sent_bytes / s.wire.logical_bytes).toFixed(2) : "-"]];
+  $("tiles").replaceChildren(...tiles.map(([name, value]) => {
     const d = document.createElement("div"), b = document.createElement("b");
     d.className = "tile";
     b.textContent = value;
@@ -84,25 +73,21 @@ function show(s) {
   }));
   rates.push(l.tokens_per_second);
   if (rates.length > 120) rates.shift();
-  const peak = Math.max(1, ... rates);
+  const peak = Math.max(1, ...rates);
   $("peak").textContent = peak.toFixed(0);
-  $("line").setAttribute(
-      "points",
-      rates.map((r, i) = > (120 - rates.length + i) + "," + (29 - 28 * r / peak)).join(" "));
-  table("wire", [ "site", "fp16", "sent", "share" ], s.wire.sites.map(w = > [
-    w.site, bytes(w.logical_bytes), bytes(w.sent_bytes),
-    w.logical_bytes ? (w.sent_bytes / w.logical_bytes).toFixed(2) : "-"
-  ]));
-  table("ranks", [ "rank", "host", "process", "device", "tp", "pp", "weights", "KV cache" ],
-        s.ranks.map(r = > [
-          r.rank, r.host, r.process_id, r.device, r.tp_rank, r.pp_rank,
-          r.weight_bytes == = undefined ? "-" : bytes(r.weight_bytes),
-          r.kv_cache_bytes == = undefined ? "-" : bytes(r.kv_cache_bytes)
-        ]));
+  $("line").setAttribute("points", rates.map((r, i) =>
+    (121 - rates.length + i) + "," + (29 - 28 * r / peak)).join(" "));
+  table("wire", ["site", "fp16", "sent", "share"], s.wire.sites.map(w => [w.site,
+    bytes(w.logical_bytes), bytes(w.sent_bytes),
+    w.logical_bytes ? (w.sent_bytes / w.logical_bytes).toFixed(2) : "-"]));
+  table("ranks", ["rank", "host", "process", "device", "tp", "pp", "weights", "KV cache"],
+    s.ranks.map(r => [r.rank, r.host, r.process_id, r.device, r.tp_rank, r.pp_rank,
+      r.weight_bytes === undefined ? "-" : bytes(r.weight_bytes),
+      r.kv_cache_bytes === undefined ? "-" : bytes(r.kv_cache_bytes)]));
 }
 async function poll() {
   try {
-    show(await(await fetch("/status")).json());
+    show(await (await fetch("/status")).json());
   } catch {
     $("state").textContent = "no answer";
     $("state").className = "state lost";
