@@ -142,6 +142,12 @@ absl::Status ServingLoop::Reject(const absl::Status& why) {
   return why;
 }
 
+absl::Status ServingLoop::CheckRoom() {
+  const std::lock_guard lock(mutex_);
+  const absl::Status room = CheckQueue(0);
+  return room.ok() ? room : Reject(room);
+}
+
 void ServingLoop::CountRejected(const absl::Status& why) {
   const std::lock_guard lock(mutex_);
   Reject(why).IgnoreError();

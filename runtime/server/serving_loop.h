@@ -61,6 +61,10 @@ class ServingLoop {
   // Unavailable: starting, draining or failed.
   absl::StatusOr<std::shared_ptr<Generation>> Submit(GenerationRequest request);
 
+  // What Submit would say for lack of room whatever the request, and counts it: cheaper than to
+  // parse and tokenise first.
+  absl::Status CheckRoom();
+
   // Counts a request that was refused before it came here.
   void CountRejected(const absl::Status& why);
 

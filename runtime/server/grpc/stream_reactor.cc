@@ -16,6 +16,7 @@ absl::StatusOr<std::shared_ptr<Generation>> Submit(const grpc::CallbackServerCon
                                                    const v1::GenerateRequest& message,
                                                    ServingCore& core) {
   TW_RETURN_IF_ERROR(CheckToken(context, core.data_token));
+  TW_RETURN_IF_ERROR(core.loop.CheckRoom());
   absl::StatusOr<GenerationRequest> request = FromMessage(message, core);
   if (!request.ok()) {
     core.loop.CountRejected(request.status());

@@ -56,6 +56,7 @@ absl::StatusOr<ServingClock::time_point> DeadlineOf(const httplib::Request& http
 
 absl::StatusOr<std::shared_ptr<Exchange>> Submit(const httplib::Request& http, bool chat,
                                                  ServingCore& core) {
+  TW_RETURN_IF_ERROR(core.loop.CheckRoom());
   absl::StatusOr<OpenAiRequest> request = ParseOpenAiRequest(http.body, chat, core.model);
   const absl::StatusOr<ServingClock::time_point> deadline = DeadlineOf(http);
   std::string id = http.get_header_value("X-Request-Id");
