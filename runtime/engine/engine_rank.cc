@@ -162,6 +162,8 @@ absl::Status EngineRank::ConnectGpus() {
   if (tp_->size() > 1) {
     TW_RETURN_IF_ERROR(Annotate(connect(tp_), "tensor-parallel ranks"));
     watched.push_back(tp_.get());
+    // Taken before the first step. Where GPUs cannot reach each other, NCCL carries codes.
+    tp_->Peers().IgnoreError();
   }
   if (mesh().pp_size > 1) {
     TW_ASSIGN_OR_RETURN(stages_, group_ranks().Split(0, layout_.RankInGroup(rank())));
