@@ -12,6 +12,7 @@
 #include "kernels/core/status_macros.h"
 #include "kernels/host_rates/host_rates.h"
 #include "launcher/bench_comm.h"
+#include "launcher/bench_kernels.h"
 #ifdef THINWIRE_HAS_SERVER
 #include "launcher/bench_serve.h"
 #endif
@@ -71,32 +72,27 @@ class BenchCommand : public Command {
         "weights and KV over the memory rate, the prefill floor the multiply-adds over sgemm's.");
     comm_ = app_->add_subcommand("comm", "What strategies of --wire take and send on these links");
     bench_comm_.AddTo(*comm_);
+    kernels_app_ = app_->add_subcommand("kernels", "Operators beside the limits of a device");
+    bench_kernels_.AddTo(*kernels_app_);
 #ifdef THINWIRE_HAS_SERVER
     serve_ = app_->add_subcommand("serve", "A server under load: latencies, rates, goodput");
     bench_serve_.AddTo(*serve_);
-    const std::vector<const char*> missing_names = {"kernels"};
 #else
-    const std::vector<const char*> missing_names = {"kernels", "serve"};
+    missing_ = app_->add_subcommand("serve");
+    missing_->group("");
+    missing_->allow_extras()->fallthrough(false);
+    missing_->set_help_flag();
 #endif
-    for (const char* name : missing_names) {
-      CLI::App* missing = app_->add_subcommand(name);
-      missing->group("");
-      missing->allow_extras()->fallthrough(false);
-      missing->set_help_flag();
-      missing_.push_back(missing);
-    }
   }
 
   bool chosen() const override { return app_->parsed(); }
 
   absl::Status Run(Job& job) override {
-    for (const CLI::App* missing : missing_) {
-      if (missing->parsed()) {
-        return UsageError(absl::UnimplementedError(
-            absl::StrCat("'bench ", missing->get_name(), "' is not in this version")));
-      }
+    if (missing_ != nullptr && missing_->parsed()) {
+      return UsageError(absl::UnimplementedError("'bench serve' is not in this build"));
     }
     if (comm_->parsed()) return bench_comm_.Run(job);
+    if (kernels_app_->parsed()) return bench_kernels_.Run(job);
 #ifdef THINWIRE_HAS_SERVER
     if (serve_->parsed()) return bench_serve_.Run(job);
 #endif
@@ -242,12 +238,14 @@ class BenchCommand : public Command {
   CLI::App* app_;
   CLI::App* engine_;
   CLI::App* comm_;
+  CLI::App* kernels_app_;
   BenchComm bench_comm_;
+  BenchKernels bench_kernels_;
 #ifdef THINWIRE_HAS_SERVER
   CLI::App* serve_;
   BenchServe bench_serve_;
 #endif
-  std::vector<CLI::App*> missing_;
+  CLI::App* missing_ = nullptr;  // a subcommand that other builds have
   EngineFlags flags_;
   EngineLoad load_;
   bool kernels_ = false;

@@ -25,7 +25,7 @@ class UnimplementedCommand : public Command {
 
   absl::Status Run(Job&) override {
     return UsageError(
-        absl::UnimplementedError(absl::StrCat("'", name_, "' is not in this version")));
+        absl::UnimplementedError(absl::StrCat("'", name_, "' is not in this build")));
   }
 
  private:

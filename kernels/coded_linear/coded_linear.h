@@ -56,11 +56,11 @@ struct IntegerLinearArgs {
                                               // may be strided
 };
 
-// isum is exact in int32 (so that a segment has at most (2^31 - 1) / 255 / the largest code or zero
-// of the weights columns: 561433 at 4 bits with zeros up to 15, 33025 at 8); segments are added in
-// fp32 in ascending order. So an element of y is bit for bit the same beside any other tokens, with
-// any number of threads, and when the weights are any subset of the output rows. num_tokens may be
-// 0. InvalidArgument names what does not fit; Unimplemented on a device without this operator.
+// isum is exact in int32: a segment has at most (2^31 - 1) / 255 / the largest code or zero of the
+// weights columns. Segments are added in fp32 in ascending order: an element of y has the same bits
+// beside any other tokens, with any number of threads, in any subset of the output rows. A GPU adds
+// pieces of segments, beyond 64 tokens in another order where some are not whole chunks of 128
+// columns. num_tokens may be 0. InvalidArgument names what does not fit; Unimplemented elsewhere.
 absl::Status IntegerLinear(const IntegerLinearArgs& args, Stream& stream);
 
 // The definition, sums over a segment exact and the rest in double, for tests.

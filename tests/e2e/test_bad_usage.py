@@ -89,8 +89,12 @@ class FlagsTest(support.TestCase):
         self.fail_usage([*RUN, "--device", "cuda"], "--device cuda", "no CUDA", "THINWIRE_CUDA=ON",
                         parallel=("--tp", "2"))
 
-    def test_subcommands_that_this_version_does_not_have(self):
-        self.fail_usage(["bench", "kernels"], "'bench kernels'", "not in this version", ranks=False)
+    def test_bench(self):
+        self.fail_usage(["bench", "kernels", "--kernels", "gemm"], "gemm", "expected one of copy",
+                        ranks=False)
+        self.fail_usage(["bench", "kernels", "--width", "100"], "100", "multiple of 128",
+                        ranks=False)
+        self.fail_usage(["bench", "kernels", "--frobnicate"], "frobnicate", ranks=False)
         self.fail_usage(["bench", "comm"], "expected several", "mpirun -np 2", ranks=False)
         self.fail_usage(["bench", "comm", "--min-bytes", "x"], "expected", ranks=False)
 

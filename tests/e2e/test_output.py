@@ -107,6 +107,18 @@ class JsonTest(support.TestCase):
         self.assertLess(share[1], 0.29)
         self.assertLess(share[2], 0.52)
 
+    def test_bench_kernels(self):
+        limits, *lines = self.succeed(["bench", "kernels", "--width", "128", "--seconds", "0.001",
+                                       "--kernels", "norm,linear", "--threads", "1",
+                                       "--json"]).lines
+        self.assertGreater(limits["byte_rate"], 0)
+        self.assertGreater(limits["operation_rate"], 0)
+        self.assertEqual([line["kernel"] for line in lines], ["norm"] + 3 * ["linear"])
+        for line in lines:
+            self.assertGreater(line["us"], 0)
+            share = line["bytes"] / line["us"] * 1e6 / limits["byte_rate"]
+            self.assertAlmostEqual(line["of_byte_rate"] / share, 1.0, places=6)
+
     def test_bench_engine(self):
         line, = self.succeed(["bench", "engine", "--model", OPT, "--prompt-tokens", "32",
                               "--new-tokens", "8", "--repeats", "1", "--json"]).lines
@@ -198,8 +210,9 @@ class HelpTest(support.TestCase):
         ("inspect",): ["DIR", "--json"],
         ("report",): ["FILE.json", "--output"],
         ("check",): ["--threads", "--json"],
-        ("bench",): ["engine", "comm"],
+        ("bench",): ["engine", "comm", "kernels"],
         ("bench", "comm"): ["--strategies", "--min-bytes", "--max-bytes", "--width", "--json"],
+        ("bench", "kernels"): ["--kernels", "--device", "--width", "--seconds", "--json"],
         ("bench", "engine"): ["--model", "--batch", "--prompt-tokens", "--new-tokens", "--repeats",
                               "--json"],
     }
