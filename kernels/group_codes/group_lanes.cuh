@@ -380,10 +380,10 @@ __device__ __forceinline__ GroupCode<kSteps> EncodeGroup(const LaneTables& table
   for (int c = 1; c < Quantizer<kBits>::kCandidates; ++c) {
     const int byte = max(first - c, kLeastScaleByte);
     const LaneScale of = ScaleOf<kSteps>(tables, byte);
-    if (c > 1 || kBits > 5) {
-      // What the largest value alone adds to the error. Sums of squares only grow, rounded ones
-      // too: where that is no less than the least error, this scale cannot be better; nor can the
-      // next, which clip more of it.
+    // What the largest value alone adds to the error. Sums of squares only grow, rounded ones too:
+    // where that is no less than the least error, this scale cannot be better; nor can the next,
+    // which clip more of it. Not looked at where it hardly ever is.
+    if (c > (kBits > 5 ? 0 : 2)) {
       const float clipped = Quantizer<kBits>::Distance(tables, top, of.factor);
       if (__all_sync(0xffffffffu, clipped * clipped * (of.scale * of.scale) >= least)) break;
     }

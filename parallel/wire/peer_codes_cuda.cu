@@ -5,9 +5,9 @@
 // pushes them to the others in whole lines, and decodes those that it pushed kLag rounds ago
 // together with the others' (which have pushed theirs by then, if they are as fast). So the links
 // carry some tiles while the multiprocessors work on others, with no barrier of the whole GPU. What
-// is pushed in a round is signalled after the barrier of one of the next kSignalEvery rounds, by
-// when all threads of the block have pushed; peer_memory.cuh has the order of memory. Progress: a
-// round waits, before its barrier, for signals that the other rank gives in rounds before this one.
+// is pushed in a round is signalled after the next round's barrier, by when all threads of the
+// block have pushed; peer_memory.cuh has the order of memory. Progress: a round waits, before its
+// barrier, for signals that the other rank gives in rounds before this one.
 #include <algorithm>
 #include <cmath>
 
@@ -20,10 +20,8 @@
 namespace thinwire {
 namespace {
 
-// A signal waits until what was pushed before has arrived: one for this many rounds.
-constexpr int kSignalEvery = 2;
-constexpr int kLag = kSignalEvery + 1;
-constexpr int kStages = kLag + 2;  // tiles in shared memory: encoded, pushed, waiting, decoded
+constexpr int kLag = 2;
+constexpr int kStages = kLag + 2;  // rounds in shared memory: encoded, pushed, waiting, decoded
 constexpr int kPollingWarp = kGroupThreads / 32 - 1;  // another than signals, which wait, too
 
 template <int kBits, int kSteps>
@@ -41,9 +39,11 @@ struct Tile {
   }
 };
 
-// A round's, for which what a round costs is paid once.
-template <int kSteps>
-inline constexpr int kTilesOfRound = kSteps == 8 ? 1 : 2;
+// Tiles of a round: what a round costs, such as the wait of its signal for what was pushed before
+// to arrive, is paid once for all. As many as static shared memory holds.
+template <int kBits, int kSteps>
+inline constexpr int kTilesOfRound = std::min(4,
+                                              46 * 1024 / (kStages * Tile<kBits, kSteps>::kBytes));
 
 template <typename T>
 struct Job {
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
     Exchange(const __grid_constant__ Job<T> job) {
   using TileOf = Tile<kBits, kSteps>;
   __shared__ LaneTables tables;
-  constexpr int kTiles = kTilesOfRound<kSteps>;
+  constexpr int kTiles = kTilesOfRound<kBits, kSteps>;
   __shared__ uint4 stages[kStages][kTiles][TileOf::kVectors];
   FillLaneTables<kBits>(tables);
   const PeerView& v = job.peers;
@@ -113,6 +113,8 @@ __global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
     return job.rows + (job.first_group[of] + group) * TileOf::kGroupSize + 4 * lane;
   };
 
+  // Rooms of this rank's memory follow each other.
+  const auto* const rooms = reinterpret_cast<const uint8_t*>(RoomOf(v, me, me == 0 ? 1 : 0, epoch));
   Turn sending;
   Turn signalling;
   Turn receiving;
@@ -153,8 +155,7 @@ __global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
       const int pushed = signalling.index;
       const bool due = to_owners
                            ? thread == peer_of(signalling.turn) && has_tile(thread, tile_at(pushed))
-                           : pushed < own_rounds &&
-                                 (pushed + 1 == own_rounds || (pushed + 1) % kSignalEvery == 0);
+                           : pushed < own_rounds;
       if (due) {
         Signal(SignalOf(v, thread, me, blockIdx.x),
                (epoch << 16) + static_cast<uint64_t>(pushed + 1));
@@ -186,8 +187,7 @@ __global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
       const auto add = [&](int r, Values<kSteps>& u) {
         const uint8_t* const bytes =
             r == me ? reinterpret_cast<const uint8_t*>(stages[past_stage][i])
-                    : reinterpret_cast<const uint8_t*>(RoomOf(v, me, r, epoch)) +
-                          int64_t{got} * TileOf::kBytes;
+                    : rooms + (r - (r > me ? 1 : 0)) * v.room_bytes + int64_t{got} * TileOf::kBytes;
         uint32_t codes[kSteps];
         LoadCodes<kBits, kSteps, true>(lane, bytes + slot * TileOf::kGroupBytes, codes);
         AddLevels<kBits, kSteps>(tables, bytes[TileOf::kCodeBytes + slot], codes, u);
