@@ -4,6 +4,7 @@
 #include <system_error>
 
 #include "kernels/core/status_macros.h"
+#include "runtime/batch/model_tokenizer.h"
 
 namespace thinwire {
 namespace {
@@ -26,7 +27,7 @@ absl::StatusOr<ServedModel> LoadServedModel(const std::string& dir, absl::string
                                             absl::string_view chat_template) {
   ServedModel model;
   TW_ASSIGN_OR_RETURN(model.config, LoadModelConfig(dir));
-  TW_ASSIGN_OR_RETURN(model.tokenizer, LoadTokenizer(dir));
+  TW_ASSIGN_OR_RETURN(model.tokenizer, LoadModelTokenizer(dir));
   model.name = std::string(name);
   if (name.empty()) {
     std::error_code error;
