@@ -24,8 +24,7 @@ class UnimplementedCommand : public Command {
   bool chosen() const override { return app_->parsed(); }
 
   absl::Status Run(Job&) override {
-    return UsageError(
-        absl::UnimplementedError(absl::StrCat("'", name_, "' is not in this build")));
+    return UsageError(absl::UnimplementedError(absl::StrCat("'", name_, "' is not in this build")));
   }
 
  private:
