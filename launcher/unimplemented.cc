@@ -34,7 +34,7 @@ class UnimplementedCommand : public Command {
 
 }  // namespace
 
-std::vector<std::unique_ptr<Command>> MakeUnimplementedCommands(CLI::App& app) {
+std::vector<std::unique_ptr<Command>> MakeUnimplementedCommands([[maybe_unused]] CLI::App& app) {
   std::vector<std::unique_ptr<Command>> commands;
 #ifndef THINWIRE_HAS_SERVER
   commands.push_back(std::make_unique<UnimplementedCommand>(app, "serve"));
