@@ -51,9 +51,10 @@ void CUPTIAPI OnBufferRequested(uint8_t** buffer, size_t* size, size_t* max_reco
 }
 
 template <typename Record>
-KernelRun RunOf(const CUpti_Activity* record, std::string name) {
+void Add(const CUpti_Activity* record, std::string name, std::vector<KernelRun>& runs) {
   const auto* run = reinterpret_cast<const Record*>(record);
-  return {std::move(name), run->start, run->end};
+  if (run->start == 0 || run->end < run->start) return;  // has not ended
+  runs.push_back({std::move(name), run->start, run->end});
 }
 
 void CUPTIAPI OnBufferCompleted(CUcontext, uint32_t, uint8_t* buffer, size_t, size_t valid_size) {
@@ -63,12 +64,12 @@ void CUPTIAPI OnBufferCompleted(CUcontext, uint32_t, uint8_t* buffer, size_t, si
   while (cuptiActivityGetNextRecord(buffer, valid_size, &record) == CUPTI_SUCCESS) {
     if (!recording.on) continue;
     if (record->kind == CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL) {
-      recording.runs.push_back(
-          RunOf<KernelRecord>(record, reinterpret_cast<const KernelRecord*>(record)->name));
+      Add<KernelRecord>(record, reinterpret_cast<const KernelRecord*>(record)->name,
+                        recording.runs);
     } else if (record->kind == CUPTI_ACTIVITY_KIND_MEMCPY) {
-      recording.runs.push_back(RunOf<CUpti_ActivityMemcpy6>(record, "[copy]"));
+      Add<CUpti_ActivityMemcpy6>(record, "[copy]", recording.runs);
     } else if (record->kind == CUPTI_ACTIVITY_KIND_MEMSET) {
-      recording.runs.push_back(RunOf<CUpti_ActivityMemset4>(record, "[set]"));
+      Add<CUpti_ActivityMemset4>(record, "[set]", recording.runs);
     }
   }
   std::free(buffer);
@@ -81,10 +82,10 @@ class CuptiTrace final : public KernelTrace {
   }
 
   absl::Status Begin() {
+    on_ = true;
     TW_RETURN_IF_ERROR(
         ToStatus(cuptiActivityRegisterCallbacks(OnBufferRequested, OnBufferCompleted),
                  "cuptiActivityRegisterCallbacks"));
-    on_ = true;
     for (const CUpti_ActivityKind kind : kKinds) {
       TW_RETURN_IF_ERROR(ToStatus(cuptiActivityEnable(kind), "cuptiActivityEnable"));
     }

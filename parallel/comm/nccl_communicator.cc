@@ -63,8 +63,8 @@ absl::Status NcclCommunicator::status() {
 }
 
 absl::StatusOr<PeerMemory*> NcclCommunicator::Peers() {
+  TW_RETURN_IF_ERROR(status());
   if (!asked_for_peers_) {
-    TW_RETURN_IF_ERROR(status());
     asked_for_peers_ = true;
     if (!options_.uses_peer_memory) {
       no_peers_ = absl::FailedPreconditionError("this communicator was made without peer memory");
@@ -73,8 +73,8 @@ absl::StatusOr<PeerMemory*> NcclCommunicator::Peers() {
       absl::StatusOr<std::unique_ptr<PeerMemory>> made =
           PeerMemory::Create(*control_, host_, device_);
       bytes_sent_ += control_->bytes_sent() - before;
-      TW_RETURN_IF_ERROR(status());
       no_peers_ = made.status();
+      TW_RETURN_IF_ERROR(status());
       if (made.ok()) peers_ = *std::move(made);
     }
   }
@@ -188,8 +188,11 @@ absl::Status NcclCommunicator::Connect() {
 NcclCommunicator::~NcclCommunicator() {
   if (comm_ == nullptr) return;
   (void)cudaSetDevice(device_.index);
-  peers_.reset();
   set_timeout(std::min(timeout(), kLeaveTimeout));
+  // Where ranks have failed, kernels stop before their memory goes.
+  const bool alive = status().ok();
+  peers_.reset();
+  if (!alive) return;
   // NCCL itself would wait for the others without a bound.
   if (options_.blocking && !control_->Barrier(host_).ok()) {
     ncclCommAbort(std::exchange(comm_, nullptr));

@@ -20,7 +20,7 @@ struct NcclOptions {
   // Whether calls enqueue in the caller's thread: in some microseconds, where a thread of NCCL's
   // takes a hundred, but NCCL itself then waits without a bound should it have to (for room in the
   // GPU's queue). For callers that watch their calls; making the communicator is bounded either
-  // way.
+  // way, up to its first message to each rank.
   bool blocking = false;
 };
 

@@ -91,7 +91,6 @@ class PeerMemory {
   Device device_;
   PinnedBuffer words_;
   PeerView view_ = {};
-  bool joined_ = false;
   int num_multiprocessors_ = 0;
   int64_t bytes_sent_ = 0;
 };

@@ -55,7 +55,6 @@ absl::StatusOr<std::unique_ptr<PeerMemory>> PeerMemory::Create(Communicator& con
   std::unique_ptr<PeerMemory> made(new PeerMemory(control, device));
   const absl::Status joined = made->Join(host);
   TW_RETURN_IF_ERROR(AgreeOnStatus(joined, control, host));
-  made->joined_ = true;
   return made;
 }
 
@@ -144,12 +143,11 @@ PeerMemory::~PeerMemory() {
     if (r == me || view_.base[r] == nullptr) continue;
     LogCudaFailure(cudaIpcCloseMemHandle(view_.base[r]), "cudaIpcCloseMemHandle", device_);
   }
-  if (view_.base[me] == nullptr) return;
-  // Freed once nobody has it open. What a lost rank may still write to is left to the driver, which
-  // frees it with the process.
+  // Freed once nobody has it open, also where only some have opened it. What a lost rank may still
+  // write to is left to the driver, which frees it with the process.
   ThreadPool pool(1);
   Stream host = Stream::Cpu(&pool);
-  if (joined_ && !control_->Barrier(host).ok()) return;
+  if (!control_->Barrier(host).ok() || view_.base[me] == nullptr) return;
   LogCudaFailure(cudaFree(view_.base[me]), "cudaFree", device_);
 }
 

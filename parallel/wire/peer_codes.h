@@ -27,8 +27,8 @@ bool PeersExchange(const RowCodec& codec, const ConstTensorView& rows);
 // rows: [n, width] as PeersExchange wants them, from a multiple of 16 bytes on (InvalidArgument
 // otherwise: a rank could not choose another way alone). The bits are those of EncodeRows, an
 // exchange of the bytes, and DecodeRows or AddDecodedRows. Counts as sent the rows' bytes, which is
-// what is sent but for up to 30 bytes of padding a block of rows and 8 bytes of signal for every 64
-// groups.
+// what is sent but for up to 30 bytes of padding a block of rows and 8 bytes of signal for every
+// round of up to 256 groups.
 absl::Status ExchangeThroughPeers(PeerMemory& peers, PeerExchange exchange, const RowCodec& codec,
                                   TensorView rows, absl::Span<const int64_t> offsets,
                                   Stream& stream);

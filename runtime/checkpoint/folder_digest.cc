@@ -43,6 +43,9 @@ absl::StatusOr<std::string> DigestFile(const std::string& path) {
 absl::StatusOr<std::vector<FileDigest>> DigestSynthetic(const std::string& model) {
   TW_ASSIGN_OR_RETURN(const std::vector<SyntheticTensor> tensors, SyntheticTensors(model));
   Sha256 hash;
+  TW_ASSIGN_OR_RETURN(const std::string config, SyntheticConfigText(model));
+  hash.Update(
+      absl::MakeConstSpan(reinterpret_cast<const std::byte*>(config.data()), config.size()));
   for (const SyntheticTensor& tensor : tensors) {
     const std::string line = absl::StrCat(tensor.info.name, " ", tensor.info.DebugString(), "\n");
     hash.Update(absl::MakeConstSpan(reinterpret_cast<const std::byte*>(line.data()), line.size()));

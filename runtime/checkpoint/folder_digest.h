@@ -17,7 +17,7 @@ struct FileDigest {
 // name. A digest is of the file's size, its first 256 KiB and 16 blocks of 4 KiB evenly spaced to
 // its end: another model, scheme or version differs, and a folder of any size takes milliseconds;
 // single values that were changed by hand may go unseen. NotFound, PermissionDenied or DataLoss
-// name the file. Of a synthetic model: one digest of its name and sizes.
+// name the file. Of a synthetic model: one digest of its config and tensors.
 absl::StatusOr<std::vector<FileDigest>> DigestFolder(const std::string& dir);
 
 }  // namespace thinwire

@@ -227,6 +227,12 @@ absl::StatusOr<ModelConfig> SyntheticConfig(const std::string& model) {
   return config;
 }
 
+absl::StatusOr<std::string> SyntheticConfigText(const std::string& model) {
+  TW_ASSIGN_OR_RETURN(const Name name, ParseName(model));
+  TW_ASSIGN_OR_RETURN(const nlohmann::json shape, ShapeJson(name.shape));
+  return shape.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
 absl::StatusOr<Quantisation> SyntheticQuantisation(const std::string& model,
                                                    const ModelConfig& config) {
   TW_ASSIGN_OR_RETURN(const Name name, ParseName(model));

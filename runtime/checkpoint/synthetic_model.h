@@ -31,6 +31,7 @@ bool IsSyntheticModel(absl::string_view model);
 // seed, or a shape whose channels the scheme's clusters of 16 do not divide; else the errors of
 // LoadModelConfig.
 absl::StatusOr<ModelConfig> SyntheticConfig(const std::string& model);
+absl::StatusOr<std::string> SyntheticConfigText(const std::string& model);  // of its config.json
 absl::StatusOr<Quantisation> SyntheticQuantisation(const std::string& model,
                                                    const ModelConfig& config);
 // In the order of the model's layers; offsets are 0.

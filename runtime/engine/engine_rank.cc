@@ -55,6 +55,8 @@ EngineRank::EngineRank(const EngineOptions& options, const RankLayout& layout, C
       stream_(Stream::Cpu(pool)) {}
 
 EngineRank::~EngineRank() {
+  // Within bounds, also where a rank was lost: freeing memory of a GPU waits for all it has to do.
+  if (watch_.has_value()) (void)stream_.Synchronize();
   // Outlives what its waits refer to.
   stream_.State<StreamWait>().wait = nullptr;
 }
@@ -75,7 +77,8 @@ absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptio
   TW_RETURN_IF_ERROR(AgreeOnStatus(rank->Load(progress), *world, rank->host_stream_));
   TW_RETURN_IF_ERROR(rank->SplitWorld());
   if (rank->on_gpu()) {
-    TW_RETURN_IF_ERROR(AgreeOnStatus(rank->ConnectGpus(), *world, rank->host_stream_));
+    TW_RETURN_IF_ERROR(AgreeOnStatus(rank->ConnectTensorRanks(), *world, rank->host_stream_));
+    TW_RETURN_IF_ERROR(AgreeOnStatus(rank->ConnectStages(), *world, rank->host_stream_));
   }
   TW_RETURN_IF_ERROR(AgreeOnStatus(rank->AllocateCache(), *world, rank->host_stream_));
   TW_RETURN_IF_ERROR(rank->ConnectWires());
@@ -103,6 +106,7 @@ absl::Status EngineRank::AgreeOnTheJob() {
       {"--tp", absl::StrCat(layout_.mesh(0).tp_size)},
       {"--pp", absl::StrCat(layout_.mesh(0).pp_size)},
       {"--device", options_.device.kind == DeviceKind::kCuda ? "cuda" : "cpu"},
+      {"--share-gpus", options_.share_gpus ? "given" : "absent"},
       {"--dtype", std::string(DTypeName(options_.dtype))},
       {"--wire", WireName(options_.wire)},
       {"--hop", RowCodecName(options_.wire.hop)},
@@ -133,6 +137,9 @@ absl::Status EngineRank::SplitWorld() {
     TW_ASSIGN_OR_RETURN(group_ranks_, world_->Split(group_, place));
   }
   TW_ASSIGN_OR_RETURN(tp_, group_ranks().Split(mesh().pp_rank(place), mesh().tp_rank(place)));
+  if (on_gpu() && mesh().pp_size > 1) {
+    TW_ASSIGN_OR_RETURN(stages_, group_ranks().Split(0, place));
+  }
   // The leader comes first in each of its groups, the first of which it is in itself.
   controls_.resize(layout_.num_groups());
   if (group_ == 0) {
@@ -148,26 +155,28 @@ absl::Status EngineRank::SplitWorld() {
   return absl::OkStatus();
 }
 
-absl::Status EngineRank::ConnectGpus() {
+absl::Status EngineRank::Connect(std::unique_ptr<Communicator>& ranks) const {
+  ranks->set_timeout(std::min(kConnectTimeout, options_.load_timeout));
   // Sizes of messages follow from the plan, which all ranks have: hosts need not tell them.
-  const auto connect = [&](std::unique_ptr<Communicator>& ranks) -> absl::Status {
-    ranks->set_timeout(std::min(kConnectTimeout, options_.load_timeout));
-    TW_ASSIGN_OR_RETURN(ranks,
-                        CreateNcclCommunicator(std::move(ranks), options_.device,
-                                               {.announces_sizes = false, .blocking = true}));
-    ranks->set_timeout(options_.load_timeout);
-    return absl::OkStatus();
-  };
+  TW_ASSIGN_OR_RETURN(ranks, CreateNcclCommunicator(std::move(ranks), options_.device,
+                                                    {.announces_sizes = false, .blocking = true}));
+  ranks->set_timeout(options_.load_timeout);
+  return absl::OkStatus();
+}
+
+absl::Status EngineRank::ConnectTensorRanks() {
+  if (tp_->size() == 1) return absl::OkStatus();
+  TW_RETURN_IF_ERROR(Annotate(Connect(tp_), "tensor-parallel ranks"));
+  // Taken before the first step. Where GPUs cannot reach each other, NCCL carries codes.
+  tp_->Peers().IgnoreError();
+  return absl::OkStatus();
+}
+
+absl::Status EngineRank::ConnectStages() {
   std::vector<Communicator*> watched = {world_};
-  if (tp_->size() > 1) {
-    TW_RETURN_IF_ERROR(Annotate(connect(tp_), "tensor-parallel ranks"));
-    watched.push_back(tp_.get());
-    // Taken before the first step. Where GPUs cannot reach each other, NCCL carries codes.
-    tp_->Peers().IgnoreError();
-  }
-  if (mesh().pp_size > 1) {
-    TW_ASSIGN_OR_RETURN(stages_, group_ranks().Split(0, layout_.RankInGroup(rank())));
-    TW_RETURN_IF_ERROR(Annotate(connect(stages_), "ranks of all stages"));
+  if (tp_->size() > 1) watched.push_back(tp_.get());
+  if (stages_ != nullptr) {
+    TW_RETURN_IF_ERROR(Annotate(Connect(stages_), "ranks of all stages"));
     watched.push_back(stages_.get());
   }
   TW_ASSIGN_OR_RETURN(
@@ -208,14 +217,17 @@ absl::Status EngineRank::AllocateCache() {
   const int64_t pages_per_seq =
       (config().max_positions + options_.page_size - 1) / options_.page_size;
   int64_t num_pages = 0;
+  absl::Status asked;  // a rank that cannot tell takes part in what follows nevertheless
   if (options_.kv_cache_bytes > 0) {
     num_pages = std::max<int64_t>(0, options_.kv_cache_bytes - exact_bytes) / page_bytes;
   } else {
     // Ranks of one host share its memory; assuming that all ranks do is the safe side.
     int64_t share = AvailableHostBytes() / 4 / world_->size();
     if (options_.device != Device::Cpu()) {
-      TW_ASSIGN_OR_RETURN(const DeviceProperties gpu, GetDeviceProperties(options_.device));
-      share = gpu.free_memory_bytes / 10 * 9;
+      const absl::StatusOr<DeviceProperties> gpu = GetDeviceProperties(options_.device);
+      asked = gpu.status();
+      share = gpu.ok() ? gpu->free_memory_bytes / 10 * 9 : 0;
+      if (options_.share_gpus) share /= world_->size();
     }
     num_pages =
         std::max(std::min(options_.max_seqs * pages_per_seq, share / page_bytes), pages_per_seq);
@@ -226,6 +238,7 @@ absl::Status EngineRank::AllocateCache() {
   TW_RETURN_IF_ERROR(
       world_->AllReduce(TensorView(negative.data(), DType::kI64, {layout_.num_groups()}),
                         ReduceOp::kMax, host_stream_));
+  TW_RETURN_IF_ERROR(asked);
   for (const int64_t pages : negative) num_pages_.push_back(-pages);
   num_pages = num_pages_[group_];
   if (num_pages < 1) {
@@ -240,8 +253,7 @@ absl::Status EngineRank::AllocateCache() {
                     absl::StrCat("a KV cache of ", num_pages, " pages of ", page_bytes, " bytes"));
   }
   cache_ = *std::move(cache);
-  // Tokens that were never computed may be decoded behind (Engine::SubmitInContext).
-  return IsSyntheticModel(options_.model_dir) ? FillWithNoise(*cache_, stream_) : absl::OkStatus();
+  return absl::OkStatus();
 }
 
 absl::Status EngineRank::ConnectWires() {
@@ -318,6 +330,10 @@ absl::Status EngineRank::Execute(const StepPlan& plan, StepResult& result) {
       }
       return absl::OkStatus();
     case StepPlan::Kind::kAssume:
+      if (!noisy_ && IsSyntheticModel(options_.model_dir)) {
+        TW_RETURN_IF_ERROR(FillWithNoise(*cache_, stream_));
+        noisy_ = true;
+      }
       for (const MovedSeq& seq : plan.moved) {
         TW_RETURN_IF_ERROR(runner_->Bind(seq.slot, seq.pages));
       }
@@ -350,12 +366,12 @@ absl::Status EngineRank::Follow() {
     const absl::StatusOr<StepPlan> parsed = StepPlan::Parse(*bytes);
     if (!parsed.ok()) return Abort(parsed.status());
     const StepPlan& plan = *parsed;
-    if (plan.kind == StepPlan::Kind::kStop) return absl::OkStatus();
     StepResult result;
     const absl::Status status = Execute(plan, result);
     if (!status.ok()) {
       return Abort(Annotate(status, absl::StrCat("rank ", rank(), ", step ", plan.id)));
     }
+    if (plan.kind == StepPlan::Kind::kStop) return absl::OkStatus();
   }
 }
 

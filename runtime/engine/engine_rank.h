@@ -88,8 +88,11 @@ class EngineRank {
   absl::Status Load(const LoadProgress& progress);
   // Communicators of groups, and of the leader with the groups that it is not in.
   absl::Status SplitWorld();
-  // Where tensors are on GPUs: what carries them, and bounded waits for the stream.
-  absl::Status ConnectGpus();
+  // Where tensors are on GPUs: what carries them between tensor-parallel ranks; and between stages,
+  // with bounded waits for the stream. Ranks agree in between, as they may fail on some.
+  absl::Status ConnectTensorRanks();
+  absl::Status ConnectStages();
+  absl::Status Connect(std::unique_ptr<Communicator>& ranks) const;
   // Pages that the smallest budget among the ranks of a group holds.
   absl::Status AllocateCache();
   absl::Status ConnectWires();
@@ -118,6 +121,7 @@ class EngineRank {
   absl::Duration strategies_age_;
   std::optional<Decoder> decoder_;
   std::optional<PagedKvCache> cache_;
+  bool noisy_ = false;  // whether noise is what the cache holds of tokens never computed
   std::optional<StageRunner> runner_;
   std::optional<KvHandOff> hand_off_;     // of a split job
   std::optional<StepWatchdog> watchdog_;  // on a GPU

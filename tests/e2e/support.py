@@ -99,6 +99,15 @@ def command_line(args, ranks=0):
     return [*launcher, BINARY, *map(str, args)]
 
 
+def idle_bytes():
+    """The most memory that the program has resident when it does nothing: its code and libraries
+    (a build with CUDA has large ones)."""
+    process = subprocess.Popen(command_line(["--version"]), stdout=subprocess.DEVNULL)
+    _, _, usage = os.wait4(process.pid, 0)
+    process.returncode = 0
+    return usage.ru_maxrss * 1024
+
+
 class Running:
     """A command in a process group of its own, and all that it starts, known by a mark in the
     environment. Leaving the context kills what is left."""
