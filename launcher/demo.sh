@@ -27,7 +27,7 @@ if command -v nvcc >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; th
   preset=cuda-release
 fi
 echo "== build (preset $preset)"
-cmake --preset "$preset" -DTHINWIRE_TESTS=OFF -DTHINWIRE_BENCHMARKS=OFF \
+cmake --preset "$preset" -DTHINWIRE_TESTS=OFF -DTHINWIRE_BENCHMARKS=OFF -DTHINWIRE_SERVER=OFF \
   -B build/demo --log-level=WARNING
 cmake --build build/demo --target thinwire
 thinwire=build/demo/launcher/thinwire
