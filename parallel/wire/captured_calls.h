@@ -1,5 +1,4 @@
-// Work for a GPU that is enqueued once and run often, and timed. Only in builds with CUDA. Private
-// to this folder.
+// Work for a GPU that is enqueued once and run often, and timed. Private to this folder.
 #pragma once
 
 #include <utility>
@@ -15,7 +14,8 @@ namespace thinwire {
 // A CUDA graph with events before and after. Owned and move-only.
 class CapturedCalls {
  public:
-  // What `enqueue` enqueues on `stream`, a CUDA stream, which neither runs nor waits meanwhile.
+  // Unimplemented in builds without CUDA. What `enqueue` enqueues on `stream`, a CUDA stream, which
+  // neither runs nor waits meanwhile.
   static absl::StatusOr<CapturedCalls> Capture(absl::FunctionRef<absl::Status()> enqueue,
                                                Stream& stream);
   CapturedCalls(CapturedCalls&& other) noexcept;
