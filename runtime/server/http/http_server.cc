@@ -112,15 +112,11 @@ void HttpServer::Impl::AddRoutes(const HttpOptions& options, ServingCore* core) 
   });
   server->set_error_handler([](const Request& request, Response& out) {
     if (!out.body.empty()) return;
-    const int status = out.status;
-    absl::Status error = absl::InvalidArgumentError(absl::StrCat("HTTP error ", status));
-    if (status == 404) {
-      error = absl::NotFoundError(absl::StrCat("no ", request.method, " ", request.path));
-    } else if (status == 413) {
-      error = absl::InvalidArgumentError("the body is too long");
-    }
-    out.set_content(OpenAiErrorJson(error), kJson);
-    out.status = status;
+    std::string what = absl::StrCat("HTTP error ", out.status);
+    if (out.status == 404) what = absl::StrCat("no ", request.method, " ", request.path);
+    if (out.status == 413) what = "the body is too long";
+    if (out.status >= 500) what = "an error of the server";
+    out.set_content(OpenAiErrorJson(out.status, what), kJson);
   });
 }
 
