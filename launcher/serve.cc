@@ -234,9 +234,9 @@ class ServeCommand : public Command {
   void Close(Job& job) {
     const LastResort last_resort(job, kGoodbye + absl::Seconds(1));
     grpc_->SetReady(false);
-    std::thread http([this] {
-      if (http_ != nullptr) http_->Stop();
-      if (metrics_ != nullptr) metrics_->Stop();
+    std::thread http([this, until = absl::Now() + kGoodbye] {
+      if (http_ != nullptr) http_->Stop(until);
+      if (metrics_ != nullptr) metrics_->Stop(until);
     });
     grpc_->Stop(kGoodbye);
     http.join();

@@ -2,9 +2,9 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 
-#include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 #include <system_error>
@@ -89,11 +89,19 @@ void StopReading(int local_port) {
   });
 }
 
+void HangUp(int local_port) {
+  ForEachDescriptor([&](int fd) {
+    if (PeerOf(fd, local_port).port >= 0) shutdown(fd, SHUT_RDWR);
+    return true;
+  });
+}
+
 bool Connection::closed() const {
   if (fd_ < 0) return false;
-  char byte = 0;
-  const ssize_t count = recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-  return count == 0 || (count < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
+  // Not by reading: before the end there may be bytes that nobody reads, TLS's farewell for one.
+  pollfd connection = {.fd = fd_, .events = POLLRDHUP, .revents = 0};
+  return poll(&connection, 1, /*timeout=*/0) > 0 &&
+         (connection.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
 }
 
 }  // namespace thinwire

@@ -25,4 +25,7 @@ void StopAccepting(int local_port);
 // ones end by it, and who has just sent a request sees the connection closed, not an answer.
 void StopReading(int local_port);
 
+// Ends all connections that came in at this port, whatever is on its way.
+void HangUp(int local_port);
+
 }  // namespace thinwire

@@ -20,7 +20,7 @@ namespace thinwire {
 using ServingClock = std::chrono::steady_clock;
 
 struct GenerationRequest {
-  std::string id;                   // no two live requests have the same
+  std::string id;                   // visible ASCII; no two live requests have the same
   std::vector<int32_t> prompt_ids;  // at least one
   GenerationParams params;
   std::vector<int32_t> stop_token_ids;  // beside the model's own, which params.ignore_eos drops

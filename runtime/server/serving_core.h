@@ -46,7 +46,8 @@ class ServingCore {
 
   ServingLoop loop;
   RequestIds ids;
-  std::atomic<int64_t> num_calls = 0;  // gRPC calls that are being answered
+  std::atomic<int64_t> num_calls = 0;      // gRPC calls that are being answered
+  std::atomic<int64_t> num_exchanges = 0;  // HTTP requests that the loop took
   const ServedModel model;
   // Constant once transports run.
   std::string version;

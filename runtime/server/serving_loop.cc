@@ -17,6 +17,8 @@ namespace {
 
 constexpr int64_t kPriorityMs = 10000;
 constexpr int kMaxPriority = 100;
+constexpr size_t kMaxStopBytes = 4096;
+constexpr absl::Duration kMaxDrain = absl::Hours(24 * 365);  // what clocks can add
 
 int64_t MillisecondsNow() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -39,16 +41,30 @@ void ServingLoop::SetProgress(absl::string_view progress) {
   load_.progress = std::string(progress);
 }
 
-void ServingLoop::SetState(ServingState state) {
+bool ServingLoop::SetState(ServingState state, absl::string_view why) {
   {
     const std::lock_guard lock(mutex_);
-    if (state_ == state || state_ == ServingState::kFailed) return;
-    if (state == ServingState::kReady && state_ != ServingState::kStarting) return;
+    const bool final = state_ == ServingState::kFailed || state_ == ServingState::kStopped;
+    if (final || state_ == state) return false;
+    if (state == ServingState::kReady && state_ != ServingState::kStarting) return false;
     state_ = state;
+    if (state == ServingState::kFailed) load_.progress = std::string(why);
+    untold_.push_back(state);
     attention_ = true;
   }
   wake_.notify_all();
-  for (const StateListener& listener : listeners_) listener(state);
+  // Two threads that change the state tell of both changes in their order, whoever comes first.
+  const std::lock_guard telling(telling_);
+  while (true) {
+    ServingState next;
+    {
+      const std::lock_guard lock(mutex_);
+      if (untold_.empty()) return true;
+      next = untold_.front();
+      untold_.pop_front();
+    }
+    for (const StateListener& listener : listeners_) listener(next);
+  }
 }
 
 ServingState ServingLoop::state() const {
@@ -74,6 +90,14 @@ absl::Status ServingLoop::CheckRequest(const GenerationRequest& request) const {
     return absl::UnavailableError(absl::StrCat("the engine failed: ", load_.progress));
   }
   if (state_ != ServingState::kReady) return absl::UnavailableError("the server is draining");
+  // It is written to logs.
+  for (const char c : request.id) {
+    if (!absl::ascii_isgraph(static_cast<unsigned char>(c))) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("request id: expected visible ASCII characters, found byte ",
+                       static_cast<int>(static_cast<unsigned char>(c))));
+    }
+  }
   if (live_.contains(request.id)) {
     return absl::AlreadyExistsError(absl::StrCat("request '", request.id, "' is live"));
   }
@@ -95,9 +119,12 @@ absl::Status ServingLoop::CheckRequest(const GenerationRequest& request) const {
         absl::StrCat("max_tokens is ", request.params.max_tokens, "; expected at least 1"));
   }
   for (const std::string& stop : request.params.stop) {
-    if (stop.empty()) return absl::InvalidArgumentError("a stop string is empty");
+    if (stop.empty() || stop.size() > kMaxStopBytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a stop string of ", stop.size(), " bytes; expected 1 to ", kMaxStopBytes));
+    }
   }
-  if (std::abs(request.priority) > kMaxPriority) {
+  if (request.priority < -kMaxPriority || request.priority > kMaxPriority) {
     return absl::InvalidArgumentError(absl::StrCat("priority ", request.priority, "; expected ",
                                                    -kMaxPriority, " to ", kMaxPriority));
   }
@@ -115,6 +142,13 @@ absl::Status ServingLoop::CheckRequest(const GenerationRequest& request) const {
     const absl::Status fits = engine_->scheduler(group).CheckFits(prompt_size, growth);
     // It never will: no use in trying again.
     if (!fits.ok()) return absl::InvalidArgumentError(fits.message());
+  }
+  if (request.want_log_probs) {
+    // The first group scores the whole text, of which generation computes all but the last token.
+    const absl::Status fits = engine_->scheduler(0).CheckFits(prompt_size + growth, 0);
+    if (!fits.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("log probabilities: ", fits.message()));
+    }
   }
   return absl::OkStatus();
 }
@@ -206,7 +240,7 @@ void ServingLoop::Drain(absl::Duration timeout) {
   {
     const std::lock_guard lock(mutex_);
     if (state_ == ServingState::kStopped) return;
-    drain_until_ = ServingClock::now() + absl::ToChronoMilliseconds(timeout);
+    drain_until_ = ServingClock::now() + absl::ToChronoMilliseconds(std::min(timeout, kMaxDrain));
     attention_ = true;
   }
   wake_.notify_all();
@@ -214,8 +248,7 @@ void ServingLoop::Drain(absl::Duration timeout) {
 }
 
 void ServingLoop::Fail(const absl::Status& why) {
-  SetProgress(why.message());
-  SetState(ServingState::kFailed);
+  if (!SetState(ServingState::kFailed, why.message())) return;
   EndAll(absl::UnavailableError(absl::StrCat("the engine failed: ", why.message())));
 }
 
@@ -251,12 +284,8 @@ absl::Status ServingLoop::Run(Engine& engine, const Tokenizer& tokenizer) {
     SetState(ServingState::kStopped);
   } else {
     Fail(served);
+    AccountForLost(served);
   }
-  const std::lock_guard lock(mutex_);
-  queue_.clear();
-  live_.clear();
-  running_.clear();
-  to_score_.clear();
   return served;
 }
 
@@ -277,7 +306,7 @@ absl::Status ServingLoop::Serve() {
       while (!to_score_.empty()) {
         std::unique_ptr<Active> active = std::move(to_score_.back());
         to_score_.pop_back();
-        TW_RETURN_IF_ERROR(Score(std::move(active)));
+        Score(std::move(active));
       }
       Publish(/*idle=*/false);
       if (state() == ServingState::kFailed) return absl::UnavailableError("failed while it ran");

@@ -3,6 +3,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -47,7 +48,8 @@ class ServingLoop {
   explicit ServingLoop(const ServingLimits& limits);
   ~ServingLoop();
 
-  // Told of every change of state, on the thread that makes it. Before all else.
+  // Told of every change of state, in order and before the call that makes it returns. Calls
+  // nothing here that changes the state. Before all else.
   void AddListener(StateListener listener);
 
   // Told of every request that the engine's thread ends, on that thread. Before all else.
@@ -78,7 +80,8 @@ class ServingLoop {
   // ready. Afterwards every request has ended. The error is the engine's, which is final.
   absl::Status Run(Engine& engine, const Tokenizer& tokenizer);
 
-  // Refuses new requests. Run ends when all others have; after `timeout` they end as Unavailable.
+  // Refuses new requests. Run ends when all others have; after `timeout` (at most a year) they end
+  // as Unavailable.
   void Drain(absl::Duration timeout);
   // Ends everything with Unavailable, at once, on this thread.
   void Fail(const absl::Status& why);
@@ -90,7 +93,8 @@ class ServingLoop {
   struct Active;
   using QueueKey = std::pair<int64_t, int64_t>;  // (when its turn is, order of arrival)
 
-  void SetState(ServingState state);
+  // Whether it is a change, of which listeners have heard then; kFailed and kStopped are final.
+  bool SetState(ServingState state, absl::string_view why = "");
   absl::Status CheckRequest(const GenerationRequest& request) const;  // with the lock held
   absl::Status CheckQueue(int64_t num_tokens) const;                  // with the lock held
   absl::Status Reject(const absl::Status& why);                       // with the lock held
@@ -101,7 +105,7 @@ class ServingLoop {
   void Admit();
   absl::Status Start(std::unique_ptr<Active> active);
   // Lets the engine say how probable the tokens of a finished request were, then ends it.
-  absl::Status Score(std::unique_ptr<Active> active);
+  void Score(std::unique_ptr<Active> active);
   bool TakeToken(Active& active, int32_t token_id);
   void OnDone(Active& active, FinishReason reason);
   // Ends what was cancelled, is late, or is not read.
@@ -114,16 +118,21 @@ class ServingLoop {
   void Publish(bool idle);
   // Waits for something to do. False: a heartbeat is due.
   bool WaitForWork();
+  // Tells clients alone: any thread may.
   void EndAll(const absl::Status& why);
+  // Counts and forgets what the engine took with it; on its thread.
+  void AccountForLost(const absl::Status& why);
 
   const ServingLimits limits_;
   std::vector<StateListener> listeners_;
   EndListener end_listener_;
 
+  std::mutex telling_;        // held while listeners are told; taken before the next one
   mutable std::mutex mutex_;  // guards what follows, up to the next blank line
   std::condition_variable wake_;
   ServingState state_ = ServingState::kStarting;
-  bool attention_ = false;  // a request was cancelled, or the state changed
+  std::deque<ServingState> untold_;  // to listeners
+  bool attention_ = false;           // a request was cancelled, or the state changed
   ServingClock::time_point drain_until_ = ServingClock::time_point::max();
   std::map<QueueKey, std::unique_ptr<Active>> queue_;
   absl::flat_hash_map<std::string, std::shared_ptr<Generation>> live_;  // by id

@@ -89,7 +89,7 @@ void ServingLoop::OnDone(Active& active, FinishReason reason) {
   running_.erase(it);
 }
 
-absl::Status ServingLoop::Score(std::unique_ptr<Active> active) {
+void ServingLoop::Score(std::unique_ptr<Active> active) {
   Active& self = *active;
   Request request;
   request.prompt_ids = self.request.prompt_ids;
@@ -100,9 +100,28 @@ absl::Status ServingLoop::Score(std::unique_ptr<Active> active) {
     self.log_probs.assign(all.end() - static_cast<int64_t>(self.token_ids.size()), all.end());
     OnDone(self, completion.finish_reason);
   };
-  TW_ASSIGN_OR_RETURN(self.engine_id, engine_->Submit(std::move(request)));
+  const absl::StatusOr<int64_t> id = engine_->Submit(std::move(request));
+  if (!id.ok()) {
+    Finish(self, EndReason::kError, Annotate(id.status(), "log probabilities"));
+    return;
+  }
+  self.engine_id = *id;
   running_.emplace(self.engine_id, std::move(active));
-  return absl::OkStatus();
+}
+
+void ServingLoop::AccountForLost(const absl::Status& why) {
+  std::vector<std::unique_ptr<Active>> lost = std::move(to_score_);
+  to_score_.clear();
+  for (auto& [id, active] : running_) lost.push_back(std::move(active));
+  running_.clear();
+  {
+    const std::lock_guard lock(mutex_);
+    for (auto& [turn, active] : queue_) lost.push_back(std::move(active));
+    queue_.clear();
+    queued_tokens_ = 0;
+  }
+  for (const std::unique_ptr<Active>& active : lost) Finish(*active, EndReason::kError, why);
+  Publish(/*idle=*/false);
 }
 
 absl::Status ServingLoop::WhyEnd(const Active& active, ServingClock::time_point now) const {

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <limits>
 #include <random>
 #include <set>
 #include <string>
@@ -24,6 +25,9 @@ using std::chrono::seconds;
 
 const char kModel[] = THINWIRE_BUNDLED_MODELS "/opt-nano";
 
+// K and V of 16 tokens: 4 layers, 4 heads of 32 floats.
+constexpr int64_t kPageBytes = int64_t{16} * 4 * 2 * 4 * 32 * 4;
+
 EngineOptions Options(int64_t max_seqs) {
   EngineOptions options;
   options.model_dir = kModel;
@@ -35,11 +39,14 @@ EngineOptions Options(int64_t max_seqs) {
 // A loop with its engine in a thread; drained in the destructor.
 class Server {
  public:
-  explicit Server(const ServingLimits& limits = {}, int64_t max_seqs = 8, int tp = 1)
+  explicit Server(const ServingLimits& limits = {}, int64_t max_seqs = 8, int tp = 1,
+                  int64_t num_pages = 0)
       : loop(limits), tokenizer(*LoadTokenizer(kModel)) {
     const Mesh mesh = *Mesh::Create(tp, 1, tp);
-    thread_ = std::thread([this, mesh, max_seqs] {
-      result = RunOnLocalMesh(Options(max_seqs), mesh,
+    EngineOptions options = Options(max_seqs);
+    options.kv_cache_bytes = num_pages * kPageBytes;
+    thread_ = std::thread([this, mesh, options] {
+      result = RunOnLocalMesh(options, mesh,
                               [&](Engine& engine) { return loop.Run(engine, *tokenizer); });
     });
     while (loop.state() == ServingState::kStarting) absl::SleepFor(absl::Milliseconds(1));
@@ -226,7 +233,15 @@ TEST(ServingLoopTest, WhatCanNeverRunIsRefusedAtOnce) {
   request.params.stop = {""};
   EXPECT_EQ(code(request), absl::StatusCode::kInvalidArgument);
   request = Make("x", 8);
-  request.priority = 101;
+  for (const int priority : {101, -101, std::numeric_limits<int>::min()}) {
+    request.priority = priority;
+    EXPECT_EQ(code(request), absl::StatusCode::kInvalidArgument);
+  }
+  for (const char* id : {"two\nlines", "a b", "\x7f", "caf\xc3\xa9"}) {
+    EXPECT_EQ(code(Make(id, 8)), absl::StatusCode::kInvalidArgument) << id;
+  }
+  request = Make("x", 8);
+  request.params.stop = {std::string(5000, 'x')};
   EXPECT_EQ(code(request), absl::StatusCode::kInvalidArgument);
   const auto live = *server.loop.Submit(Make("x", 400));
   EXPECT_EQ(code(Make("x", 8)), absl::StatusCode::kAlreadyExists);
@@ -286,12 +301,16 @@ TEST(ServingLoopTest, PriorityOvertakesInTheQueue) {
 TEST(ServingLoopTest, ADrainLetsRequestsFinish) {
   Server server;
   const auto running = *server.loop.Submit(Make("running", 150));
-  server.loop.Drain(absl::Minutes(1));
+  server.loop.Drain(absl::Milliseconds(std::numeric_limits<int64_t>::max()));
   EXPECT_TRUE(absl::IsUnavailable(server.loop.Submit(Make("new", 1)).status()));
   EXPECT_EQ(Read(*running).token_ids.size(), 150u);
   server.Stop(absl::Minutes(1));
   EXPECT_TRUE(server.result.ok()) << server.result;
   EXPECT_EQ(server.loop.state(), ServingState::kStopped);
+  // Ranks that end now are no news.
+  server.loop.Fail(absl::UnavailableError("rank 1 is gone"));
+  EXPECT_EQ(server.loop.state(), ServingState::kStopped);
+  EXPECT_EQ(server.loop.load().progress, "");
 }
 
 TEST(ServingLoopTest, ADrainEndsWhatTakesTooLong) {
@@ -309,7 +328,6 @@ TEST(ServingLoopTest, AFailureEndsEveryRequestWithWhatWasEmitted) {
   Server server({}, 1);
   const auto running = *server.loop.Submit(Make("running", 400));
   const auto queued = *server.loop.Submit(Make("queued", 400));
-  std::vector<ServingState> told;
   server.loop.Fail(absl::UnavailableError("rank 1 is gone"));
   for (const auto& generation : {running, queued}) {
     const Answer answer = Read(*generation);
@@ -320,6 +338,22 @@ TEST(ServingLoopTest, AFailureEndsEveryRequestWithWhatWasEmitted) {
   server.Stop(absl::Minutes(1));
   EXPECT_TRUE(absl::IsUnavailable(server.result)) << server.result;
   EXPECT_EQ(server.loop.state(), ServingState::kFailed);
+  const ServingLoad load = server.loop.load();
+  EXPECT_EQ(load.totals.ended.at("error"), 2);
+  EXPECT_EQ(load.num_running + load.num_queued + load.num_queued_tokens, 0);
+}
+
+TEST(ServingLoopTest, ChangesOfStateAreToldInOrder) {
+  for (int i = 0; i < 200; ++i) {
+    ServingLoop loop({});
+    std::vector<ServingState> told;
+    loop.AddListener([&](ServingState state) { told.push_back(state); });
+    std::thread drains([&] { loop.Drain(absl::ZeroDuration()); });
+    loop.Fail(absl::UnavailableError("rank 1 is gone"));
+    drains.join();
+    ASSERT_FALSE(told.empty());
+    EXPECT_EQ(told.back(), ServingState::kFailed);
+  }
 }
 
 TEST(ServingLoopTest, LogProbabilitiesComeWithTheEnd) {
@@ -334,6 +368,23 @@ TEST(ServingLoopTest, LogProbabilitiesComeWithTheEnd) {
     EXPECT_LE(log_prob, 0.0f);
     EXPECT_GT(log_prob, -std::log(1024.0f));
   }
+  ExpectIdle(server.loop);
+}
+
+TEST(ServingLoopTest, LogProbabilitiesNeedRoomForTheLastToken) {
+  // Generation computes all but the last token, scoring all.
+  Server server({}, 1, 1, /*num_pages=*/2);
+  ASSERT_EQ(server.loop.load().kv_pages, 2);
+  const int64_t longest = 2 * server.loop.load().page_size + 1 - 4;
+  GenerationRequest request = Make("x", longest);
+  request.want_log_probs = true;
+  const absl::Status refused = server.loop.Submit(request).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+  request.params.max_tokens = longest - 1;
+  const Answer scored = Read(**server.loop.Submit(request));
+  EXPECT_EQ(scored.end.log_probs.size(), static_cast<size_t>(longest - 1)) << scored.end.status;
+  EXPECT_EQ(Read(**server.loop.Submit(Make("y", longest))).token_ids.size(),
+            static_cast<size_t>(longest));
   ExpectIdle(server.loop);
 }
 

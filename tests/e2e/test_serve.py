@@ -1,7 +1,9 @@
 """`thinwire serve` with clients that know only its addresses: gRPC through reflection, HTTP."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -20,6 +22,20 @@ except ImportError:
 
 STORY = "It is a truth universally acknowledged, that a single man in possession of a good fortune"
 LONG = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True}
+
+
+def post_raw(server, body, receive_bytes=None):
+    """A connection whose answer is not read yet."""
+    connection = socket.socket()
+    connection.settimeout(support.TIMEOUT_S)
+    if receive_bytes:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    host, port = server.addresses["http"].split(":")
+    connection.connect((host, int(port)))
+    body = json.dumps(body)
+    connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: "
+                       f"{len(body)}\r\n\r\n{body}".encode())
+    return connection
 
 
 def prompts():
@@ -183,10 +199,13 @@ class AnswersTest(ServeTestCase):
                 ("/v1/completions", {"prompt": "a", "logit_bias": {"5": 1}}, 400),
                 ("/v1/chat/completions", {"messages": "a"}, 400),
                 ("/v1/chat/completions", {"messages": []}, 400), ("/v1/nothing", {}, 404),
+                ("/v1/completions", "[" * 200000, 400),
                 ("/v1/completions", "x" * (17 << 20), 413)]:
             found, text, _ = self.server.http("POST", path, body)
             self.assertEqual(found, status, text)
-            self.assertTrue(json.loads(text)["error"]["message"])
+            error = json.loads(text)["error"]
+            self.assertTrue(error["message"])
+            self.assertIn(error["code"], (status, "model_not_found"))
 
     def test_chat_streams_like_it_answers(self):
         body = {"model": "opt-nano", "messages": [{"role": "user", "content": "Who is he?"}],
@@ -240,19 +259,27 @@ class LeavingTest(ServeTestCase):
         self.expect_idle()
 
     def test_a_closed_connection_frees_its_pages(self):
-        host, port = self.server.addresses["http"].split(":")
-        for streams in (True, False):
-            body = json.dumps({**LONG, "stream": streams})
-            with socket.create_connection((host, int(port))) as connection:
-                connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: "
-                                   f"{len(body)}\r\n\r\n{body}".encode())
-                if streams:
-                    connection.recv(1)
+        # What nobody reads, TLS's farewell for one, must not hide the end.
+        for streams, unread in ((True, b""), (False, b""), (True, b"x"), (False, b"x")):
+            with self.subTest(streams=streams, unread=unread):
+                before = self.num_cancelled()
+                for _ in range(20):  # a fast machine may be done before it looks
+                    with post_raw(self.server, {**LONG, "n": 2, "stream": streams}) as connection:
+                        if streams:
+                            connection.recv(1)
+                        else:
+                            time.sleep(0.02)
+                        connection.sendall(unread)
+                    self.expect_idle()
+                    if self.num_cancelled() > before:
+                        break
                 else:
-                    time.sleep(0.05)
-            self.expect_idle()
-        self.assertRegex(self.server.http("GET", "/metrics")[1],
-                         r'requests_total\{finish_reason="cancelled"\} [1-9]')
+                    self.fail("the server did not notice once")
+
+    def num_cancelled(self):
+        metrics = self.server.http("GET", "/metrics")[1]
+        found = re.search(r'requests_total\{finish_reason="cancelled"\} (\d+)', metrics)
+        return int(found[1]) if found else 0
 
     def test_deadlines_end_calls(self):
         late = grpc.StatusCode.DEADLINE_EXCEEDED
@@ -339,6 +366,27 @@ class EndTest(support.TestCase):
         self.assertEqual(result.exit_code, 0, result)
         self.assertEqual([line["event"] for line in result.lines],
                          ["listening", "ready", "draining", "stopped"])
+
+    def test_a_drain_lets_streams_over_http_be_read(self):
+        server = self.start("--model-name", "m" * 4000)  # of which every event tells
+        with post_raw(server, {**LONG, "n": 4, "stream": True}, receive_bytes=4096) as stream:
+            answer = stream.recv(1)
+            os.kill(server.leader(), signal.SIGTERM)
+            server.event("stopped")
+            while piece := stream.recv(1 << 16):
+                answer += piece
+        self.assertIn(b"data: [DONE]", answer, answer[-300:])
+        self.assertTrue(answer.endswith(b"0\r\n\r\n"), answer[-300:])
+        result = server.running.wait()
+        self.assertEqual(result.exit_code, 0, result)
+
+    def test_a_stalled_reader_over_http_does_not_spoil_a_drain(self):
+        server = self.start("--model-name", "m" * 4000)
+        with post_raw(server, {**LONG, "n": 4, "stream": True}, receive_bytes=4096) as stream:
+            stream.recv(1)
+            os.kill(server.leader(), signal.SIGTERM)
+            result = server.running.wait()
+        self.assertEqual(result.exit_code, 0, result)
 
     @support.needs_mpi
     def test_an_administrators_drain_has_a_bound(self):

@@ -34,14 +34,19 @@ class PeriodicAnswer final : public grpc::ServerWriteReactor<Event>,
       return;
     }
     waiting_ = true;
-    alarm_.Set(std::chrono::system_clock::now() + interval_,
-               [self = self_](bool) { self->Wake(); });
+    // A new one each time: the last one's callback may be running still. It keeps what it captured
+    // for as long as it lives, hence does not own this.
+    alarm_ = std::make_unique<grpc::Alarm>();
+    alarm_->Set(std::chrono::system_clock::now() + interval_,
+                [weak = this->weak_from_this()](bool) {
+                  if (const auto self = weak.lock()) self->Wake();
+                });
   }
 
   void OnCancel() override {
     const std::lock_guard lock(mutex_);
     left_ = true;
-    if (waiting_) alarm_.Cancel();
+    if (waiting_) alarm_->Cancel();
   }
 
   void OnDone() override { self_.reset(); }
@@ -72,7 +77,7 @@ class PeriodicAnswer final : public grpc::ServerWriteReactor<Event>,
   const std::function<bool(Event&)> fill_;
   std::shared_ptr<PeriodicAnswer> self_;  // until gRPC is done with the call
   std::mutex mutex_;                      // guards what follows
-  grpc::Alarm alarm_;
+  std::unique_ptr<grpc::Alarm> alarm_;
   Event event_;
   bool waiting_ = false;
   bool last_ = false;

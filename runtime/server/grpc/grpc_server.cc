@@ -83,6 +83,7 @@ struct GrpcServer::Impl {
   ControlService control;
   Listener data;
   Listener admin;
+  std::mutex mutex;  // guards both servers' ends: readiness may be told meanwhile
 };
 
 GrpcServer::GrpcServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -105,7 +106,9 @@ const std::string& GrpcServer::address() const { return impl_->data.address; }
 const std::string& GrpcServer::admin_address() const { return impl_->admin.address; }
 
 void GrpcServer::SetReady(bool ready) {
+  const std::lock_guard lock(impl_->mutex);
   for (const Listener* listener : {&impl_->data, &impl_->admin}) {
+    if (listener->server == nullptr) continue;
     grpc::HealthCheckServiceInterface* health = listener->server->GetHealthCheckService();
     health->SetServingStatus("thinwire.v1.Inference", ready);
     health->SetServingStatus("thinwire.v1.Control", true);
@@ -130,6 +133,7 @@ void GrpcServer::Stop(absl::Duration grace) {
   absl::SleepFor(kHangUp);
   impl_->data.server->Shutdown(until);
   admin.join();
+  const std::lock_guard lock(impl_->mutex);
   impl_->data.server = nullptr;
   impl_->admin.server = nullptr;
 }

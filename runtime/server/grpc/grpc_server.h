@@ -35,7 +35,7 @@ class GrpcServer {
   const std::string& address() const;
   const std::string& admin_address() const;
 
-  // What health answers, and tells those that watch it.
+  // What health answers, and tells those that watch it. Any thread, also during and after Stop.
   void SetReady(bool ready);
 
   // Takes no new calls; ends those that are left after `grace`. Returns when all have ended.

@@ -31,6 +31,9 @@ class Listener final : public Base {
  public:
   using Base::Base;
   void WidenBacklog() { ::listen(this->svr_sock_, kBacklog); }
+  // Connections end after what they answer. The library's own stop() breaks off streams, and the
+  // loop that accepts has closed the socket by itself.
+  void EndConnections() { this->svr_sock_ = INVALID_SOCKET; }
 };
 
 void SetSocketOptions(socket_t socket) {
@@ -42,7 +45,9 @@ void SetSocketOptions(socket_t socket) {
 
 struct HttpServer::Impl {
   std::unique_ptr<httplib::Server> server;
+  ServingCore* core = nullptr;
   std::function<void()> widen_backlog;
+  std::function<void()> end_connections;
   std::string address;
   int port = 0;
   std::thread thread;
@@ -52,6 +57,7 @@ struct HttpServer::Impl {
   void Make(Args... args) {
     auto listener = std::make_unique<Listener<Base>>(args...);
     widen_backlog = [listener = listener.get()] { listener->WidenBacklog(); };
+    end_connections = [listener = listener.get()] { listener->EndConnections(); };
     server = std::move(listener);
   }
 
@@ -112,21 +118,17 @@ void HttpServer::Impl::AddRoutes(const HttpOptions& options, ServingCore* core) 
   });
   server->set_error_handler([](const Request& request, Response& out) {
     if (!out.body.empty()) return;
-    const int status = out.status;
-    absl::Status error = absl::InvalidArgumentError(absl::StrCat("HTTP error ", status));
-    if (status == 404) {
-      error = absl::NotFoundError(absl::StrCat("no ", request.method, " ", request.path));
-    } else if (status == 413) {
-      error = absl::InvalidArgumentError("the body is too long");
-    }
-    out.set_content(OpenAiErrorJson(error), kJson);
-    out.status = status;
+    std::string what = absl::StrCat("HTTP error ", out.status);
+    if (out.status == 404) what = absl::StrCat("no ", request.method, " ", request.path);
+    if (out.status == 413) what = "the body is too long";
+    if (out.status >= 500) what = "an error of the server";
+    out.set_content(OpenAiErrorJson(out.status, what), kJson);
   });
 }
 
 HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-HttpServer::~HttpServer() { Stop(); }
+HttpServer::~HttpServer() { Stop(absl::InfinitePast()); }
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions& options,
                                                               ServingCore* core) {
@@ -142,6 +144,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions&
                                                      options.tls_key));
     }
   }
+  impl->core = core;
   impl->AddRoutes(options, core);
   httplib::Server& server = *impl->server;
   server.set_socket_options(SetSocketOptions);
@@ -175,13 +178,19 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions&
 
 const std::string& HttpServer::address() const { return impl_->address; }
 
-void HttpServer::Stop() {
+void HttpServer::Stop(absl::Time until) {
   if (!impl_->thread.joinable()) return;
-  // Before the thread has come to accept, the library does not hear a stop.
-  while (!impl_->server->is_running() && !impl_->ended) absl::SleepFor(absl::Milliseconds(1));
-  impl_->server->stop();
+  StopAccepting(impl_->port);  // which ends the library's loop
+  while (impl_->core->num_exchanges > 0 && absl::Now() < until) {
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  impl_->end_connections();
   while (!impl_->ended) {
-    StopReading(impl_->port);
+    if (absl::Now() < until) {
+      StopReading(impl_->port);
+    } else {
+      HangUp(impl_->port);
+    }
     absl::SleepFor(absl::Milliseconds(10));
   }
   impl_->thread.join();

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "runtime/server/serving_core.h"
 
 namespace thinwire {
@@ -30,8 +31,9 @@ class HttpServer {
 
   const std::string& address() const;  // HOST:PORT, as bound
 
-  // Takes no new connections and returns when those that are being answered are done.
-  void Stop();
+  // Takes no new connections and returns when what is being answered is done; hangs up on those who
+  // have not read it by `until`.
+  void Stop(absl::Time until);
 
  private:
   struct Impl;

@@ -25,9 +25,14 @@ constexpr std::chrono::milliseconds kLook(20);
 
 // One HTTP request on its way: all its choices.
 struct Exchange {
-  Exchange(ServingCore* core, OpenAiRequest request) : core(core), request(std::move(request)) {}
+  Exchange(ServingCore* core, OpenAiRequest request) : core(core), request(std::move(request)) {
+    ++core->num_exchanges;
+  }
   Exchange(const Exchange&) = delete;
-  ~Exchange() { Cancel(absl::CancelledError("the client left")); }
+  ~Exchange() {
+    Cancel(absl::CancelledError("the client left"));
+    --core->num_exchanges;
+  }
 
   // Ends what has not ended.
   void Cancel(const absl::Status& why) {

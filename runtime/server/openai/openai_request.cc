@@ -16,6 +16,29 @@ using Json = nlohmann::json;
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxChoices = 128;
 constexpr size_t kMaxStops = 64;
+constexpr size_t kMaxStopBytes = 4096;
+constexpr int64_t kMaxDepth = 64;
+
+// What the JSON library does with a value that it has parsed takes stack for each level of it.
+absl::Status CheckDepth(absl::string_view body) {
+  int64_t depth = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < body.size(); ++i) {
+    const char c = body[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      if (c == '"') in_string = false;
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == ']' || c == '}') {
+      --depth;
+    } else if ((c == '[' || c == '{') && ++depth > kMaxDepth) {
+      return absl::InvalidArgumentError(absl::StrCat("the body: expected at most ", kMaxDepth,
+                                                     " levels, found more at byte ", i));
+    }
+  }
+  return absl::OkStatus();
+}
 
 std::string Excerpt(const Json& value) {
   std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
@@ -87,20 +110,47 @@ absl::Status CheckUnsupported(const Json& object) {
   return absl::OkStatus();
 }
 
+// The value alone, or the entries of a list, if it is one.
+std::vector<const Json*> ListOf(const Json& value, bool alone) {
+  if (alone) return {&value};
+  std::vector<const Json*> entries;
+  if (!value.is_array()) return entries;
+  entries.reserve(value.size());
+  for (const Json& entry : value) entries.push_back(&entry);
+  return entries;
+}
+
 absl::Status ReadStop(const Json& object, std::vector<std::string>& out) {
   const Json* value = Member(object, "stop");
   if (value == nullptr) return absl::OkStatus();
-  const Json list = value->is_string() ? Json::array({*value}) : *value;
-  if (!list.is_array() || list.size() > kMaxStops) {
+  const std::vector<const Json*> list = ListOf(*value, value->is_string());
+  if (list.empty() && !value->is_array()) {
     return Unexpected("stop", absl::StrCat("a string or up to ", kMaxStops, " strings"), *value);
   }
-  for (const Json& entry : list) {
-    if (!entry.is_string() || entry.get_ref<const std::string&>().empty()) {
-      return Unexpected("stop", "strings that are not empty", entry);
+  if (list.size() > kMaxStops) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"stop\": expected at most ", kMaxStops, " strings, found ", list.size()));
+  }
+  for (const Json* entry : list) {
+    if (!entry->is_string() || entry->get_ref<const std::string&>().empty()) {
+      return Unexpected("stop", "strings that are not empty", *entry);
     }
-    out.push_back(entry.get<std::string>());
+    const auto& text = entry->get_ref<const std::string&>();
+    // Every choice has a copy.
+    if (text.size() > kMaxStopBytes) {
+      return absl::InvalidArgumentError(absl::StrCat("\"stop\": expected at most ", kMaxStopBytes,
+                                                     " bytes, found ", text.size()));
+    }
+    out.push_back(text);
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckLength(size_t num_tokens, const ServedModel& model) {
+  if (static_cast<int64_t>(num_tokens) < model.config.max_positions) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "prompt of ", num_tokens, " tokens is longer than the context: expected at most ",
+      model.config.max_positions - 1));
 }
 
 absl::StatusOr<std::vector<int32_t>> ReadIds(const Json& list) {
@@ -114,27 +164,34 @@ absl::StatusOr<std::vector<int32_t>> ReadIds(const Json& list) {
   return ids;
 }
 
-// A string, a list of strings, a list of token ids, or a list of such lists.
-absl::StatusOr<std::vector<std::vector<int32_t>>> ReadPrompts(const Json& object,
+// A string, a list of strings, a list of token ids, or a list of such lists. For `n` choices each:
+// what is too much is refused before it is copied.
+absl::StatusOr<std::vector<std::vector<int32_t>>> ReadPrompts(const Json& object, int64_t n,
                                                               const ServedModel& model) {
   const Json* prompt = Member(object, "prompt");
   if (prompt == nullptr) return absl::InvalidArgumentError("\"prompt\" is missing");
   const bool one =
       prompt->is_string() || (prompt->is_array() && !prompt->empty() && prompt->at(0).is_number());
-  const Json list = one ? Json::array({*prompt}) : *prompt;
-  if (!list.is_array() || list.empty()) {
+  const std::vector<const Json*> list = ListOf(*prompt, one);
+  if (list.empty()) {
     return Unexpected("prompt", "a string, strings, token ids, or lists of token ids", *prompt);
   }
+  if (static_cast<int64_t>(list.size()) > kMaxChoices / n) {
+    return absl::InvalidArgumentError(absl::StrCat(list.size(), " prompts with \"n\" ", n,
+                                                   ": at most ", kMaxChoices, " choices"));
+  }
   std::vector<std::vector<int32_t>> prompts;
-  for (const Json& entry : list) {
-    if (entry.is_string()) {
+  for (const Json* entry : list) {
+    if (entry->is_string()) {
       TW_ASSIGN_OR_RETURN(prompts.emplace_back(),
-                          model.tokenizer->Encode(entry.get_ref<const std::string&>(),
+                          model.tokenizer->Encode(entry->get_ref<const std::string&>(),
                                                   /*add_special_tokens=*/true));
-    } else if (entry.is_array()) {
-      TW_ASSIGN_OR_RETURN(prompts.emplace_back(), ReadIds(entry));
+      TW_RETURN_IF_ERROR(CheckLength(prompts.back().size(), model));
+    } else if (entry->is_array()) {
+      TW_RETURN_IF_ERROR(CheckLength(entry->size(), model));
+      TW_ASSIGN_OR_RETURN(prompts.emplace_back(), ReadIds(*entry));
     } else {
-      return Unexpected("prompt", "strings or lists of token ids", entry);
+      return Unexpected("prompt", "strings or lists of token ids", *entry);
     }
   }
   return prompts;
@@ -214,6 +271,7 @@ uint64_t RandomSeed() {
 
 absl::StatusOr<OpenAiRequest> ParseOpenAiRequest(absl::string_view body, bool chat,
                                                  const ServedModel& model) {
+  TW_RETURN_IF_ERROR(CheckDepth(body));
   const Json object = Json::parse(body.begin(), body.end(), /*cb=*/nullptr,
                                   /*allow_exceptions=*/false);
   if (object.is_discarded()) return absl::InvalidArgumentError("the body is not valid JSON");
@@ -264,17 +322,13 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiRequest(absl::string_view body, bool ch
   std::vector<std::vector<int32_t>> prompts;
   if (chat) {
     TW_ASSIGN_OR_RETURN(prompts.emplace_back(), ReadMessages(object, model));
+    TW_RETURN_IF_ERROR(CheckLength(prompts.back().size(), model));
     const std::vector<std::string>& stop = model.chat_template->stop();
     base.params.stop.insert(base.params.stop.end(), stop.begin(), stop.end());
   } else {
-    TW_ASSIGN_OR_RETURN(prompts, ReadPrompts(object, model));
+    TW_ASSIGN_OR_RETURN(prompts, ReadPrompts(object, request.n, model));
   }
   request.num_prompts = static_cast<int64_t>(prompts.size());
-  if (request.num_prompts * request.n > kMaxChoices) {
-    return absl::InvalidArgumentError(absl::StrCat(request.num_prompts, " prompts with \"n\" ",
-                                                   request.n, ": at most ", kMaxChoices,
-                                                   " choices"));
-  }
   for (const std::vector<int32_t>& prompt : prompts) {
     for (int64_t i = 0; i < request.n; ++i) {
       GenerationRequest generation = base;

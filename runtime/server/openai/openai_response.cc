@@ -76,20 +76,22 @@ Json ChunkHead(const OpenAiAnswer& answer) {
   return Head(answer, answer.chat ? "chat.completion.chunk" : "text_completion");
 }
 
+Json ErrorBody(int http_status, absl::string_view message, const Json& code) {
+  const char* type = http_status == 429   ? "rate_limit_error"
+                     : http_status == 401 ? "authentication_error"
+                     : http_status == 403 ? "permission_error"
+                     : http_status < 500  ? "invalid_request_error"
+                                          : "server_error";
+  return {
+      {"error",
+       {{"message", std::string(message)}, {"type", type}, {"param", nullptr}, {"code", code}}}};
+}
+
 Json ErrorBody(const absl::Status& status) {
-  const int code = HttpStatusOf(status);
-  const char* type = code == 429   ? "rate_limit_error"
-                     : code == 401 ? "authentication_error"
-                     : code == 403 ? "permission_error"
-                     : code < 500  ? "invalid_request_error"
-                                   : "server_error";
-  return {{"error",
-           {{"message", std::string(status.message())},
-            {"type", type},
-            {"param", nullptr},
-            {"code", absl::IsNotFound(status) && absl::StartsWith(status.message(), "model ")
-                         ? Json("model_not_found")
-                         : Json(code)}}}};
+  const int http_status = HttpStatusOf(status);
+  const bool no_model = absl::IsNotFound(status) && absl::StartsWith(status.message(), "model ");
+  return ErrorBody(http_status, status.message(),
+                   no_model ? Json("model_not_found") : Json(http_status));
 }
 
 }  // namespace
@@ -149,6 +151,10 @@ std::string OpenAiDone() { return "data: [DONE]\n\n"; }
 std::string OpenAiErrorChunk(const absl::Status& status) { return Event(ErrorBody(status)); }
 
 std::string OpenAiErrorJson(const absl::Status& status) { return Dump(ErrorBody(status)); }
+
+std::string OpenAiErrorJson(int http_status, absl::string_view message) {
+  return Dump(ErrorBody(http_status, message, http_status));
+}
 
 int HttpStatusOf(const absl::Status& status) {
   switch (status.code()) {

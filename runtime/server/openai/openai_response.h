@@ -44,6 +44,8 @@ std::string OpenAiErrorChunk(const absl::Status& status);
 
 // {"error": {"message", "type", "param", "code"}}.
 std::string OpenAiErrorJson(const absl::Status& status);
+// The same of an error that HTTP alone knows.
+std::string OpenAiErrorJson(int http_status, absl::string_view message);
 
 // The status code of HTTP: 400, 401, 403, 404, 409, 429, 499 (the client left), 500, 501, 503, 504.
 int HttpStatusOf(const absl::Status& status);

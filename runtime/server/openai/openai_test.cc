@@ -87,6 +87,33 @@ TEST_F(OpenAiTest, WhatIsWrongIsNamed) {
   EXPECT_TRUE(Parse(R"({"prompt": "a", "presence_penalty": 0, "echo": false})").ok());
 }
 
+TEST_F(OpenAiTest, DeepBodiesAreRefusedBeforeTheyAreParsed) {
+  const std::string open(200000, '[');
+  ExpectRefused(open, "levels");
+  ExpectRefused(absl::StrCat(open, std::string(200000, ']')), "levels");
+  ExpectRefused(absl::StrCat(R"({"prompt": )", open, std::string(200000, ']'), "}"), "levels");
+  std::string objects;
+  for (int i = 0; i < 100; ++i) objects += R"({"stop":)";
+  ExpectRefused(objects, "levels");
+  // What is in a string does not count.
+  EXPECT_TRUE(Parse(absl::StrCat(R"({"prompt": "\"\\)", open.substr(0, 100), R"("})")).ok());
+}
+
+TEST_F(OpenAiTest, WhatIsTooMuchIsRefusedBeforeItIsCopied) {
+  std::string ids = "1";
+  for (int i = 1; i < 512; ++i) ids += ",1";
+  ExpectRefused(absl::StrCat(R"({"n": 128, "prompt": [)", ids, "]}"), "expected at most 511");
+  ExpectRefused(absl::StrCat(R"({"prompt": [[1], [)", ids, "]]}"), "expected at most 511");
+  std::string words;
+  for (int i = 0; i < 600; ++i) words += " family";
+  ExpectRefused(absl::StrCat(R"({"prompt": ")", words, R"("})"), "longer than the context");
+  ExpectRefused(absl::StrCat(R"({"messages": [{"role": "user", "content": ")", words, R"("}]})"),
+                "longer than the context", true);
+  EXPECT_TRUE(Parse(absl::StrCat(R"({"prompt": [)", ids.substr(2), "]}")).ok());
+  ExpectRefused(absl::StrCat(R"({"prompt": "a", "stop": ")", std::string(5000, 'x'), R"("})"),
+                "4096 bytes");
+}
+
 TEST_F(OpenAiTest, MessagesBecomeThePromptOfTheTemplate) {
   const auto request = *Parse(
       R"({"messages": [{"role": "system", "content": "Be brief."},
@@ -143,6 +170,10 @@ TEST_F(OpenAiTest, AnswersHaveOpenAisMembers) {
   const Json error = Json::parse(OpenAiErrorJson(absl::ResourceExhaustedError("full")))["error"];
   EXPECT_EQ(error["type"], "rate_limit_error");
   EXPECT_EQ(error["message"], "full");
+  const Json large = Json::parse(OpenAiErrorJson(413, "too long"))["error"];
+  EXPECT_EQ(large["type"], "invalid_request_error");
+  EXPECT_EQ(large["code"], 413);
+  EXPECT_EQ(Json::parse(OpenAiErrorJson(500, "bad"))["error"]["type"], "server_error");
 }
 
 TEST_F(OpenAiTest, DamagedBodiesAreErrorsNotCrashes) {
