@@ -19,6 +19,7 @@ void ServingLoop::Admit() {
       active = std::move(queue_.begin()->second);
       queue_.erase(queue_.begin());
       queued_tokens_ -= active->num_tokens;
+      ++load_.num_running;  // until Publish: no moment at which it neither waits nor runs
     }
     Active& started = *active;
     const absl::Status status = Start(std::move(active));
