@@ -13,6 +13,7 @@
 #include "kernels/core/status_macros.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/checkpoint/decoder_shape.h"
 #include "runtime/checkpoint/tensor_part.h"
 
 namespace thinwire {

@@ -8,14 +8,6 @@
 
 namespace thinwire {
 
-DecoderShape ShapeOf(const ModelConfig& config) {
-  return {.num_layers = config.num_layers,
-          .num_heads = config.num_heads,
-          .num_kv_heads = config.num_kv_heads,
-          .ffn = config.ffn,
-          .vocab = config.vocab};
-}
-
 bool IsMatrix(const TensorInfo& tensor) { return tensor.shape.size() == 2; }
 
 bool IsGptqTensor(const Checkpoint& checkpoint, absl::string_view name, absl::string_view* part) {

@@ -5,14 +5,11 @@
 #include <cstdint>
 
 #include "absl/strings/string_view.h"
-#include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/vptq_config.h"
 
 namespace thinwire {
-
-DecoderShape ShapeOf(const ModelConfig& config);
 
 bool IsMatrix(const TensorInfo& tensor);
 

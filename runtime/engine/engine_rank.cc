@@ -15,6 +15,7 @@
 #include "parallel/plan/shard_plan.h"
 #include "runtime/cache/noise.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/checkpoint/decoder_shape.h"
 #include "runtime/checkpoint/folder_digest.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/synthetic_model.h"
@@ -29,14 +30,6 @@ constexpr absl::Duration kMeasuringBudget = absl::Seconds(2);
 constexpr absl::Duration kWatchdogMargin = absl::Seconds(4);
 // For GPUs to find each other; some seconds are usual.
 constexpr absl::Duration kConnectTimeout = absl::Minutes(1);
-
-DecoderShape ShapeOf(const ModelConfig& config) {
-  return {.num_layers = config.num_layers,
-          .num_heads = config.num_heads,
-          .num_kv_heads = config.num_kv_heads,
-          .ffn = config.ffn,
-          .vocab = config.vocab};
-}
 
 // Says what memory was wanted for, where there is too little.
 absl::Status AnnotateIfFull(const absl::Status& status, absl::string_view wanted) {

@@ -5,6 +5,7 @@
 #include "kernels/core/status_macros.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/checkpoint_summary.h"
+#include "runtime/checkpoint/decoder_shape.h"
 #include "runtime/checkpoint/rank_share.h"
 #include "runtime/model/decoder.h"
 
@@ -31,11 +32,7 @@ absl::StatusOr<RankMemory> PlanMemory(const std::string& model, const Mesh& mesh
   TW_ASSIGN_OR_RETURN(const CheckpointSummary summary, SummarizeCheckpoint(model));
   TW_ASSIGN_OR_RETURN(const std::vector<RankShare> shares, SharesOfRanks(model, summary, mesh));
   const ModelConfig& config = summary.config;
-  const DecoderShape shape = {.num_layers = config.num_layers,
-                              .num_heads = config.num_heads,
-                              .num_kv_heads = config.num_kv_heads,
-                              .ffn = config.ffn,
-                              .vocab = config.vocab};
+  const DecoderShape shape = ShapeOf(config);
   // Memory of the CPU takes room when it is touched, which nobody does here.
   Stream stream = Stream::Cpu(&pool);
   RankMemory largest;

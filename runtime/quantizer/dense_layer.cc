@@ -9,6 +9,7 @@
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
 #include "parallel/plan/shard_plan.h"
+#include "runtime/checkpoint/decoder_shape.h"
 #include "runtime/model/decoder_spec.h"
 
 namespace thinwire {
@@ -99,11 +100,7 @@ QuantSite InputSite(LinearRole role) {
 
 absl::StatusOr<DenseLayer> LoadDenseLayer(const Checkpoint& checkpoint, const ModelConfig& config,
                                           int64_t layer) {
-  const DecoderShape shape = {.num_layers = config.num_layers,
-                              .num_heads = config.num_heads,
-                              .num_kv_heads = config.num_kv_heads,
-                              .ffn = config.ffn,
-                              .vocab = config.vocab};
+  const DecoderShape shape = ShapeOf(config);
   TW_ASSIGN_OR_RETURN(const ShardPlan plan, ShardPlan::Create(shape, Mesh{1, 1}, 0));
   TW_ASSIGN_OR_RETURN(const LayerWeights weights,
                       LoadDecoderLayer(checkpoint, config, plan, layer));

@@ -15,6 +15,7 @@
 #include "parallel/comm/agreement.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/checkpoint/decoder_shape.h"
 #include "runtime/checkpoint/gptq_config.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/thinwire_file.h"
@@ -84,11 +85,7 @@ absl::Status CheckShape(const QuantizeOptions& options, const ModelConfig& confi
         "--kv ", options.layer.scheme.kv_bits, ": heads of ", options.model_dir, " have ",
         config.head_dim, " channels; codes of K and V need a multiple of ", kKvUnit));
   }
-  const DecoderShape shape = {.num_layers = config.num_layers,
-                              .num_heads = config.num_heads,
-                              .num_kv_heads = config.num_kv_heads,
-                              .ffn = config.ffn,
-                              .vocab = config.vocab};
+  const DecoderShape shape = ShapeOf(config);
   const std::vector<int> sizes = ShardPlan::UsableTpSizes(shape);
   const int tp = options.layer.tp;
   if (tp == 0 || std::find(sizes.begin(), sizes.end(), tp) != sizes.end()) {

@@ -13,6 +13,7 @@
 #include "parallel/plan/shard_plan.h"
 #include "runtime/batch/perplexity.h"
 #include "runtime/cache/paged_kv_cache.h"
+#include "runtime/checkpoint/decoder_shape.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/engine/engine.h"
 #include "tests/support/local_mesh.h"
@@ -149,14 +150,6 @@ EngineOptions OptionsFor(const GoldenCase& test_case) {
   options.max_seqs = 16;
   options.step_timeout = absl::Minutes(2);
   return options;
-}
-
-DecoderShape ShapeOf(const ModelConfig& config) {
-  return {.num_layers = config.num_layers,
-          .num_heads = config.num_heads,
-          .num_kv_heads = config.num_kv_heads,
-          .ffn = config.ffn,
-          .vocab = config.vocab};
 }
 
 // The kv_cache_bytes with which the fullest rank has `num_pages` pages.
