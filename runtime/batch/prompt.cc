@@ -11,60 +11,22 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
+#include "runtime/json/json_member.h"
 
 namespace thinwire {
 namespace {
 
 using Json = nlohmann::json;
 
-// A short, one-line rendering of what was found.
-std::string Excerpt(const Json& value) {
-  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  if (text.size() > 40) text = text.substr(0, 37) + "...";
-  return text;
-}
-
-absl::Status Unexpected(absl::string_view name, absl::string_view expected, const Json& found) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("\"", name, "\": expected ", expected, ", found ", Excerpt(found)));
-}
-
-// The member, or null when absent or JSON null.
-const Json* Member(const Json& object, const char* name) {
-  const auto it = object.find(name);
-  return it == object.end() || it->is_null() ? nullptr : &*it;
-}
-
-absl::Status ReadInteger(const Json& object, const char* name, int64_t low, int64_t high,
-                         int64_t& out) {
-  const Json* value = Member(object, name);
-  if (value == nullptr) return absl::OkStatus();
-  const bool fits =
-      value->is_number_integer() &&
-      !(value->is_number_unsigned() && value->get<uint64_t>() > static_cast<uint64_t>(high)) &&
-      value->get<int64_t>() >= low && value->get<int64_t>() <= high;
-  if (!fits) return Unexpected(name, absl::StrCat("an integer from ", low, " to ", high), *value);
-  out = value->get<int64_t>();
-  return absl::OkStatus();
-}
-
-absl::Status ReadFloat(const Json& object, const char* name, float& out) {
-  const Json* value = Member(object, name);
-  if (value == nullptr) return absl::OkStatus();
-  if (!value->is_number()) return Unexpected(name, "a number", *value);
-  out = value->get<float>();
-  return absl::OkStatus();
-}
-
 absl::Status ReadStop(const Json& object, std::vector<std::string>& out) {
-  const Json* value = Member(object, "stop");
+  const Json* value = FindMember(object, "stop");
   if (value == nullptr) return absl::OkStatus();
   const Json list = value->is_string() ? Json::array({*value}) : *value;
-  if (!list.is_array()) return Unexpected("stop", "a string or a list of strings", *value);
+  if (!list.is_array()) return UnexpectedMember("stop", "a string or a list of strings", *value);
   out.clear();
   for (const Json& entry : list) {
     if (!entry.is_string() || entry.get_ref<const std::string&>().empty()) {
-      return Unexpected("stop", "strings that are not empty", entry);
+      return UnexpectedMember("stop", "strings that are not empty", entry);
     }
     out.push_back(entry.get<std::string>());
   }
@@ -72,11 +34,11 @@ absl::Status ReadStop(const Json& object, std::vector<std::string>& out) {
 }
 
 absl::Status ReadTokenIds(const Json& list, std::vector<int32_t>& out) {
-  if (!list.is_array()) return Unexpected("token_ids", "a list of integers", list);
+  if (!list.is_array()) return UnexpectedMember("token_ids", "a list of integers", list);
   for (const Json& entry : list) {
     constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
     if (!entry.is_number_integer() || entry.get<int64_t>() < 0 || entry.get<int64_t>() > kMax) {
-      return Unexpected("token_ids", "token ids", entry);
+      return UnexpectedMember("token_ids", "token ids", entry);
     }
     out.push_back(entry.get<int32_t>());
   }
@@ -93,27 +55,27 @@ absl::StatusOr<Prompt> ParsePrompt(absl::string_view json, const GenerationParam
   if (object.is_discarded()) return absl::InvalidArgumentError("not valid JSON");
   if (!object.is_object()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("expected a JSON object, found ", Excerpt(object)));
+        absl::StrCat("expected a JSON object, found ", JsonExcerpt(object)));
   }
   Prompt prompt;
   prompt.params = defaults;
   prompt.id = std::string(default_id);
-  if (const Json* id = Member(object, "id")) {
+  if (const Json* id = FindMember(object, "id")) {
     if (!id->is_string() && !id->is_number_integer()) {
-      return Unexpected("id", "a string or an integer", *id);
+      return UnexpectedMember("id", "a string or an integer", *id);
     }
     prompt.id = id->is_string() ? id->get<std::string>() : id->dump();
     if (id_found != nullptr) *id_found = prompt.id;
   }
-  const Json* text = Member(object, "prompt");
-  const Json* token_ids = Member(object, "token_ids");
+  const Json* text = FindMember(object, "prompt");
+  const Json* token_ids = FindMember(object, "token_ids");
   if ((text == nullptr) == (token_ids == nullptr)) {
     return absl::InvalidArgumentError(
         absl::StrCat("expected one of \"prompt\" and \"token_ids\", found ",
                      text == nullptr ? "neither" : "both"));
   }
   if (text != nullptr) {
-    if (!text->is_string()) return Unexpected("prompt", "a string", *text);
+    if (!text->is_string()) return UnexpectedMember("prompt", "a string", *text);
     prompt.text = text->get<std::string>();
   } else {
     TW_RETURN_IF_ERROR(ReadTokenIds(*token_ids, prompt.token_ids));
@@ -122,11 +84,11 @@ absl::StatusOr<Prompt> ParsePrompt(absl::string_view json, const GenerationParam
   int64_t top_k = params.sampling.top_k;
   auto seed = static_cast<int64_t>(params.sampling.seed);
   constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
-  TW_RETURN_IF_ERROR(ReadInteger(object, "max_tokens", 1, kMaxInt32, params.max_tokens));
-  TW_RETURN_IF_ERROR(ReadInteger(object, "top_k", 0, kMaxInt32, top_k));
-  TW_RETURN_IF_ERROR(ReadInteger(object, "seed", 0, std::numeric_limits<int64_t>::max(), seed));
-  TW_RETURN_IF_ERROR(ReadFloat(object, "temperature", params.sampling.temperature));
-  TW_RETURN_IF_ERROR(ReadFloat(object, "top_p", params.sampling.top_p));
+  TW_RETURN_IF_ERROR(ReadMember(object, "max_tokens", 1, kMaxInt32, params.max_tokens));
+  TW_RETURN_IF_ERROR(ReadMember(object, "top_k", 0, kMaxInt32, top_k));
+  TW_RETURN_IF_ERROR(ReadMember(object, "seed", 0, std::numeric_limits<int64_t>::max(), seed));
+  TW_RETURN_IF_ERROR(ReadMember(object, "temperature", params.sampling.temperature));
+  TW_RETURN_IF_ERROR(ReadMember(object, "top_p", params.sampling.top_p));
   TW_RETURN_IF_ERROR(ReadStop(object, params.stop));
   params.sampling.top_k = static_cast<int32_t>(top_k);
   params.sampling.seed = static_cast<uint64_t>(seed);

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
+#include "runtime/json/json_member.h"
 
 namespace thinwire {
 namespace {
@@ -40,56 +41,12 @@ absl::Status CheckDepth(absl::string_view body) {
   return absl::OkStatus();
 }
 
-std::string Excerpt(const Json& value) {
-  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  if (text.size() > 40) text = text.substr(0, 37) + "...";
-  return text;
-}
-
-absl::Status Unexpected(absl::string_view name, absl::string_view expected, const Json& found) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("\"", name, "\": expected ", expected, ", found ", Excerpt(found)));
-}
-
-const Json* Member(const Json& object, const char* name) {
-  const auto it = object.find(name);
-  return it == object.end() || it->is_null() ? nullptr : &*it;
-}
-
-absl::Status Read(const Json& object, const char* name, int64_t low, int64_t high, int64_t& out) {
-  const Json* value = Member(object, name);
-  if (value == nullptr) return absl::OkStatus();
-  const bool fits =
-      value->is_number_integer() &&
-      !(value->is_number_unsigned() && value->get<uint64_t>() > static_cast<uint64_t>(high)) &&
-      value->get<int64_t>() >= low && value->get<int64_t>() <= high;
-  if (!fits) return Unexpected(name, absl::StrCat("an integer from ", low, " to ", high), *value);
-  out = value->get<int64_t>();
-  return absl::OkStatus();
-}
-
-absl::Status Read(const Json& object, const char* name, float& out) {
-  const Json* value = Member(object, name);
-  if (value == nullptr) return absl::OkStatus();
-  if (!value->is_number()) return Unexpected(name, "a number", *value);
-  out = value->get<float>();
-  return absl::OkStatus();
-}
-
-absl::Status Read(const Json& object, const char* name, bool& out) {
-  const Json* value = Member(object, name);
-  if (value == nullptr) return absl::OkStatus();
-  if (!value->is_boolean()) return Unexpected(name, "true or false", *value);
-  out = value->get<bool>();
-  return absl::OkStatus();
-}
-
 // Members that would change the answer, were they heeded. Values that mean "no" are welcome.
 absl::Status CheckUnsupported(const Json& object) {
   for (const char* name : {"suffix", "tools", "functions", "tool_choice", "function_call", "echo",
                            "logit_bias", "presence_penalty", "frequency_penalty", "audio", "min_p",
                            "repetition_penalty", "guided_json", "guided_regex"}) {
-    const Json* value = Member(object, name);
+    const Json* value = FindMember(object, name);
     if (value == nullptr || *value == false || *value == 0 || *value == "" || *value == "none") {
       continue;
     }
@@ -97,13 +54,13 @@ absl::Status CheckUnsupported(const Json& object) {
     if (absl::string_view(name) == "repetition_penalty" && *value == 1) continue;
     return absl::InvalidArgumentError(absl::StrCat("\"", name, "\" is not supported"));
   }
-  const Json* format = Member(object, "response_format");
+  const Json* format = FindMember(object, "response_format");
   if (format != nullptr && (!format->is_object() || format->value("type", Json()) != "text")) {
     return absl::InvalidArgumentError(
         "\"response_format\": only {\"type\": \"text\"} is supported");
   }
-  const Json* best_of = Member(object, "best_of");
-  const Json* n = Member(object, "n");
+  const Json* best_of = FindMember(object, "best_of");
+  const Json* n = FindMember(object, "n");
   if (best_of != nullptr && *best_of != (n == nullptr ? Json(1) : *n)) {
     return absl::InvalidArgumentError("\"best_of\" is not supported, unless it is \"n\"");
   }
@@ -121,11 +78,12 @@ std::vector<const Json*> ListOf(const Json& value, bool alone) {
 }
 
 absl::Status ReadStop(const Json& object, std::vector<std::string>& out) {
-  const Json* value = Member(object, "stop");
+  const Json* value = FindMember(object, "stop");
   if (value == nullptr) return absl::OkStatus();
   const std::vector<const Json*> list = ListOf(*value, value->is_string());
   if (list.empty() && !value->is_array()) {
-    return Unexpected("stop", absl::StrCat("a string or up to ", kMaxStops, " strings"), *value);
+    return UnexpectedMember("stop", absl::StrCat("a string or up to ", kMaxStops, " strings"),
+                            *value);
   }
   if (list.size() > kMaxStops) {
     return absl::InvalidArgumentError(
@@ -133,7 +91,7 @@ absl::Status ReadStop(const Json& object, std::vector<std::string>& out) {
   }
   for (const Json* entry : list) {
     if (!entry->is_string() || entry->get_ref<const std::string&>().empty()) {
-      return Unexpected("stop", "strings that are not empty", *entry);
+      return UnexpectedMember("stop", "strings that are not empty", *entry);
     }
     const auto& text = entry->get_ref<const std::string&>();
     // Every choice has a copy.
@@ -158,7 +116,7 @@ absl::StatusOr<std::vector<int32_t>> ReadIds(const Json& list) {
   for (const Json& entry : list) {
     const bool fits =
         entry.is_number_integer() && entry.get<int64_t>() >= 0 && entry.get<int64_t>() <= kMaxInt32;
-    if (!fits) return Unexpected("prompt", "token ids", entry);
+    if (!fits) return UnexpectedMember("prompt", "token ids", entry);
     ids.push_back(entry.get<int32_t>());
   }
   return ids;
@@ -168,13 +126,14 @@ absl::StatusOr<std::vector<int32_t>> ReadIds(const Json& list) {
 // what is too much is refused before it is copied.
 absl::StatusOr<std::vector<std::vector<int32_t>>> ReadPrompts(const Json& object, int64_t n,
                                                               const ServedModel& model) {
-  const Json* prompt = Member(object, "prompt");
+  const Json* prompt = FindMember(object, "prompt");
   if (prompt == nullptr) return absl::InvalidArgumentError("\"prompt\" is missing");
   const bool one =
       prompt->is_string() || (prompt->is_array() && !prompt->empty() && prompt->at(0).is_number());
   const std::vector<const Json*> list = ListOf(*prompt, one);
   if (list.empty()) {
-    return Unexpected("prompt", "a string, strings, token ids, or lists of token ids", *prompt);
+    return UnexpectedMember("prompt", "a string, strings, token ids, or lists of token ids",
+                            *prompt);
   }
   if (static_cast<int64_t>(list.size()) > kMaxChoices / n) {
     return absl::InvalidArgumentError(absl::StrCat(list.size(), " prompts with \"n\" ", n,
@@ -191,7 +150,7 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> ReadPrompts(const Json& object
       TW_RETURN_IF_ERROR(CheckLength(entry->size(), model));
       TW_ASSIGN_OR_RETURN(prompts.emplace_back(), ReadIds(*entry));
     } else {
-      return Unexpected("prompt", "strings or lists of token ids", *entry);
+      return UnexpectedMember("prompt", "strings or lists of token ids", *entry);
     }
   }
   return prompts;
@@ -199,15 +158,16 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> ReadPrompts(const Json& object
 
 // The text of a message: a string, or a list of {"type": "text", "text": ...}.
 absl::StatusOr<std::string> ReadContent(const Json& message) {
-  const Json* content = Member(message, "content");
+  const Json* content = FindMember(message, "content");
   if (content == nullptr) return std::string();
   if (content->is_string()) return content->get<std::string>();
-  if (!content->is_array()) return Unexpected("content", "a string or a list of parts", *content);
+  if (!content->is_array())
+    return UnexpectedMember("content", "a string or a list of parts", *content);
   std::string text;
   for (const Json& part : *content) {
     if (!part.is_object() || part.value("type", Json()) != "text" ||
         !part.value("text", Json()).is_string()) {
-      return Unexpected("content", "parts of type \"text\"", part);
+      return UnexpectedMember("content", "parts of type \"text\"", part);
     }
     text += part["text"].get_ref<const std::string&>();
   }
@@ -215,9 +175,9 @@ absl::StatusOr<std::string> ReadContent(const Json& message) {
 }
 
 absl::StatusOr<std::vector<int32_t>> ReadMessages(const Json& object, const ServedModel& model) {
-  const Json* list = Member(object, "messages");
+  const Json* list = FindMember(object, "messages");
   if (list == nullptr) return absl::InvalidArgumentError("\"messages\" is missing");
-  if (!list->is_array()) return Unexpected("messages", "a list", *list);
+  if (!list->is_array()) return UnexpectedMember("messages", "a list", *list);
   if (!model.chat_template.has_value()) {
     return absl::InvalidArgumentError(
         absl::StrCat("model '", model.name,
@@ -226,10 +186,10 @@ absl::StatusOr<std::vector<int32_t>> ReadMessages(const Json& object, const Serv
   }
   std::vector<ChatMessage> messages;
   for (const Json& entry : *list) {
-    if (!entry.is_object()) return Unexpected("messages", "objects", entry);
-    const Json* role = Member(entry, "role");
+    if (!entry.is_object()) return UnexpectedMember("messages", "objects", entry);
+    const Json* role = FindMember(entry, "role");
     if (role == nullptr || !role->is_string()) {
-      return Unexpected("role", "a string", role == nullptr ? Json() : *role);
+      return UnexpectedMember("role", "a string", role == nullptr ? Json() : *role);
     }
     ChatMessage message;
     message.role = role->get<std::string>();
@@ -242,14 +202,14 @@ absl::StatusOr<std::vector<int32_t>> ReadMessages(const Json& object, const Serv
 
 absl::Status ReadLogProbs(const Json& object, OpenAiRequest& request) {
   if (request.chat) {
-    TW_RETURN_IF_ERROR(Read(object, "logprobs", request.log_probs));
+    TW_RETURN_IF_ERROR(ReadMember(object, "logprobs", request.log_probs));
     int64_t top = 0;
-    TW_RETURN_IF_ERROR(Read(object, "top_logprobs", 0, 20, top));
+    TW_RETURN_IF_ERROR(ReadMember(object, "top_logprobs", 0, 20, top));
     if (top > 0) {
       return absl::InvalidArgumentError(
           "\"top_logprobs\": only 0 is supported, the tokens that were chosen");
     }
-  } else if (const Json* value = Member(object, "logprobs")) {
+  } else if (const Json* value = FindMember(object, "logprobs")) {
     if (*value != 0) {
       return absl::InvalidArgumentError(
           "\"logprobs\": only 0 is supported, the tokens that were chosen");
@@ -277,10 +237,10 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiRequest(absl::string_view body, bool ch
   if (object.is_discarded()) return absl::InvalidArgumentError("the body is not valid JSON");
   if (!object.is_object()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the body: expected a JSON object, found ", Excerpt(object)));
+        absl::StrCat("the body: expected a JSON object, found ", JsonExcerpt(object)));
   }
-  if (const Json* name = Member(object, "model")) {
-    if (!name->is_string()) return Unexpected("model", "a string", *name);
+  if (const Json* name = FindMember(object, "model")) {
+    if (!name->is_string()) return UnexpectedMember("model", "a string", *name);
     if (*name != model.name) {
       return absl::NotFoundError(absl::StrCat("model '", name->get_ref<const std::string&>(),
                                               "' is not here; this server has '", model.name, "'"));
@@ -295,23 +255,24 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiRequest(absl::string_view body, bool ch
   int64_t top_k = 0;
   int64_t seed = -1;
   int64_t priority = 0;
-  TW_RETURN_IF_ERROR(Read(object, "stream", request.stream));
-  TW_RETURN_IF_ERROR(Read(object, "max_tokens", 1, kMaxInt32, base.params.max_tokens));
+  TW_RETURN_IF_ERROR(ReadMember(object, "stream", request.stream));
+  TW_RETURN_IF_ERROR(ReadMember(object, "max_tokens", 1, kMaxInt32, base.params.max_tokens));
   if (chat) {
-    TW_RETURN_IF_ERROR(Read(object, "max_completion_tokens", 1, kMaxInt32, base.params.max_tokens));
+    TW_RETURN_IF_ERROR(
+        ReadMember(object, "max_completion_tokens", 1, kMaxInt32, base.params.max_tokens));
   }
-  TW_RETURN_IF_ERROR(Read(object, "n", 1, kMaxChoices, request.n));
-  TW_RETURN_IF_ERROR(Read(object, "temperature", base.params.sampling.temperature));
-  TW_RETURN_IF_ERROR(Read(object, "top_p", base.params.sampling.top_p));
-  TW_RETURN_IF_ERROR(Read(object, "top_k", -1, kMaxInt32, top_k));
-  TW_RETURN_IF_ERROR(Read(object, "seed", 0, std::numeric_limits<int64_t>::max(), seed));
-  TW_RETURN_IF_ERROR(Read(object, "priority", -100, 100, priority));
-  TW_RETURN_IF_ERROR(Read(object, "ignore_eos", base.params.ignore_eos));
+  TW_RETURN_IF_ERROR(ReadMember(object, "n", 1, kMaxChoices, request.n));
+  TW_RETURN_IF_ERROR(ReadMember(object, "temperature", base.params.sampling.temperature));
+  TW_RETURN_IF_ERROR(ReadMember(object, "top_p", base.params.sampling.top_p));
+  TW_RETURN_IF_ERROR(ReadMember(object, "top_k", -1, kMaxInt32, top_k));
+  TW_RETURN_IF_ERROR(ReadMember(object, "seed", 0, std::numeric_limits<int64_t>::max(), seed));
+  TW_RETURN_IF_ERROR(ReadMember(object, "priority", -100, 100, priority));
+  TW_RETURN_IF_ERROR(ReadMember(object, "ignore_eos", base.params.ignore_eos));
   TW_RETURN_IF_ERROR(ReadStop(object, base.params.stop));
   TW_RETURN_IF_ERROR(ReadLogProbs(object, request));
-  if (const Json* options = Member(object, "stream_options")) {
-    if (!options->is_object()) return Unexpected("stream_options", "an object", *options);
-    TW_RETURN_IF_ERROR(Read(*options, "include_usage", request.include_usage));
+  if (const Json* options = FindMember(object, "stream_options")) {
+    if (!options->is_object()) return UnexpectedMember("stream_options", "an object", *options);
+    TW_RETURN_IF_ERROR(ReadMember(*options, "include_usage", request.include_usage));
   }
   base.params.sampling.top_k = static_cast<int32_t>(std::max<int64_t>(top_k, 0));
   base.params.sampling.seed = seed >= 0 ? static_cast<uint64_t>(seed) : RandomSeed();
