@@ -22,7 +22,8 @@ class PerplexityTest(support.TestCase):
         self.check(support.larger_model("opt-mini"), WIKI, 512, "30.5870", *BEGINNING)
 
     def test_opt_mini_with_outlying_channels(self):
-        self.check(support.larger_model("opt-mini-outlier"), WIKI, 512, "30.5928", *BEGINNING)
+        model = support.larger_model("opt-mini-outlier")
+        self.check(model, WIKI, 512, "30.5928", *BEGINNING)
 
     @support.needs_mpi
     def test_llama_mini_cut_in_two(self):
