@@ -27,8 +27,8 @@ class PerplexityTest(support.TestCase):
 
     @support.needs_mpi
     def test_llama_mini_cut_in_two(self):
-        self.check(support.larger_model("llama-mini"), WIKI, 512, "34.7056", "--tp", "2", *BEGINNING,
-                   ranks=2)
+        model = support.larger_model("llama-mini")
+        self.check(model, WIKI, 512, "34.7056", *BEGINNING, "--tp", "2", ranks=2)
 
     @support.needs_mpi
     def test_opt_nano_in_two_stages(self):
