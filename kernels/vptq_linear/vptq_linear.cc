@@ -3,7 +3,9 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/convert/convert.h"
 #include "kernels/convert/element.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
+#include "kernels/vptq_linear/vptq_device.h"
 #include "kernels/vptq_linear/vptq_linear_cpu.h"
 
 namespace thinwire {
@@ -21,11 +23,13 @@ absl::Status CheckVptqLinearArgs(const VptqLinearArgs& args, Device device) {
         "] of one of fp32, fp16 and bf16, found x ", x.DebugString(), " and y ", y.DebugString()));
   }
   const ConstTensorView& bias = args.bias;
-  if (!bias.empty() && (bias.rank() != 1 || bias.dim(0) != out || bias.dtype() != DType::kF32)) {
+  if (!bias.empty() && (bias.rank() != 1 || bias.dim(0) != out || bias.dtype() != DType::kF32 ||
+                        bias.device() != device)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("VPTQ linear: expected bias fp32[", out, "], found ", bias.DebugString()));
+        absl::StrCat("VPTQ linear: expected bias fp32[", out, "] on ", DeviceName(device),
+                     ", found ", bias.DebugString(), " on ", DeviceName(bias.device())));
   }
-  for (const Device found : {x.device(), y.device()}) {
+  for (const Device found : {x.device(), y.device(), args.weights->device()}) {
     if (found == device) continue;
     return absl::InvalidArgumentError(absl::StrCat(
         "VPTQ linear: a tensor is on ", DeviceName(found), ", the stream on ", DeviceName(device)));
@@ -69,6 +73,9 @@ absl::StatusOr<VptqInput> PrepareVptqInput(const VptqLinearArgs& args, int64_t m
 absl::Status VptqLinear(const VptqLinearArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckVptqLinearArgs(args, stream.device()));
   if (args.y.num_elements() == 0) return absl::OkStatus();
+  if constexpr (kHasCuda) {
+    if (stream.device().kind == DeviceKind::kCuda) return VptqLinearCuda(args, stream);
+  }
   if (stream.device().kind != DeviceKind::kCpu) {
     return absl::UnimplementedError(
         absl::StrCat("VPTQ linear: not available on ", DeviceName(stream.device())));

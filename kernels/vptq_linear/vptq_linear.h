@@ -29,6 +29,11 @@ struct VptqLinearArgs {
 // of y is bit for bit the same beside other tokens, with any number of threads, and when the
 // weights are any outputs of a layer. Beyond that the order is BLAS's, and batch_invariant, which
 // keeps to the first, costs a multiple of the time.
+//
+// On a GPU, weights come by VptqWeights::CopyTo. Where books are in shared memory (vptq_device.h),
+// x times the scales is rounded to fp16, for fp32 to three of these (2^-33 of a token's largest),
+// each product is exact; beyond kFewTableTokens, and beyond kFewVptqTokens with other books,
+// weights are rounded to the dtype of x some rows at a time.
 absl::Status VptqLinear(const VptqLinearArgs& args, Stream& stream);
 
 // The definition, in double, for tests.

@@ -4,7 +4,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/core/has_cuda.h"
+#include "kernels/core/status_macros.h"
 #include "kernels/vptq_linear/vptq_codes.h"
+#include "kernels/vptq_linear/vptq_device.h"
 
 namespace thinwire {
 namespace {
@@ -124,8 +127,27 @@ absl::StatusOr<VptqWeights> VptqWeights::Create(int64_t out_features, std::vecto
   return weights;
 }
 
+absl::StatusOr<VptqWeights> VptqWeights::CopyTo(Device device) const {
+  TW_RETURN_IF_ERROR(CheckDeviceUsable(device));
+  TW_CHECK(device_.kind == DeviceKind::kCpu);
+  if constexpr (kHasCuda) {
+    if (device.kind == DeviceKind::kCuda) {
+      VptqWeights copy;
+      copy.out_features_ = out_features_;
+      copy.in_features_ = in_features_;
+      copy.device_ = device;
+      TW_RETURN_IF_ERROR(CopyVptqToDevice(*this, device, copy.parts_, copy.on_device_));
+      return copy;
+    }
+  }
+  return absl::UnimplementedError(
+      absl::StrCat("VPTQ weights: copies on ", DeviceName(device), " are not supported"));
+}
+
 int64_t VptqWeights::size_bytes() const {
-  int64_t bytes = static_cast<int64_t>(4 * (order_.size() + scale_.size() + offset_.size()));
+  int64_t bytes = static_cast<int64_t>(4 * (order_.size() + scale_.size() + offset_.size())) +
+                  on_device_.order.size_bytes() + on_device_.scale.size_bytes() +
+                  on_device_.offset.size_bytes();
   for (const VptqPart& part : parts_) {
     for (const VptqGroup& group : part.groups) {
       bytes +=

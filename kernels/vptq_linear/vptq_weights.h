@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/core/device.h"
 #include "kernels/core/tensor.h"
 
 namespace thinwire {
@@ -58,7 +59,16 @@ int64_t VptqStride(int length);
 int64_t VptqRowBytes(int64_t num_columns, int code_bits);
 int64_t VptqCodeBytes(int64_t num_vectors, int64_t num_columns, int code_bits);
 
-// Move-only, in host memory.
+// What weights on a GPU have beside the parts' tensors. Private to this folder.
+struct VptqOnDevice {
+  // Whether books are fp16 [.., 8], to be multiplied with book_factor, and codes in the order of
+  // the kernels that keep books in shared memory (vptq_linear_cuda.h).
+  bool in_tables = false;
+  float book_factor = 1.0f;
+  Tensor order, scale, offset;  // as below, or empty
+};
+
+// Move-only, in host memory or, by CopyTo, on a GPU.
 class VptqWeights {
  public:
   VptqWeights() = default;
@@ -70,6 +80,13 @@ class VptqWeights {
                                             std::vector<int32_t> order, std::vector<float> scale,
                                             std::vector<float> offset);
 
+  // A copy for kernels on a GPU, ready when it returns: of it, only the sizes may be asked. Takes
+  // as much memory as here but for books of 2^12 vectors of at most 8 in one group, whose codes
+  // take a bit more each. While it is made, a second copy of one group's codes is on the GPU.
+  // ResourceExhausted; errors as CheckDeviceUsable; Unimplemented for the CPU.
+  absl::StatusOr<VptqWeights> CopyTo(Device device) const;
+
+  Device device() const { return device_; }
   int64_t out_features() const { return out_features_; }
   int64_t in_features() const { return in_features_; }
   absl::Span<const VptqPart> parts() const { return parts_; }
@@ -77,6 +94,7 @@ class VptqWeights {
   absl::Span<const float> scale() const { return scale_; }
   absl::Span<const float> offset() const { return offset_; }
   int64_t size_bytes() const;
+  const VptqOnDevice& on_device() const { return on_device_; }
 
   // w[row, :] by column: sum, product and sum in fp32, each rounded. out: [in_features].
   void DequantizeRow(int64_t row, absl::Span<float> out) const;
@@ -87,6 +105,8 @@ class VptqWeights {
   std::vector<VptqPart> parts_;
   std::vector<int32_t> order_;
   std::vector<float> scale_, offset_;
+  Device device_;
+  VptqOnDevice on_device_;
 };
 
 }  // namespace thinwire
