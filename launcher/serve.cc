@@ -125,6 +125,7 @@ class ServeCommand : public Command {
     ServingLimits limits;
     limits.max_queued_requests = flags_.max_queued_requests;
     limits.max_queued_tokens = flags_.max_queued_tokens;
+    limits.max_wait = absl::Seconds(flags_.max_wait_s);
     limits.max_deadline = absl::Seconds(flags_.max_deadline_s);
     limits.slow_reader_timeout = absl::Seconds(flags_.slow_reader_timeout_s);
     limits.heartbeat = std::min(limits.heartbeat, absl::Seconds(engine_flags_.step_timeout_s) / 4);

@@ -53,6 +53,12 @@ void ServeFlags::AddTo(CLI::App& app) {
       ->type_name("N")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();
+  app.add_option("--max-wait", max_wait_s,
+                 "Seconds that requests may have to wait, as the rate so far predicts: others are "
+                 "refused")
+      ->type_name("S")
+      ->check(CLI::Range(0.001, 1e6))
+      ->capture_default_str();
   app.add_option("--max-deadline", max_deadline_s,
                  "Seconds that a request may take; also of those that name no deadline")
       ->type_name("S")

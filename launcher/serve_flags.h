@@ -28,6 +28,7 @@ struct ServeFlags {
   bool json = false;
   int64_t max_queued_requests = 1024;
   int64_t max_queued_tokens = int64_t{1} << 20;
+  double max_wait_s = 30.0;
   double max_deadline_s = 3600.0;
   double drain_timeout_s = 45.0;
   double slow_reader_timeout_s = 30.0;

@@ -1,8 +1,6 @@
 #include "runtime/server/connection.h"
 
-#include <arpa/inet.h>
 #include <netinet/in.h>
-#include <poll.h>
 #include <sys/socket.h>
 
 #include <cstdlib>
@@ -14,94 +12,55 @@
 namespace thinwire {
 namespace {
 
-struct Peer {
-  std::string host;
-  int port = -1;
-};
-
-Peer Describe(const sockaddr_storage& address) {
-  char host[INET6_ADDRSTRLEN] = {};
-  if (address.ss_family == AF_INET) {
-    const auto& ip = reinterpret_cast<const sockaddr_in&>(address);
-    inet_ntop(AF_INET, &ip.sin_addr, host, sizeof(host));
-    return {host, ntohs(ip.sin_port)};
-  }
+// -1 where `fd` is no socket of the Internet.
+int PortOf(int fd, int (*name)(int, sockaddr*, socklen_t*)) {
+  sockaddr_storage address = {};
+  socklen_t size = sizeof(address);
+  if (name(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0) return -1;
+  if (address.ss_family == AF_INET) return ntohs(reinterpret_cast<sockaddr_in&>(address).sin_port);
   if (address.ss_family == AF_INET6) {
-    const auto& ip = reinterpret_cast<const sockaddr_in6&>(address);
-    inet_ntop(AF_INET6, &ip.sin6_addr, host, sizeof(host));
-    return {host, ntohs(ip.sin6_port)};
+    return ntohs(reinterpret_cast<sockaddr_in6&>(address).sin6_port);
   }
-  return {};
+  return -1;
 }
 
-int LocalPort(int fd) {
-  sockaddr_storage address = {};
-  socklen_t size = sizeof(address);
-  const bool found = getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0;
-  return found ? Describe(address).port : -1;
+// Whether it is a connection that came in at this port.
+bool CameIn(int fd, int local_port) {
+  return PortOf(fd, getsockname) == local_port && PortOf(fd, getpeername) >= 0;
 }
 
-// The other end of a connection that came in at `local_port`; port -1 where `fd` is none.
-Peer PeerOf(int fd, int local_port) {
-  if (LocalPort(fd) != local_port) return {};
-  sockaddr_storage address = {};
-  socklen_t size = sizeof(address);
-  if (getpeername(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0) return {};
-  return Describe(address);
-}
-
-// Calls `use` with each descriptor of this process, until it returns false.
-void ForEachDescriptor(absl::FunctionRef<bool(int fd)> use) {
+// Calls `use` with each descriptor of this process.
+void ForEachDescriptor(absl::FunctionRef<void(int fd)> use) {
   std::error_code error;
   for (std::filesystem::directory_iterator it("/proc/self/fd", error), end; !error && it != end;
        it.increment(error)) {
-    if (!use(std::atoi(it->path().filename().c_str()))) return;
+    use(std::atoi(it->path().filename().c_str()));
   }
 }
 
 }  // namespace
 
-Connection::Connection(const std::string& remote_host, int remote_port, int local_port) {
-  ForEachDescriptor([&](int fd) {
-    const Peer peer = PeerOf(fd, local_port);
-    if (peer.port != remote_port || peer.host != remote_host) return true;
-    fd_ = fd;
-    return false;
-  });
-}
-
 void StopAccepting(int local_port) {
   ForEachDescriptor([&](int fd) {
     int listens = 0;
     socklen_t size = sizeof(listens);
-    if (LocalPort(fd) == local_port &&
+    if (PortOf(fd, getsockname) == local_port &&
         getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 && listens != 0) {
       shutdown(fd, SHUT_RD);
     }
-    return true;
   });
 }
 
 void StopReading(int local_port) {
   ForEachDescriptor([&](int fd) {
-    if (PeerOf(fd, local_port).port >= 0) shutdown(fd, SHUT_RD);
-    return true;
+    if (CameIn(fd, local_port)) shutdown(fd, SHUT_RD);
   });
 }
 
 void HangUp(int local_port) {
   ForEachDescriptor([&](int fd) {
-    if (PeerOf(fd, local_port).port >= 0) shutdown(fd, SHUT_RDWR);
-    return true;
+    if (CameIn(fd, local_port)) shutdown(fd, SHUT_RDWR);
   });
-}
-
-bool Connection::closed() const {
-  if (fd_ < 0) return false;
-  // Not by reading: before the end there may be bytes that nobody reads, TLS's farewell for one.
-  pollfd connection = {.fd = fd_, .events = POLLRDHUP, .revents = 0};
-  return poll(&connection, 1, /*timeout=*/0) > 0 &&
-         (connection.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
 }
 
 }  // namespace thinwire

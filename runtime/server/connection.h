@@ -1,22 +1,7 @@
 // The sockets of this process, which the server libraries do not show.
 #pragma once
 
-#include <string>
-
 namespace thinwire {
-
-// A connection between two addresses: whether the client of a request that is being answered is
-// still there. Numeric addresses.
-class Connection {
- public:
-  Connection(const std::string& remote_host, int remote_port, int local_port);
-
-  // Whether the client has closed it, without waiting. False where it was not found.
-  bool closed() const;
-
- private:
-  int fd_ = -1;  // the library's; open as long as its handler runs
-};
 
 // Connections that come in at this port are refused from now on.
 void StopAccepting(int local_port);

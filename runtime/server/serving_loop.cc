@@ -8,6 +8,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kernels/core/status_macros.h"
 #include "runtime/server/retry_hint.h"
 #include "runtime/server/serving_loop_active.h"
@@ -78,6 +79,7 @@ ServingLoad ServingLoop::load() const {
   load.state = state_;
   load.num_queued = static_cast<int64_t>(queue_.size());
   load.num_queued_tokens = queued_tokens_;
+  load.predicted_wait_seconds = PredictWait(queued_tokens_);
   load.seconds_since_step = Seconds(ServingClock::now() - last_life_);
   return load;
 }
@@ -161,14 +163,41 @@ absl::Status ServingLoop::CheckQueue(int64_t num_tokens) const {
   } else if (queued_tokens_ + num_tokens > limits_.max_queued_tokens && num_queued > 0) {
     what = absl::StrCat("requests of ", queued_tokens_, " tokens wait, and this has ", num_tokens,
                         "; at most ", limits_.max_queued_tokens);
+  } else if (PredictWait(queued_tokens_) > absl::ToDoubleSeconds(limits_.max_wait)) {
+    what = absl::StrFormat("the last of %d requests waits %.1f s; at most %.1f", num_queued,
+                           PredictWait(queued_tokens_), absl::ToDoubleSeconds(limits_.max_wait));
   } else {
     return absl::OkStatus();
   }
-  // Half of what waits, at the present rate.
-  const double rate = std::max(load_.tokens_per_second, 1.0);
-  const double seconds = std::clamp(static_cast<double>(queued_tokens_) / rate / 2, 0.1, 30.0);
   return WithRetryHint(absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", what)),
-                       absl::Seconds(seconds));
+                       RetryDelay());
+}
+
+absl::Status ServingLoop::CheckDeadline(const QueueKey& turn,
+                                        ServingClock::time_point deadline) const {
+  if (queue_rate_ == 0.0 || queue_.empty()) return absl::OkStatus();
+  int64_t ahead = 0;
+  for (auto it = queue_.begin(); it != queue_.end() && it->first < turn; ++it) {
+    ahead += it->second->num_tokens;
+  }
+  const double wait = PredictWait(ahead);
+  const double patience = Seconds(deadline - ServingClock::now());
+  if (wait <= patience) return absl::OkStatus();
+  return WithRetryHint(
+      absl::ResourceExhaustedError(
+          absl::StrFormat("the queue is too long: %.2f s for a request whose deadline is in %.2f s",
+                          wait, patience)),
+      RetryDelay());
+}
+
+double ServingLoop::PredictWait(int64_t num_tokens) const {
+  return queue_rate_ == 0.0 ? 0.0 : static_cast<double>(num_tokens) / queue_rate_;
+}
+
+absl::Duration ServingLoop::RetryDelay() const {
+  // Half of what waits; before a rate is known, at that of the tokens that come out.
+  const double rate = queue_rate_ > 0.0 ? queue_rate_ : std::max(load_.tokens_per_second, 1.0);
+  return absl::Seconds(std::clamp(static_cast<double>(queued_tokens_) / rate / 2, 0.1, 30.0));
 }
 
 absl::Status ServingLoop::Reject(const absl::Status& why) {
@@ -197,6 +226,9 @@ absl::StatusOr<std::shared_ptr<Generation>> ServingLoop::Submit(GenerationReques
     const int64_t num_tokens = CostOf(request, engine_->rank().config().max_positions);
     const absl::Status room = CheckQueue(num_tokens);
     if (!room.ok()) return Reject(room);
+    const QueueKey turn = {MillisecondsNow() - request.priority * kPriorityMs, next_arrival_};
+    const absl::Status timely = CheckDeadline(turn, request.deadline);
+    if (!timely.ok()) return Reject(timely);
     active->generation = generation;
     active->num_tokens = num_tokens;
     active->submitted = ServingClock::now();
@@ -205,8 +237,8 @@ absl::StatusOr<std::shared_ptr<Generation>> ServingLoop::Submit(GenerationReques
     active->request = std::move(request);
     live_.emplace(generation->id(), generation);
     queued_tokens_ += num_tokens;
-    const int64_t turn = MillisecondsNow() - active->request.priority * kPriorityMs;
-    queue_.emplace(QueueKey{turn, next_arrival_++}, std::move(active));
+    ++next_arrival_;
+    queue_.emplace(turn, std::move(active));
   }
   wake_.notify_all();
   return generation;
@@ -355,8 +387,30 @@ void ServingLoop::MarkAlive() {
   last_life_ = ServingClock::now();
 }
 
+void ServingLoop::MeasureQueue(ServingClock::time_point now) {
+  constexpr double kWindow = 1.0;  // seconds
+  const std::lock_guard lock(mutex_);
+  if (queue_.empty()) {
+    queue_measures_ = false;  // what ended does not say what could have
+    return;
+  }
+  if (!queue_measures_) {
+    queue_measures_ = true;
+    queue_since_ = now;
+    queue_done_tokens_ = done_tokens_;
+    return;
+  }
+  const double seconds = Seconds(now - queue_since_);
+  if (seconds < kWindow || done_tokens_ == queue_done_tokens_) return;
+  const double rate = static_cast<double>(done_tokens_ - queue_done_tokens_) / seconds;
+  queue_rate_ = queue_rate_ == 0.0 ? rate : (queue_rate_ + rate) / 2;
+  queue_since_ = now;
+  queue_done_tokens_ = done_tokens_;
+}
+
 void ServingLoop::Publish(bool idle) {
   const ServingClock::time_point now = ServingClock::now();
+  MeasureQueue(now);
   totals_.engine = engine_->counters();
   // In a split job, other threads write ledgers while there is work.
   if (idle || !engine_->rank().layout().split()) wire_ = engine_->rank().Report().ledger;

@@ -26,6 +26,7 @@ namespace thinwire {
 struct ServingLimits {
   int64_t max_queued_requests = 1024;
   int64_t max_queued_tokens = int64_t{1} << 20;  // prompts and what they may grow by
+  absl::Duration max_wait = absl::Seconds(30);   // in the queue, as predicted from the rate so far
   absl::Duration max_deadline = absl::Hours(1);  // and what requests without one have
   absl::Duration slow_reader_timeout = absl::Seconds(30);
   absl::Duration heartbeat = absl::Seconds(1);  // between signs of life of idle ranks
@@ -59,7 +60,8 @@ class ServingLoop {
   void SetProgress(absl::string_view progress);
 
   // Queues a request. InvalidArgument: malformed, or so large that it can never run here.
-  // AlreadyExists: its id is live. ResourceExhausted, with a retry hint: the queue is full.
+  // AlreadyExists: its id is live. ResourceExhausted, with a retry hint: the queue is full, or its
+  // turn is not expected before its deadline.
   // Unavailable: starting, draining or failed.
   absl::StatusOr<std::shared_ptr<Generation>> Submit(GenerationRequest request);
 
@@ -97,7 +99,11 @@ class ServingLoop {
   bool SetState(ServingState state, absl::string_view why = "");
   absl::Status CheckRequest(const GenerationRequest& request) const;  // with the lock held
   absl::Status CheckQueue(int64_t num_tokens) const;                  // with the lock held
-  absl::Status Reject(const absl::Status& why);                       // with the lock held
+  // Whether its turn will come before its deadline; with the lock held.
+  absl::Status CheckDeadline(const QueueKey& turn, ServingClock::time_point deadline) const;
+  absl::Duration RetryDelay() const;             // with the lock held
+  double PredictWait(int64_t num_tokens) const;  // seconds behind so many; with the lock held
+  absl::Status Reject(const absl::Status& why);  // with the lock held
 
   // On the engine's thread.
   absl::Status Serve();
@@ -116,6 +122,8 @@ class ServingLoop {
   absl::Status Beat();
   void MarkAlive();
   void Publish(bool idle);
+  // Measures how fast the queue moves, while there is one.
+  void MeasureQueue(ServingClock::time_point now);
   // Waits for something to do. False: a heartbeat is due.
   bool WaitForWork();
   // Tells clients alone: any thread may.
@@ -138,6 +146,7 @@ class ServingLoop {
   absl::flat_hash_map<std::string, std::shared_ptr<Generation>> live_;  // by id
   int64_t queued_tokens_ = 0;
   int64_t next_arrival_ = 0;
+  double queue_rate_ = 0.0;  // tokens of requests, as queued_tokens_ counts, a second; 0: not known
   ServingLoad load_;
   ServingClock::time_point last_life_;
   std::vector<std::shared_ptr<Generation>> unread_;  // ended, but not taken
@@ -153,6 +162,10 @@ class ServingLoop {
   ServingClock::time_point rate_since_;
   int64_t rate_tokens_ = 0;
   double tokens_per_second_ = 0.0;
+  int64_t done_tokens_ = 0;               // of requests that ended, as queued_tokens_ counts
+  ServingClock::time_point queue_since_;  // of this measurement of the queue's rate
+  int64_t queue_done_tokens_ = 0;         // done_tokens_ then
+  bool queue_measures_ = false;           // there has been a queue since then
 };
 
 }  // namespace thinwire

@@ -212,6 +212,7 @@ void ServingLoop::Finish(Active& active, EndReason reason, const absl::Status& s
   end.queue_ms = Seconds(admitted - active.submitted) * 1e3;
   end.prefill_ms = Seconds(first - admitted) * 1e3;
   end.decode_ms = Seconds(now - first) * 1e3;
+  if (active.admitted.has_value()) done_tokens_ += active.num_tokens;
   totals_.e2e.Add(Seconds(now - active.submitted));
   if (active.first_token.has_value()) totals_.decode.Add(Seconds(now - first));
   ++totals_.ended[std::string(EndReasonName(reason))];

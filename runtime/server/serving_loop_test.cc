@@ -212,6 +212,45 @@ TEST(ServingLoopTest, QueuedTokensAreBounded) {
   }
 }
 
+TEST(ServingLoopTest, WhatWouldWaitTooLongIsRefusedAsSoonAsTheRateIsKnown) {
+  ServingLimits limits;
+  limits.max_wait = absl::Milliseconds(200);
+  Server server(limits, /*max_seqs=*/1);
+  // Before that they all get in. Their tokens take longer than the measurement.
+  std::vector<std::shared_ptr<Generation>> waiting;
+  for (int i = 0; i < 1000; ++i) {
+    auto generation = server.loop.Submit(Make(absl::StrCat(i), 300));
+    ASSERT_TRUE(generation.ok()) << generation.status();
+    waiting.push_back(*std::move(generation));
+  }
+  EXPECT_EQ(server.loop.CheckRoom(), absl::OkStatus());
+  while (server.loop.load().predicted_wait_seconds == 0.0) absl::SleepFor(absl::Milliseconds(1));
+  const absl::Status refused = server.loop.CheckRoom();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted) << refused;
+  EXPECT_TRUE(RetryHint(refused).has_value());
+}
+
+TEST(ServingLoopTest, WhatWouldBeLateIsRefusedUnlessItOvertakes) {
+  ServingLimits limits;
+  limits.max_wait = absl::Hours(1);
+  Server server(limits, /*max_seqs=*/1);
+  std::vector<std::shared_ptr<Generation>> waiting;
+  for (int i = 0; i < 1000; ++i) waiting.push_back(*server.loop.Submit(Make(absl::StrCat(i), 300)));
+  while (server.loop.load().predicted_wait_seconds == 0.0) absl::SleepFor(absl::Milliseconds(1));
+  GenerationRequest request = Make("late", 1);
+  request.deadline = ServingClock::now() + milliseconds(100);
+  const auto late = server.loop.Submit(request);
+  EXPECT_EQ(late.status().code(), absl::StatusCode::kResourceExhausted) << late.status();
+  EXPECT_TRUE(RetryHint(late.status()).has_value());
+  request.id = "urgent";
+  request.priority = 100;
+  EXPECT_EQ(server.loop.Submit(request).status(), absl::OkStatus());
+  request.id = "patient";
+  request.priority = 0;
+  request.deadline = ServingClock::time_point::max();
+  EXPECT_EQ(server.loop.Submit(request).status(), absl::OkStatus());
+}
+
 TEST(ServingLoopTest, WhatCanNeverRunIsRefusedAtOnce) {
   Server server;
   const auto code = [&](const GenerationRequest& request) {

@@ -46,6 +46,7 @@ struct ServingLoad {
   int64_t num_running = 0;
   int64_t num_queued = 0;
   int64_t num_queued_tokens = 0;
+  double predicted_wait_seconds = 0.0;  // of a request that came now; 0 also before a rate is known
   int64_t max_running = 0;
   int64_t kv_pages = 0;  // of all groups
   int64_t kv_pages_used = 0;

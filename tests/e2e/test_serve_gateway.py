@@ -188,6 +188,23 @@ class TlsTest(support.TestCase):
             with self.assertRaises(OSError):
                 ready(wrong)
 
+        # Another certificate under the same names: HTTP takes it within two seconds.
+        def serial_number():
+            context = ssl.create_default_context(cafile=file("ca.crt"))
+            context.load_cert_chain(file("client.crt"), file("client.key"))
+            host, port = server.addresses["http"].split(":")
+            with socket.create_connection((host, int(port)), timeout=30) as plain:
+                with context.wrap_socket(plain, server_hostname="localhost") as connection:
+                    return connection.getpeercert()["serialNumber"]
+
+        before = serial_number()
+        self.certificate("server")
+        give_up = time.monotonic() + support.TIMEOUT_S
+        while serial_number() == before:
+            self.assertLess(time.monotonic(), give_up)
+            time.sleep(0.2)
+        self.assertEqual(ready("client"), 200)
+
 
 @serve_support.needs_grpc
 class TokenTest(support.TestCase):

@@ -1,9 +1,13 @@
 #include "runtime/server/http/http_server.h"
 
 #include <httplib.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -13,9 +17,14 @@
 #include "kernels/core/status_macros.h"
 #include "runtime/server/bearer_token.h"
 #include "runtime/server/connection.h"
+#include "runtime/server/hang_up_watch.h"
 #include "runtime/server/http/metrics_text.h"
+#include "runtime/server/http/open_sockets.h"
 #include "runtime/server/http/openai_handlers.h"
+#include "runtime/server/http/quick_head.h"
+#include "runtime/server/http/socket_stream.h"
 #include "runtime/server/http/status_page.h"
+#include "runtime/server/http/tls_context.h"
 #include "runtime/server/openai/openai_response.h"
 
 namespace thinwire {
@@ -24,17 +33,90 @@ namespace {
 constexpr char kJson[] = "application/json";
 constexpr int kBacklog = 1024;
 
-// The library binds with SO_REUSEPORT, by which two servers would share a port unawares, and
-// listens with a backlog of five.
-template <typename Base>
-class Listener final : public Base {
+// The library binds with SO_REUSEPORT, by which two servers would share a port unawares, listens
+// with a backlog of five, wakes a hundred times a second for every connection, takes heads of any
+// size, and reads certificates once.
+class Listener final : public httplib::Server {
  public:
-  using Base::Base;
-  void WidenBacklog() { ::listen(this->svr_sock_, kBacklog); }
+  // The whole answer to a request that needs no closer look; nothing: it does.
+  using Refuse = std::function<std::optional<std::string>(const QuickHead& head)>;
+
+  Listener(std::unique_ptr<TlsContext> tls, OpenSockets* sockets, Refuse refuse)
+      : tls_(std::move(tls)), sockets_(sockets), refuse_(std::move(refuse)) {}
+
+  void WidenBacklog() { ::listen(svr_sock_, kBacklog); }
   // Connections end after what they answer. The library's own stop() breaks off streams, and the
   // loop that accepts has closed the socket by itself.
-  void EndConnections() { this->svr_sock_ = INVALID_SOCKET; }
+  void EndConnections() { svr_sock_ = INVALID_SOCKET; }
+
+ private:
+  bool process_and_close_socket(socket_t socket) override {
+    SocketStream stream(socket, {});
+    std::string host;
+    int port = 0;
+    stream.get_remote_ip_and_port(host, port);
+    sockets_->Add(host, port, socket);
+    if (tls_ == nullptr || stream.Accept(tls_->NewConnection())) {
+      while (svr_sock_ != INVALID_SOCKET && AnswerNext(stream)) {
+      }
+      stream.End();
+    }
+    sockets_->Remove(host, port);
+    ::shutdown(socket, SHUT_RDWR);
+    ::close(socket);
+    return true;
+  }
+
+  // Whether the connection goes on.
+  bool AnswerNext(SocketStream& stream) {
+    constexpr absl::string_view kEnd = "\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    const SocketStream::Head head = stream.AwaitHead();
+    if (head == SocketStream::Head::kWhole) {
+      const std::optional<QuickHead> quick = ReadQuickHead(stream.head());
+      if (quick.has_value() && quick->content_length <= payload_max_length_) {
+        const std::optional<std::string> refusal = refuse_(*quick);
+        if (refusal.has_value()) {
+          const bool goes_on = quick->keep_alive;
+          return stream.SkipRequest(quick->content_length) &&
+                 stream.write(refusal->data(), refusal->size()) ==
+                     static_cast<ssize_t>(refusal->size()) &&
+                 goes_on;
+        }
+      }
+      bool closed = false;
+      return process_request(stream, svr_sock_ == INVALID_SOCKET, closed, nullptr) && !closed;
+    }
+    if (head == SocketStream::Head::kNone) return false;
+    const char* status = head == SocketStream::Head::kTooLong
+                             ? "HTTP/1.1 431 Request Header Fields Too Large"
+                             : "HTTP/1.1 408 Request Timeout";
+    const std::string answer = absl::StrCat(status, kEnd);
+    stream.write(answer.data(), answer.size());
+    return false;
+  }
+
+  const std::unique_ptr<TlsContext> tls_;  // null: none
+  OpenSockets* const sockets_;
+  const Refuse refuse_;
 };
+
+// Under load, most requests are refused: without the library, whose parser, tables and threads'
+// wake-ups take several times what is left.
+std::optional<std::string> RefuseForLackOfRoom(const QuickHead& head, ServingCore& core) {
+  const bool generates = head.method == "POST" &&
+                         (head.path == "/v1/completions" || head.path == "/v1/chat/completions");
+  if (!generates || core.loop.state() != ServingState::kReady ||
+      !CheckBearerToken(head.authorization, core.data_token).ok()) {
+    return std::nullopt;
+  }
+  const absl::Status room = core.loop.CheckRoom();
+  if (room.ok()) return std::nullopt;
+  const std::string body = OpenAiErrorJson(room);
+  return absl::StrCat("HTTP/1.1 429 Too Many Requests\r\nContent-Type: ", kJson,
+                      "\r\nRetry-After: ", RetryAfterSeconds(room),
+                      "\r\nContent-Length: ", body.size(),
+                      head.keep_alive ? "\r\n" : "\r\nConnection: close\r\n", "\r\n", body);
+}
 
 void SetSocketOptions(socket_t socket) {
   const int yes = 1;
@@ -44,22 +126,14 @@ void SetSocketOptions(socket_t socket) {
 }  // namespace
 
 struct HttpServer::Impl {
-  std::unique_ptr<httplib::Server> server;
+  OpenSockets sockets;
+  std::unique_ptr<HangUpWatch> watch;
+  std::unique_ptr<Listener> server;
   ServingCore* core = nullptr;
-  std::function<void()> widen_backlog;
-  std::function<void()> end_connections;
   std::string address;
   int port = 0;
   std::thread thread;
   std::atomic<bool> ended = false;  // the thread
-
-  template <typename Base, typename... Args>
-  void Make(Args... args) {
-    auto listener = std::make_unique<Listener<Base>>(args...);
-    widen_backlog = [listener = listener.get()] { listener->WidenBacklog(); };
-    end_connections = [listener = listener.get()] { listener->EndConnections(); };
-    server = std::move(listener);
-  }
 
   void AddRoutes(const HttpOptions& options, ServingCore* core);
 };
@@ -102,12 +176,12 @@ void HttpServer::Impl::AddRoutes(const HttpOptions& options, ServingCore* core) 
     server->Get("/v1/models", [core, created](const Request&, Response& out) {
       out.set_content(OpenAiModelsJson(core->model, created), kJson);
     });
-    server->Post("/v1/completions", [core](const Request& request, Response& out) {
-      AnswerOpenAi(request, /*chat=*/false, *core, out);
-    });
-    server->Post("/v1/chat/completions", [core](const Request& request, Response& out) {
-      AnswerOpenAi(request, /*chat=*/true, *core, out);
-    });
+    for (const bool chat : {false, true}) {
+      server->Post(chat ? "/v1/chat/completions" : "/v1/completions",
+                   [this, core, chat](const Request& request, Response& out) {
+                     AnswerOpenAi(request, chat, {core, &sockets, watch.get()}, out);
+                   });
+    }
   }
   // Clients with a connection to keep are to take the next one to another replica.
   server->set_post_routing_handler([core](const Request&, Response& out) {
@@ -133,27 +207,24 @@ HttpServer::~HttpServer() { Stop(absl::InfinitePast()); }
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions& options,
                                                               ServingCore* core) {
   auto impl = std::make_unique<Impl>();
-  if (options.tls_cert.empty()) {
-    impl->Make<httplib::Server>();
-  } else {
-    const char* ca = options.tls_client_ca.empty() ? nullptr : options.tls_client_ca.c_str();
-    impl->Make<httplib::SSLServer>(options.tls_cert.c_str(), options.tls_key.c_str(), ca);
-    if (!impl->server->is_valid()) {
-      return absl::InvalidArgumentError(absl::StrCat("HTTP: cannot use the certificate ",
-                                                     options.tls_cert, " with the key ",
-                                                     options.tls_key));
-    }
+  std::unique_ptr<TlsContext> tls;
+  if (!options.tls_cert.empty()) {
+    TW_ASSIGN_OR_RETURN(
+        tls, TlsContext::Load({options.tls_cert, options.tls_key, options.tls_client_ca}));
   }
+  impl->server = std::make_unique<Listener>(
+      std::move(tls), &impl->sockets,
+      [core, openai = options.openai](const QuickHead& head) -> std::optional<std::string> {
+        if (!openai) return std::nullopt;
+        return RefuseForLackOfRoom(head, *core);
+      });
+  TW_ASSIGN_OR_RETURN(impl->watch, HangUpWatch::Start());
   impl->core = core;
   impl->AddRoutes(options, core);
-  httplib::Server& server = *impl->server;
+  Listener& server = *impl->server;
   server.set_socket_options(SetSocketOptions);
   server.set_tcp_nodelay(true);
   server.set_payload_max_length(options.max_body_bytes);
-  server.set_read_timeout(30);
-  server.set_write_timeout(30);  // a client that reads nothing for so long is given up
-  server.set_keep_alive_timeout(15);
-  server.set_keep_alive_max_count(1 << 20);
   server.new_task_queue = [count = options.num_threads] { return new httplib::ThreadPool(count); };
   const size_t colon = options.address.rfind(':');
   int port = 0;
@@ -166,7 +237,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions&
   const bool bound =
       port == 0 ? (port = server.bind_to_any_port(host)) > 0 : server.bind_to_port(host, port);
   if (!bound) return absl::UnavailableError(absl::StrCat("cannot listen on ", options.address));
-  impl->widen_backlog();
+  server.WidenBacklog();
   impl->address = absl::StrCat(host, ":", port);
   impl->port = port;
   impl->thread = std::thread([impl = impl.get()] {
@@ -184,7 +255,7 @@ void HttpServer::Stop(absl::Time until) {
   while (impl_->core->num_exchanges > 0 && absl::Now() < until) {
     absl::SleepFor(absl::Milliseconds(5));
   }
-  impl_->end_connections();
+  impl_->server->EndConnections();
   while (!impl_->ended) {
     if (absl::Now() < until) {
       StopReading(impl_->port);

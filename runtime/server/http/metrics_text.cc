@@ -133,6 +133,8 @@ std::string MetricsText(const ServingCore& core, bool vllm_names) {
   out.Gauge("thinwire_requests_waiting", "Requests in the queue", queued);
   out.Gauge("thinwire_waiting_tokens", "Tokens that requests in the queue may become",
             static_cast<double>(load.num_queued_tokens));
+  out.Gauge("thinwire_predicted_wait_seconds", "In the queue, of a request that came now",
+            load.predicted_wait_seconds);
   out.Gauge("thinwire_kv_cache_usage_ratio", "KV pages in use", usage);
   out.Gauge("thinwire_kv_pages", "KV pages", static_cast<double>(load.kv_pages_used),
             {{"state", "used"}});

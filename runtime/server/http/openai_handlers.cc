@@ -2,6 +2,7 @@
 
 #include <httplib.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <utility>
@@ -10,7 +11,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/core/status_macros.h"
-#include "runtime/server/connection.h"
 #include "runtime/server/generation_set.h"
 #include "runtime/server/openai/openai_request.h"
 #include "runtime/server/openai/openai_response.h"
@@ -20,19 +20,28 @@ namespace thinwire {
 namespace {
 
 constexpr char kJson[] = "application/json";
-// How often a client that waits is looked after.
-constexpr std::chrono::milliseconds kLook(20);
+// What a client waits for comes by itself; this is how long one wait for it may be.
+constexpr std::chrono::seconds kWait(10);
 
 // One HTTP request on its way: all its choices.
 struct Exchange {
-  Exchange(ServingCore* core, OpenAiRequest request) : core(core), request(std::move(request)) {
+  Exchange(const HttpContext& context, OpenAiRequest request)
+      : core(context.core), hang_ups(context.hang_ups), request(std::move(request)) {
     ++core->num_exchanges;
   }
   Exchange(const Exchange&) = delete;
   ~Exchange() {
-    Cancel(absl::CancelledError("the client left"));
+    hang_ups->Forget(watch);
+    ClientLeft();
     --core->num_exchanges;
   }
+
+  // Ends the request with its client.
+  void Watch(int socket) {
+    if (socket >= 0) watch = hang_ups->Watch(socket, [this] { ClientLeft(); });
+  }
+
+  void ClientLeft() { Cancel(absl::CancelledError("the client left")); }
 
   // Ends what has not ended.
   void Cancel(const absl::Status& why) {
@@ -40,7 +49,9 @@ struct Exchange {
     for (const auto& generation : set->generations()) core->loop.Cancel(*generation, why);
   }
 
-  ServingCore* core;
+  ServingCore* const core;
+  HangUpWatch* const hang_ups;
+  int64_t watch = 0;
   OpenAiRequest request;
   OpenAiAnswer answer;
   std::unique_ptr<GenerationSet> set;
@@ -60,7 +71,8 @@ absl::StatusOr<ServingClock::time_point> DeadlineOf(const httplib::Request& http
 }
 
 absl::StatusOr<std::shared_ptr<Exchange>> Submit(const httplib::Request& http, bool chat,
-                                                 ServingCore& core) {
+                                                 const HttpContext& context) {
+  ServingCore& core = *context.core;
   TW_RETURN_IF_ERROR(core.loop.CheckRoom());
   absl::StatusOr<OpenAiRequest> request = ParseOpenAiRequest(http.body, chat, core.model);
   const absl::StatusOr<ServingClock::time_point> deadline = DeadlineOf(http);
@@ -72,7 +84,7 @@ absl::StatusOr<std::shared_ptr<Exchange>> Submit(const httplib::Request& http, b
     core.loop.CountRejected(wrong);
     return wrong;
   }
-  auto exchange = std::make_shared<Exchange>(&core, *std::move(request));
+  auto exchange = std::make_shared<Exchange>(context, *std::move(request));
   exchange->answer = {id.empty() ? core.ids.Next(chat ? "chatcmpl" : "cmpl") : id, core.model.name,
                       absl::ToUnixSeconds(absl::Now()), chat};
   std::vector<std::shared_ptr<Generation>> generations;
@@ -104,11 +116,10 @@ void Note(Exchange& exchange, size_t index, const GenerationDelta& delta) {
 }
 
 // Waits for all choices; their first error.
-absl::Status Collect(Exchange& exchange, const Connection& connection) {
+absl::Status Collect(Exchange& exchange) {
   absl::Status error;
   while (!exchange.set->ended()) {
-    if (connection.closed()) exchange.Cancel(absl::CancelledError("the client left"));
-    const auto next = exchange.set->Next(ServingClock::now() + kLook);
+    const auto next = exchange.set->Next(ServingClock::now() + kWait);
     if (!next.has_value()) continue;
     Note(exchange, next->first, next->second);
     if (next->second.end.has_value() && !next->second.end->status.ok()) {
@@ -120,13 +131,9 @@ absl::Status Collect(Exchange& exchange, const Connection& connection) {
 }
 
 // Sends what came next; false ends the connection.
-bool Continue(Exchange& exchange, const Connection& connection, httplib::DataSink& sink) {
-  const auto next = exchange.set->Next(ServingClock::now() + kLook);
-  if (!next.has_value()) {
-    if (!connection.closed()) return true;
-    exchange.Cancel(absl::CancelledError("the client left"));
-    return false;
-  }
+bool Continue(Exchange& exchange, httplib::DataSink& sink) {
+  const auto next = exchange.set->Next(ServingClock::now() + kWait);
+  if (!next.has_value()) return true;
   const auto& [index, delta] = *next;
   Note(exchange, index, delta);
   std::string events;
@@ -148,7 +155,7 @@ bool Continue(Exchange& exchange, const Connection& connection, httplib::DataSin
     }
   }
   if (!sink.write(events.data(), events.size())) {
-    exchange.Cancel(absl::CancelledError("the client left"));
+    exchange.ClientLeft();
     return false;
   }
   if (done) sink.done();
@@ -157,40 +164,43 @@ bool Continue(Exchange& exchange, const Connection& connection, httplib::DataSin
 
 }  // namespace
 
+int64_t RetryAfterSeconds(const absl::Status& status) {
+  const absl::Duration delay = RetryHint(status).value_or(absl::ZeroDuration());
+  return std::max<int64_t>((absl::ToInt64Milliseconds(delay) + 999) / 1000, 1);
+}
+
 void AnswerError(const absl::Status& status, httplib::Response& response) {
   response.status = HttpStatusOf(status);
-  if (const auto delay = RetryHint(status)) {
-    const int64_t seconds = (absl::ToInt64Milliseconds(*delay) + 999) / 1000;
-    response.set_header("Retry-After", absl::StrCat(seconds));
+  if (RetryHint(status).has_value()) {
+    response.set_header("Retry-After", absl::StrCat(RetryAfterSeconds(status)));
   }
   response.set_content(OpenAiErrorJson(status), kJson);
 }
 
-void AnswerOpenAi(const httplib::Request& http, bool chat, ServingCore& core,
+void AnswerOpenAi(const httplib::Request& http, bool chat, const HttpContext& context,
                   httplib::Response& response) {
-  auto submitted = Submit(http, chat, core);
+  auto submitted = Submit(http, chat, context);
   if (!submitted.ok()) {
     AnswerError(submitted.status(), response);
     return;
   }
   const std::shared_ptr<Exchange> exchange = *std::move(submitted);
-  const Connection connection(http.remote_addr, http.remote_port, http.local_port);
+  exchange->Watch(context.sockets->Find(http.remote_addr, http.remote_port));
   response.set_header("X-Request-Id", exchange->answer.id);
   if (exchange->request.stream) {
     response.set_header("Cache-Control", "no-cache");
-    response.set_chunked_content_provider("text/event-stream",
-                                          [exchange, connection](size_t, httplib::DataSink& sink) {
-                                            return Continue(*exchange, connection, sink);
-                                          });
+    response.set_chunked_content_provider(
+        "text/event-stream",
+        [exchange](size_t, httplib::DataSink& sink) { return Continue(*exchange, sink); });
     return;
   }
-  const absl::Status status = Collect(*exchange, connection);
+  const absl::Status status = Collect(*exchange);
   if (!status.ok()) {
     AnswerError(status, response);
     return;
   }
   response.set_content(OpenAiResponseJson(exchange->answer, exchange->request, exchange->choices,
-                                          *core.model.tokenizer),
+                                          *context.core->model.tokenizer),
                        kJson);
 }
 

@@ -1,0 +1,137 @@
+"""What strangers may send to `thinwire serve`, and how much of it."""
+
+import contextlib
+import json
+import socket
+import struct
+import time
+import unittest
+
+import serve_support
+import support
+from serve_support import Server
+from support import OPT
+
+try:
+    import grpc
+except ImportError:
+    grpc = None
+
+MAX_BODY = 16 << 20
+
+
+class HttpLimitsTest(support.TestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server(OPT)
+        cls.addClassCleanup(cls.server.close)
+
+    def connect(self):
+        host, port = self.server.addresses["http"].split(":")
+        return socket.create_connection((host, int(port)), timeout=support.TIMEOUT_S)
+
+    def answer(self, *parts):
+        """All that comes back until the server hangs up."""
+        with self.connect() as connection:
+            with contextlib.suppress(OSError):
+                for part in parts:
+                    connection.sendall(part)
+            answer = b""
+            with contextlib.suppress(ConnectionResetError):
+                while data := connection.recv(65536):
+                    answer += data
+            return answer.decode()
+
+    def test_a_flood_of_fields_is_cut_off(self):
+        flood = b"GET /readyz HTTP/1.1\r\n" + b"X: y\r\n" * 30000
+        self.assertTrue(self.answer(flood).startswith("HTTP/1.1 431"))
+        endless = b"GET /" + b"a" * (1 << 20)
+        self.assertTrue(self.answer(endless).startswith("HTTP/1.1 431"))
+        # What fits is answered, also in pieces and two at a time.
+        fits = b"GET /readyz HTTP/1.1\r\n" + b"X: y\r\n" * 300
+        twice = self.answer(fits[:7], fits[7:], b"\r\nGET /livez HTTP/1.1\r\nConnection: close\r\n",
+                            b"\r\n")
+        self.assertEqual(twice.count("HTTP/1.1 200 OK"), 2, twice)
+
+    def test_a_body_beyond_the_limit_is_refused(self):
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: "
+        answer = self.answer(f"{head}{MAX_BODY + 1}\r\nConnection: close\r\n\r\n".encode(),
+                             b" " * (MAX_BODY + 1))
+        self.assertTrue(answer.startswith("HTTP/1.1 413"), answer[:200])
+        body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
+        body += b" " * (MAX_BODY - len(body))
+        status, text, _ = self.server.http("POST", "/v1/completions", body)
+        self.assertEqual(status, 200, text[:200])
+
+
+@serve_support.needs_grpc
+class GrpcLimitsTest(support.TestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server(OPT)
+        cls.addClassCleanup(cls.server.close)
+
+    def code_of(self, call):
+        with self.assertRaises(grpc.RpcError) as caught:
+            call()
+        return caught.exception.code()
+
+    def test_a_message_beyond_the_limit_is_refused(self):
+        client = serve_support.Inference(self.server.addresses["grpc"],
+                                         options=[("grpc.max_send_message_length", -1)])
+        with contextlib.closing(client):
+            too_long = lambda: client.call("Tokenize", text="a" * (MAX_BODY + 100))
+            self.assertEqual(self.code_of(too_long), grpc.StatusCode.RESOURCE_EXHAUSTED)
+            self.assertEqual(len(client.call("Tokenize", text="a").token_ids), 2)
+
+    def test_a_flood_of_metadata_is_refused(self):
+        with self.server.inference() as client:
+            call, message = client.method(client.SERVICE, "Tokenize")
+            flood = [(f"x-{i}", "y" * 100) for i in range(400)]
+            code = self.code_of(lambda: call(message(text="a"), metadata=flood, timeout=30))
+            # Or it hangs up.
+            self.assertIn(code, (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE))
+        with self.server.inference() as client:
+            self.assertTrue(client.call("Tokenize", text="a").token_ids)
+
+    def test_streams_that_are_reset_at_once_leave_nothing(self):
+        """What HTTP/2's rapid reset does: open, cancel, and again, on one connection."""
+        host, port = self.server.addresses["grpc"].split(":")
+
+        def frame(kind, flags, stream, payload=b""):
+            return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(
+                ">I", stream) + payload
+
+        def literal(name, value):
+            return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+        headers = b"".join(literal(*pair) for pair in (
+            (b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"x"),
+            (b":path", b"/thinwire.v1.Inference/GenerateStream"), (b"te", b"trailers"),
+            (b"content-type", b"application/grpc")))
+        with self.server.inference() as client:
+            request = client.request(token_ids=[5, 6], max_tokens=400, ignore_eos=True)
+        body = request.SerializeToString()
+        body = b"\0" + struct.pack(">I", len(body)) + body
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            with contextlib.suppress(OSError):  # the server may have had enough
+                connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0))
+                for stream in range(1, 4001, 2):
+                    connection.sendall(frame(1, 4, stream, headers) + frame(0, 1, stream, body) +
+                                       frame(3, 0, stream, struct.pack(">I", 8)))
+        with self.server.control() as control, self.server.inference() as client:
+            self.assertEqual(
+                len(client.generate(prompt="a", max_tokens=3, ignore_eos=True).token_ids), 3)
+            give_up = time.monotonic() + support.TIMEOUT_S
+            while True:
+                load = control.load()
+                if not (load.running_requests or load.queued_requests or load.kv_pages_used):
+                    break
+                self.assertLess(time.monotonic(), give_up, load)
+                time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    support.main()
