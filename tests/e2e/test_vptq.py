@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
 import pathlib
 import shutil
+import signal
 import struct
 import sys
+import time
 
 import support
 from support import LLAMA, OPT
@@ -156,6 +159,55 @@ class QuantizeToVectorsTest(support.QuantizeTestCase):
             for tp, pp in ((4, 1), (2, 2)):
                 self.assertEqual(self.tokens(made, tp, pp), alone, f"{tp} x {pp}")
 
+    def test_groups_outliers_and_codes_are_reproducible_and_run_on_any_split(self):
+        flags = ["--weights", "vptq-v4-k64-g2-o3v2k64", "--acts", 8, "--kv", 4, "--nsamples", 9,
+                 "--seqlen", 48]
+        made = self.quantize(LLAMA, *flags)
+        shown = json.loads(self.succeed(["inspect", made, "--json"]).stdout)
+        self.assertEqual(shown["scheme"], "vptq-v4-k64-g2-o3v2k64-a8kv4")
+        layer = json.loads((made / "config.json").read_text())["quantization_config"][
+            "config_for_layers"]["model.layers.0.mlp.down_proj"]
+        self.assertEqual((layer["outlier_size"], layer["group_num"], layer["group_size"]),
+                         (12, 2, 170))
+        if support.MPIEXEC:
+            shared = self.quantize(LLAMA, *flags, name="by-4", ranks=4)
+            self.assertEqual(support.contents(made), support.contents(shared))
+            text = self.write("text.txt", "A text that ranks read alike. " * 40)
+            perplexity = lambda tp: json.loads(self.succeed(
+                ["eval", "--model", made, "--text", text, "--window", 64, "--tp", tp, "--json"],
+                tp if tp > 1 else 0).stdout)["perplexity"]
+            self.assertAlmostEqual(perplexity(2) / perplexity(1), 1.0, delta=0.01)
+
+    def test_a_budget_is_kept_and_a_killed_run_goes_on(self):
+        model = support.NANO_MODELS / "tiny-mistral"
+        flags = ["--weights", "vptq", "--bits", 4.5, "--nsamples", 8, "--seqlen", 32]
+        made = self.quantize(model, *flags, calib="self")
+        linear = json.loads(self.succeed(["inspect", made, "--json"]).stdout)["linear"]
+        self.assertGreater(linear["bits_per_weight"], 4.3)
+        self.assertLessEqual(linear["bits_per_weight"], 4.5)
+        report = json.loads((made / "quantize_report.json").read_text())["layers"]
+        self.assertEqual(len(report), 3)
+        shapes = {entry["weights"] for layer in report for entry in layer.values()}
+        self.assertGreater(len(shapes), 1)
+        self.assertTrue(all(0 < entry["relative_error"] < 0.1
+                            for layer in report for entry in layer.values()), report)
+        out = self.folder / "resumed"
+        partial = pathlib.Path(f"{out}.partial")
+        args = self.quantize_args(model, out, *flags, calib="self")
+        with support.Running(args) as running:
+            while not list(partial.glob("model-00001-*.safetensors")):
+                self.assertIsNone(running.process.poll(), running.result())
+                time.sleep(0.002)
+            for pid in running.processes():
+                os.kill(pid, signal.SIGKILL)
+            running.wait()
+        self.assertTrue((partial / "shapes.json").exists())
+        self.succeed(args)
+        self.assertEqual(support.contents(made), support.contents(out))
+        if support.MPIEXEC:
+            shared = self.quantize(model, *flags, calib="self", name="by-4", ranks=4)
+            self.assertEqual(support.contents(made), support.contents(shared))
+
     def test_more_bits_lose_less_and_the_published_choices_more(self):
         exact = self.perplexity(OPT)
         loss = lambda *flags, name: self.perplexity(
@@ -174,6 +226,11 @@ class QuantizeToVectorsTest(support.QuantizeTestCase):
         for flags, words in (
                 (["--weights", "vptq-v4-k100"], ["--weights", "power of two", "vptq-v4-k100"]),
                 (["--weights", "vptq-v17-k256"], ["vectors of 1 to 16"]),
+                (["--weights", "vptq-b2.10"], ["--weights", "vptq-b2.10"]),
+                (["--weights", "vptq"], ["--bits", "vptq"]),
+                (["--weights", "gptq4", "--bits", 2.5], ["--bits", "gptq4"]),
+                (["--weights", "vptq", "--bits", 2.5, "--vptq", "reference"],
+                 ["--bits", "--vptq"]),
                 (["--weights", "gptq5"], ["--weights", "gptq5"]),
                 (["--weights", "gptq4", "--vptq", "reference"], ["--vptq reference"])):
             result = support.run(self.quantize_args(OPT, self.folder / "none", *flags))
