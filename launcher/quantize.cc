@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -53,9 +54,9 @@ constexpr char kExplanation[] =
     "that\n"
     "the model makes up (which needs the memory to run it). More windows: better, and slower. "
     "Under\n"
-    "mpirun the ranks share the windows: where activations keep 16 bits, weights are the same for "
-    "1,\n"
-    "2 and 4 ranks; otherwise up to the rounding of what is summed over them.\n"
+    "mpirun the ranks share the windows: the result is the same for 1, 2 and 4 ranks, otherwise up "
+    "to\n"
+    "the rounding of what is summed over them.\n"
     "\n"
     "Channels are put in an order, the MLP's inside as many blocks as --tp says, so that ranks "
     "can\n"
@@ -88,9 +89,15 @@ class QuantizeCommand : public Command {
     app_->add_option(
             "--weights", weights_,
             "Linear weights: fp16, gptq4, gptq3, or vectors of 8 (v) out of 4096 (k), with "
-            "a residual out of 256 (r): vptq-v8-k4096-r256, vptq-v4-k256")
+            "a residual out of 256 (r): vptq-v8-k4096-r256, vptq-v4-k256; behind it -g4: columns "
+            "in 4 groups with books of their own, -o1v2k256: the 1 % of columns that matter most "
+            "in vectors of 2 out of 256, -raw: columns without scales")
         ->excludes(scheme)
         ->capture_default_str();
+    app_->add_option("--bits", bits_,
+                     "With --weights vptq: bits of a weight on average, codebooks and all counted; "
+                     "each matrix gets the vectors that lose least so")
+        ->check(CLI::Range(1.0, 8.0));
     app_->add_option("--acts", acts_, "Bits of activations between operators: 16, 8 or 4")
         ->check(CLI::IsMember({16, 8, 4}))
         ->excludes(scheme)
@@ -113,9 +120,13 @@ class QuantizeCommand : public Command {
                      "site")
         ->check(CLI::IsMember({"default", "reference", "per-tensor"}))
         ->capture_default_str();
-    app_->add_option("--vptq", vptq_,
-                     "default; reference: vectors chosen as the published tool does")
-        ->check(CLI::IsMember({"default", "reference"}))
+    app_->add_option(
+            "--vptq", vptq_,
+            "default; reference: vectors chosen as the published tool does; or, to compare "
+            "with, the default without the Hessian of scaled columns, without making rows "
+            "alike, without feedback of errors")
+        ->check(
+            CLI::IsMember({"default", "reference", "no-scaling", "no-equalizing", "no-feedback"}))
         ->capture_default_str();
     app_->add_option("--group-size", options_.layer.group_size,
                      "Input channels that share a weight scale; -1: all")
@@ -177,9 +188,23 @@ class QuantizeCommand : public Command {
                                                      : 16,
                 .act_bits = acts_,
                 .kv_bits = kv_};
-      if (absl::StartsWith(weights_, "vptq-")) {
+      if (bits_.has_value() != (weights_ == "vptq")) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "--bits: expected with --weights vptq, and only there, found --weights ", weights_));
+      }
+      if (bits_.has_value()) {
+        if (vptq_ == "reference") {
+          return absl::InvalidArgumentError("--bits: expected --vptq default, found reference");
+        }
+        // At most what was said, in hundredths; 2.1 is a little less than 210 of them.
+        scheme.vptq.centibits = static_cast<int>(std::floor(100.0 * *bits_ + 1e-6));
+      } else if (absl::StartsWith(weights_, "vptq-")) {
         auto shape = ParseVptqShape(weights_);
         if (!shape.ok()) return Annotate(shape.status(), "--weights");
+        if (shape->length == 0) {
+          return absl::InvalidArgumentError(
+              absl::StrCat("--weights: expected such as vptq-v8-k4096-r256, found ", weights_));
+        }
         scheme.vptq = *shape;
       } else if (weights_ != "fp16" && weights_ != "gptq4" && weights_ != "gptq3") {
         return absl::InvalidArgumentError(absl::StrCat(
@@ -202,13 +227,16 @@ class QuantizeCommand : public Command {
     options_.layer.tp = tp_.value_or(orders_mlp ? UsualTp() : 0);
     // The published algorithm knows no exception.
     options_.layer.first_token_exact = options_.algorithm == "default";
-    if (vptq_ == "reference") {
-      if (scheme.vptq.length == 0 || options_.algorithm != "default") {
+    if (vptq_ != "default") {
+      if (!scheme.vptq.any() || options_.algorithm != "default") {
         return absl::InvalidArgumentError(
-            "--vptq reference: expected --weights vptq-... and --rptq default");
+            absl::StrCat("--vptq ", vptq_, ": expected --weights vptq-... and --rptq default"));
       }
-      options_.layer.published_vptq = true;
-      options_.algorithm = "vptq-reference";
+      options_.layer.vptq = vptq_ == "reference"       ? VptqVariant::kReference
+                            : vptq_ == "no-scaling"    ? VptqVariant::kNoScaling
+                            : vptq_ == "no-equalizing" ? VptqVariant::kNoEqualizing
+                                                       : VptqVariant::kNoFeedback;
+      options_.algorithm = absl::StrCat("vptq-", vptq_);
     }
     options_.layer.seed = static_cast<uint64_t>(options_.seed);
     options_.calibration.info.nsamples = num_samples_;
@@ -294,15 +322,13 @@ class QuantizeCommand : public Command {
   static std::string Describe(const LayerProgress& done, Clock::duration duration) {
     if (done.resumed) return absl::StrCat("layer ", done.layer, ": done by an earlier run");
     std::string line = absl::StrCat("layer ", done.layer, ": ", Duration(duration));
-    constexpr std::array<absl::string_view, kLinearRoles.size()> kNames = {
-        "q", "k", "v", "out", "gate", "up", "down"};
     absl::string_view separator = "; output error ";
     for (const LinearRole role : kLinearRoles) {
       if (done.result->weight(role).codes.empty() && done.result->read_vector(role).empty()) {
         continue;
       }
       const auto index = static_cast<size_t>(role);
-      absl::StrAppend(&line, separator, kNames[index],
+      absl::StrAppend(&line, separator, RoleWord(role),
                       absl::StrFormat(" %.2g%%", 100.0 * done.result->errors[index]));
       separator = ", ";
     }
@@ -324,6 +350,7 @@ class QuantizeCommand : public Command {
   QuantizeOptions options_;
   std::string scheme_;
   std::string weights_ = "fp16";
+  std::optional<double> bits_;
   std::string vptq_ = "default";
   int acts_ = 16;
   int kv_ = 16;

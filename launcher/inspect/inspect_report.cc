@@ -233,18 +233,17 @@ std::string QuantisationText(const CheckpointSummary& summary) {
         gptq.sym ? ", symmetric" : "", "\n");
   }
   const ThinwireFile& made = *summary.quantisation.made;
-  std::string text =
-      absl::StrCat("\nquantised by thinwire ", made.tool_version, "\n  weights ",
-                   made.scheme.vptq.length > 0 ? VptqShapeName(made.scheme.vptq)
-                                               : BitsWord(made.scheme.weight_bits),
-                   ", activations ", BitsWord(made.scheme.act_bits),
-                   made.scheme.act_bits < 8 ? " (norm outputs 8)" : "", ", K and V ",
-                   BitsWord(made.scheme.kv_bits), "\n  algorithm ", made.algorithm, ", ",
-                   made.scheme.vptq.length > 0 ? "a codebook for each matrix"
-                   : made.group_size < 0       ? "one weight group"
-                                               : absl::StrCat("weight groups of ", made.group_size),
-                   ", seed ", made.seed,
-                   made.tp > 0 ? absl::StrCat(", clusters for --tp up to ", made.tp) : "", "\n");
+  std::string text = absl::StrCat(
+      "\nquantised by thinwire ", made.tool_version, "\n  weights ",
+      made.scheme.vptq.any() ? VptqShapeName(made.scheme.vptq) : BitsWord(made.scheme.weight_bits),
+      ", activations ", BitsWord(made.scheme.act_bits),
+      made.scheme.act_bits < 8 ? " (norm outputs 8)" : "", ", K and V ",
+      BitsWord(made.scheme.kv_bits), "\n  algorithm ", made.algorithm, ", ",
+      made.scheme.vptq.any() ? "a codebook for each matrix"
+      : made.group_size < 0  ? "one weight group"
+                             : absl::StrCat("weight groups of ", made.group_size),
+      ", seed ", made.seed, made.tp > 0 ? absl::StrCat(", clusters for --tp up to ", made.tp) : "",
+      "\n");
   if (made.calibration != CalibrationInfo()) {
     absl::StrAppend(&text, "  calibrated on ", made.calibration.nsamples, " x ",
                     made.calibration.seqlen, " tokens of ", made.calibration.source, " (sha256 ",

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <bit>
-#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
@@ -35,35 +35,69 @@ absl::Status UnknownScheme(absl::string_view name) {
 }  // namespace
 
 absl::StatusOr<VptqShape> ParseVptqShape(absl::string_view name) {
-  const std::vector<std::string> words = absl::StrSplit(name, '-');
-  const auto number = [&](size_t word, char letter) -> int64_t {
-    int64_t value = 0;
-    const bool there = word < words.size() && !words[word].empty() && words[word][0] == letter &&
-                       absl::SimpleAtoi(words[word].substr(1), &value);
-    return there && absl::StrCat(value) == words[word].substr(1) ? value : 0;
+  absl::string_view rest = name;
+  VptqShape shape;
+  bool good = absl::ConsumePrefix(&rest, "vptq");
+  // Takes "<prefix><number>" off the front, if the rest begins so.
+  const auto take = [&](absl::string_view prefix, int64_t least, int64_t most, int* value) {
+    absl::string_view digits = rest;
+    if (!absl::ConsumePrefix(&digits, prefix) || digits.empty() ||
+        !absl::ascii_isdigit(digits.front())) {
+      return false;
+    }
+    const size_t size = std::min(digits.find_first_not_of("0123456789"), digits.size());
+    const absl::string_view number = digits.substr(0, size);
+    good = good && size < 10 && absl::SimpleAtoi(number, value) && absl::StrCat(*value) == number &&
+           *value >= least && *value <= most;
+    rest = digits.substr(size);
+    return true;
   };
-  const auto is_size = [](int64_t count) {
-    return count > 0 && count <= 65536 && std::has_single_bit(static_cast<uint64_t>(count));
+  const auto take_centroids = [&](absl::string_view prefix, int* bits) {
+    int count = 0;
+    if (!take(prefix, 2, 65536, &count)) return false;
+    good = good && std::has_single_bit(static_cast<unsigned>(count));
+    *bits = good ? std::countr_zero(static_cast<unsigned>(count)) : 0;
+    return true;
   };
-  const int64_t length = number(1, 'v'), count = number(2, 'k'), more = number(3, 'r');
-  const bool residual = words.size() == 4;
-  if (words[0] != "vptq" || words.size() < 3 || words.size() > 4 || length < 1 || length > 16 ||
-      count < 2 || !is_size(count) || (residual && (more < 2 || !is_size(more)))) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("expected such as vptq-v8-k4096 or vptq-v8-k4096-r256 (vectors of 1 to 16, 2 "
-                     "to 65536 centroids, a power of two), found ",
-                     QuotedForMessage(name)));
+  int whole = 0, hundredths = 0;
+  if (take("-b", 1, 8, &whole)) {
+    const absl::string_view digits = rest;
+    good = good && rest.size() == 3 && rest[0] == '.' &&
+           absl::SimpleAtoi(digits.substr(1), &hundredths) && absl::ascii_isdigit(digits[1]);
+    shape.centibits = 100 * whole + hundredths;
+    if (good && shape.centibits <= 800) return shape;
+    good = false;
   }
-  VptqShape shape = {.length = static_cast<int>(length),
-                     .index_bits = std::countr_zero(static_cast<uint64_t>(count)),
-                     .residual = residual};
-  if (residual) shape.residual_bits = std::countr_zero(static_cast<uint64_t>(more));
-  return shape;
+  good = take("-v", 1, 16, &shape.length) && good;
+  good = take_centroids("-k", &shape.index_bits) && good;
+  shape.residual = take_centroids("-r", &shape.residual_bits);
+  take("-g", 2, 64, &shape.num_groups);
+  if (take("-o", 1, 50, &shape.outlier_percent)) {
+    good = take("v", 2, 16, &shape.outlier_length) && good;
+    good = take_centroids("k", &shape.outlier_bits) && good;
+  }
+  shape.norm = !absl::ConsumePrefix(&rest, "-raw");
+  if (good && rest.empty()) return shape;
+  return absl::InvalidArgumentError(absl::StrCat(
+      "expected such as vptq-v8-k4096, vptq-v8-k4096-r256 or vptq-v6-k256-g2-o1v2k256 (vectors of "
+      "1 to 16, 2 to 65536 centroids, a power of two; groups; percent, vectors and centroids of "
+      "outlier columns), found ",
+      QuotedForMessage(name)));
 }
 
 std::string VptqShapeName(const VptqShape& shape) {
-  return absl::StrCat("vptq-v", shape.length, "-k", int64_t{1} << shape.index_bits,
-                      shape.residual ? absl::StrCat("-r", int64_t{1} << shape.residual_bits) : "");
+  if (shape.centibits > 0) {
+    return absl::StrFormat("vptq-b%d.%02d", shape.centibits / 100, shape.centibits % 100);
+  }
+  const auto centroids = [](int bits) { return int64_t{1} << bits; };
+  std::string name = absl::StrCat("vptq-v", shape.length, "-k", centroids(shape.index_bits));
+  if (shape.residual) absl::StrAppend(&name, "-r", centroids(shape.residual_bits));
+  if (shape.num_groups > 1) absl::StrAppend(&name, "-g", shape.num_groups);
+  if (shape.outlier_percent > 0) {
+    absl::StrAppend(&name, "-o", shape.outlier_percent, "v", shape.outlier_length, "k",
+                    centroids(shape.outlier_bits));
+  }
+  return absl::StrCat(name, shape.norm ? "" : "-raw");
 }
 
 absl::StatusOr<QuantScheme> ParseScheme(absl::string_view name) {
@@ -100,7 +134,7 @@ absl::StatusOr<QuantScheme> ParseScheme(absl::string_view name) {
 }
 
 std::string SchemeName(const QuantScheme& scheme) {
-  if (scheme.vptq.length > 0) {
+  if (scheme.vptq.any()) {
     return absl::StrCat(
         VptqShapeName(scheme.vptq),
         scheme.has_codes() ? absl::StrCat("-a", scheme.act_bits, "kv", scheme.kv_bits) : "");

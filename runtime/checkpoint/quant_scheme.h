@@ -14,17 +14,31 @@ enum class WeightFormat { kDense, kGptq, kVptq };
 
 // Vectors of `length` outputs out of a codebook of 2^index_bits, plus one out of a residual's.
 struct VptqShape {
-  int length = 0;  // 0: none
+  int length = 0;  // 0: none, or `centibits` says what is wanted instead
   int index_bits = 0;
   bool residual = false;
   int residual_bits = 0;
+  int num_groups = 1;  // of columns, each with codebooks of its own
+  // The columns that matter most, in percent, rounded up, have vectors of another length and a
+  // codebook of their own. 0: none.
+  int outlier_percent = 0;
+  int outlier_length = 0;
+  int outlier_bits = 0;
+  bool norm = true;  // a scale and an offset for each column
+  // Hundredths of a bit that weights take on average, everything counted, where each matrix has a
+  // shape of its own. 0: the fields above hold for all.
+  int centibits = 0;
+
+  // Whether this is a shape at all.
+  bool any() const { return length > 0 || centibits > 0; }
 
   friend bool operator==(const VptqShape&, const VptqShape&) = default;
 };
 
-// Reads "vptq-v8-k4096-r256": vectors of 1 to 16, 2 to 65536 centroids, a residual's or none;
-// numbers of centroids are powers of two. InvalidArgument quotes the name and says what is
-// expected.
+// Reads "vptq-v8-k4096-r256-g4-o1v2k256-raw": vectors of 1 to 16, 2 to 65536 centroids, then, each
+// or none, a residual's centroids, 2 to 64 groups, 1 to 50 percent of outliers with their vectors
+// and centroids, and columns without scales; numbers of centroids are powers of two. Also
+// "vptq-b2.10": 1.00 to 8.00 bits. InvalidArgument quotes the name and says what is expected.
 absl::StatusOr<VptqShape> ParseVptqShape(absl::string_view name);
 
 // What ParseVptqShape reads.
@@ -37,7 +51,7 @@ struct QuantScheme {
   VptqShape vptq;
 
   WeightFormat weight_format() const {
-    if (vptq.length > 0) return WeightFormat::kVptq;
+    if (vptq.any()) return WeightFormat::kVptq;
     return weight_bits == 16 ? WeightFormat::kDense : WeightFormat::kGptq;
   }
   // Whether anything is rounded at run time: activations or K and V.

@@ -88,9 +88,29 @@ TEST(QuantSchemeTest, NamesOfVectorsAreReadBack) {
   const QuantScheme all = {.act_bits = 8, .kv_bits = 4, .vptq = {.length = 6, .index_bits = 16}};
   EXPECT_EQ(SchemeName(all), "vptq-v6-k65536-a8kv4");
   EXPECT_EQ(ParseScheme(SchemeName(all)).value(), all);
+  const QuantScheme mixed = {.vptq = {.length = 6,
+                                      .index_bits = 8,
+                                      .num_groups = 4,
+                                      .outlier_percent = 2,
+                                      .outlier_length = 4,
+                                      .outlier_bits = 9,
+                                      .norm = false}};
+  EXPECT_EQ(SchemeName(mixed), "vptq-v6-k256-g4-o2v4k512-raw");
+  EXPECT_EQ(ParseScheme(SchemeName(mixed)).value(), mixed);
+  const QuantScheme raw = {.vptq = {.length = 3, .index_bits = 6, .norm = false}};
+  EXPECT_EQ(SchemeName(raw), "vptq-v3-k64-raw");
+  EXPECT_EQ(ParseScheme(SchemeName(raw)).value(), raw);
+  const QuantScheme budget = {.kv_bits = 4, .vptq = {.centibits = 205}};
+  EXPECT_EQ(SchemeName(budget), "vptq-b2.05-a16kv4");
+  EXPECT_EQ(ParseScheme(SchemeName(budget)).value(), budget);
+  EXPECT_EQ(budget.weight_format(), WeightFormat::kVptq);
   for (const char* wrong :
-       {"vptq-v8", "vptq-v8-k100", "vptq-v0-k16", "vptq-v17-k16", "vptq-v8-k1", "vptq-v8-k16-r3",
-        "vptq-v8-k016", "vptq-v8-k16-r4-r4", "vptq-v8-k131072", "vptq-v8-k16-a5", "vptq-v8-k16-"}) {
+       {"vptq-b2",         "vptq-b2.1",          "vptq-b0.99",        "vptq-b8.01",
+        "vptq-b2.100",     "vptq-b2.-1",         "vptq-v8-k16-g1",    "vptq-v8-k16-o0v2k4",
+        "vptq-v8-k16-o1",  "vptq-v8-k16-o1v2k3", "vptq-v8-k16-g2-r4", "vptq-v8-k16-r",
+        "vptq-v8",         "vptq-v8-k100",       "vptq-v0-k16",       "vptq-v17-k16",
+        "vptq-v8-k1",      "vptq-v8-k16-r3",     "vptq-v8-k016",      "vptq-v8-k16-r4-r4",
+        "vptq-v8-k131072", "vptq-v8-k16-a5",     "vptq-v8-k16-"}) {
     EXPECT_EQ(ParseScheme(wrong).status().code(), absl::StatusCode::kInvalidArgument) << wrong;
   }
 }

@@ -28,7 +28,7 @@ absl::Status CheckConsistent(const std::string& dir, const ModelConfig& config,
                      config.gptq.has_value() ? absl::StrCat(weight_bits, " in quantization_config")
                                              : "nothing of a quantisation"));
   }
-  if ((made.scheme.vptq.length > 0) != config.vptq.has_value()) {
+  if ((made.scheme.vptq.any()) != config.vptq.has_value()) {
     return absl::InvalidArgumentError(absl::StrCat(
         thinwire_path, ": scheme ", scheme, ", but ", dir, "/config.json says ",
         config.vptq.has_value() ? "vptq" : "nothing of vptq", " in quantization_config"));

@@ -57,14 +57,14 @@ absl::Status CheckVersion(const JsonFields& fields) {
 }
 
 absl::Status CheckAlgorithm(const JsonFields& fields, absl::string_view algorithm) {
-  if (algorithm == "default" || algorithm == "reference" || algorithm == "per-tensor" ||
-      algorithm == "vptq-reference") {
-    return absl::OkStatus();
+  for (const char* known : {"default", "reference", "per-tensor", "vptq-reference",
+                            "vptq-no-scaling", "vptq-no-equalizing", "vptq-no-feedback"}) {
+    if (algorithm == known) return absl::OkStatus();
   }
   return absl::UnimplementedError(
       absl::StrCat(fields.context(),
-                   ": \"algorithm\": expected \"default\", \"reference\", \"per-tensor\" or "
-                   "\"vptq-reference\", found ",
+                   ": \"algorithm\": expected \"default\", \"reference\", \"per-tensor\" or one of "
+                   "vptq's, found ",
                    QuotedForMessage(algorithm)));
 }
 

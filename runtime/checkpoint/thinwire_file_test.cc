@@ -105,7 +105,7 @@ TEST(ThinwireFileTest, NewerVersionsAreNotImplemented) {
               "\"format_version\": expected at most 1, found 2");
   ExpectError(
       With("algorithm", "magic"), absl::StatusCode::kUnimplemented,
-      "expected \"default\", \"reference\", \"per-tensor\" or \"vptq-reference\", found \"magic\"");
+      "expected \"default\", \"reference\", \"per-tensor\" or one of vptq's, found \"magic\"");
 }
 
 TEST(ThinwireFileTest, BadFieldsAreNamed) {

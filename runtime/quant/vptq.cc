@@ -12,9 +12,9 @@
 #include "kernels/core/float16.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/linear/blas.h"
-#include "kernels/vptq_linear/nearest_vector.h"
-#include "runtime/quant/cholesky.h"
+#include "runtime/quant/vector_choice.h"
 #include "runtime/quant/vector_kmeans.h"
+#include "runtime/quant/vptq_columns.h"
 
 namespace thinwire {
 namespace {
@@ -23,7 +23,8 @@ namespace {
 constexpr int64_t kBlockColumns = 128;
 // Outputs that are worked on together, whatever the number of threads.
 constexpr int64_t kChunkOutputs = 256;
-constexpr int kDampingRetries = 4;
+// What the format's order of columns can name.
+constexpr int64_t kMaxOrdered = 65536;
 constexpr double kMaxHalf = 65504.0;
 
 float RoundToHalf(double value) { return ToFloat(ToHalf(static_cast<float>(value))); }
@@ -32,39 +33,63 @@ void RoundToHalves(std::vector<float>& values) {
   for (float& value : values) value = RoundToHalf(std::clamp<double>(value, -kMaxHalf, kMaxHalf));
 }
 
+// Columns that share codebooks.
+struct Book {
+  int length = 0;
+  int index_bits = 0;
+  bool has_residual = false;
+  int residual_bits = 0;
+  std::vector<int64_t> columns;  // places in the order of processing, ascending
+  std::vector<float> centroids;
+  std::vector<float> residual_centroids;  // empty until there are some
+};
+
 // Arithmetic of one matrix, columns in the order of processing and scaled. Matrices are in chunks
 // of outputs: [num_chunks, in, width], outputs beyond the last are zeros.
 class Quantizer {
  public:
-  Quantizer(const VptqProblem& problem, const VptqOptions& options, ThreadPool& pool)
+  Quantizer(const VptqProblem& problem, const VptqOptions& options, ThreadPool& pool,
+            const VptqColumns* columns)
       : problem_(problem),
         options_(options),
         pool_(pool),
+        best_(options.recipe == VptqRecipe::kBest),
+        scaled_(best_ && options.scaled_hessian),
         in_(problem.in_features),
         out_(problem.out_features),
-        length_(options.length),
-        rows_(std::max<int64_t>(1, kChunkOutputs / length_)),
-        width_(rows_ * length_),
-        num_chunks_((out_ + width_ - 1) / width_) {}
+        step_(options.outlier_percent > 0 ? std::lcm(options.length, options.outlier_length)
+                                          : options.length),
+        width_(std::max<int64_t>(1, kChunkOutputs / step_) * step_),
+        num_chunks_((out_ + width_ - 1) / width_),
+        columns_(columns) {}
 
   absl::StatusOr<VptqResult> Run() {
-    TW_RETURN_IF_ERROR(Scale());
-    TW_RETURN_IF_ERROR(Factorize());
+    VptqColumns made;
+    if (columns_ == nullptr) {
+      TW_ASSIGN_OR_RETURN(made, PrepareColumns(problem_, options_));
+      columns_ = &made;
+    }
+    hessian_floats_.assign(columns_->hessian.begin(), columns_->hessian.end());
+    factor_floats_.assign(columns_->factor.begin(), columns_->factor.end());
+    TW_RETURN_IF_ERROR(MakeBooks());
     Arrange();
     std::vector<float> column_weights(static_cast<size_t>(in_));
     for (int64_t i = 0; i < in_; ++i) {
-      column_weights[i] = static_cast<float>(hessian_[i * in_ + i]);
+      column_weights[i] = static_cast<float>(columns_->hessian[i * in_ + i]);
     }
-    Fit(targets_, column_weights, options_.kmeans_iterations, codes_.centroids);
+    for (Book& book : books_) {
+      Fit(targets_, column_weights, options_.kmeans_iterations, book, false);
+    }
     moved_ = targets_;
-    if (options_.residual) FitResidual(column_weights);
+    if (options_.residual) FitResiduals(column_weights);
     Feedback();
-    if (options_.recipe == VptqRecipe::kBest) {
-      for (int64_t i = 0; i < in_; ++i) {
-        column_weights[i] = static_cast<float>(1.0 / (factor_[i * in_ + i] * factor_[i * in_ + i]));
+    if (best_) {
+      for (int64_t i = 0; i < in_ && options_.feedback; ++i) {
+        column_weights[i] = static_cast<float>(
+            1.0 / (columns_->factor[i * in_ + i] * columns_->factor[i * in_ + i]));
       }
       for (int refit = 0; refit < options_.refits; ++refit) {
-        Refit(column_weights);
+        for (Book& book : books_) Refit(column_weights, book);
         Feedback();
       }
       for (int sweep = 0; sweep < options_.sweeps; ++sweep) Descend();
@@ -78,78 +103,50 @@ class Quantizer {
 
  private:
   int64_t chunk_size() const { return in_ * width_; }
+  // Where the indices of a column of a chunk begin.
+  int64_t first_index(int64_t chunk, int64_t i) const { return (chunk * in_ + i) * stride_; }
 
-  absl::Status Scale() {
-    scale_.assign(static_cast<size_t>(in_), 1.0f);
-    offset_.assign(static_cast<size_t>(in_), 0.0f);
-    const auto weight = [&](int64_t o, int64_t i) {
-      return static_cast<double>(problem_.weights[o * in_ + i]);
-    };
-    for (int64_t i = 0; i < in_; ++i) {
-      double sum = 0.0, least = weight(0, i), most = least;
-      for (int64_t o = 0; o < out_; ++o) {
-        const double w = weight(o, i);
-        if (!std::isfinite(w)) {
-          return absl::InvalidArgumentError(absl::StrCat("weights: expected finite numbers, found ",
-                                                         w, " at output ", o, ", input ", i));
-        }
-        sum += w;
-        least = std::min(least, w);
-        most = std::max(most, w);
-      }
-      if (!options_.norm) continue;
-      double offset = sum / static_cast<double>(out_), scale = most - least;
-      if (options_.recipe == VptqRecipe::kPublished) {
-        offset = least;
-      } else {
-        double squares = 0.0;
-        for (int64_t o = 0; o < out_; ++o) {
-          squares += (weight(o, i) - offset) * (weight(o, i) - offset);
-        }
-        scale = std::sqrt(squares / static_cast<double>(out_));
-      }
-      if (std::max(scale, std::fabs(offset)) > kMaxHalf) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("weights: expected columns whose scale fp16 can hold, found mean ", offset,
-                         ", deviation ", scale, " at input ", i));
-      }
-      offset_[i] = RoundToHalf(offset);
-      scale_[i] = RoundToHalf(scale);
-      if (!(scale_[i] > 0.0f)) scale_[i] = 1.0f;
+  // Which columns share codebooks, and their order in the result.
+  absl::Status MakeBooks() {
+    int64_t outliers = 0;
+    if (options_.outlier_percent > 0) {
+      outliers = (in_ * options_.outlier_percent + 99) / 100;
+      outliers += (in_ - outliers) % options_.num_groups;
     }
-    return absl::OkStatus();
-  }
-
-  // The Hessian of the scaled columns, D H D, in the order of its diagonal, and its factor.
-  absl::Status Factorize() {
-    const bool scaled = options_.recipe == VptqRecipe::kBest;
-    const auto entry = [&](int64_t i, int64_t j) {
-      const double h = problem_.hessian[i * in_ + j];
-      return scaled ? h * double{scale_[i]} * double{scale_[j]} : h;
-    };
-    order_.resize(static_cast<size_t>(in_));
-    std::iota(order_.begin(), order_.end(), 0);
-    std::stable_sort(order_.begin(), order_.end(),
-                     [&](int64_t a, int64_t b) { return entry(a, a) > entry(b, b); });
-    hessian_.resize(static_cast<size_t>(in_ * in_));
-    double mean = 0.0;
-    for (int64_t i = 0; i < in_; ++i) mean += entry(i, i) / static_cast<double>(in_);
-    if (!(mean > 0.0)) mean = 1.0;
-    for (int64_t i = 0; i < in_; ++i) {
-      for (int64_t j = 0; j < in_; ++j) hessian_[i * in_ + j] = entry(order_[i], order_[j]) / mean;
+    const int64_t rest = in_ - outliers;
+    if (rest <= 0 || rest % options_.num_groups != 0) {
+      return absl::InvalidArgumentError(absl::StrCat("expected columns that make ",
+                                                     options_.num_groups, " equal groups, found ",
+                                                     in_, " with ", outliers, " outliers"));
     }
-    const auto damping = scaled ? Damping::kRelative : Damping::kMeanDiagonal;
-    double damp = options_.damping;
-    for (int attempt = 0;; ++attempt, damp *= 10.0) {
-      factor_ = hessian_;
-      DampHessian(damping, damp, in_, absl::MakeSpan(factor_));
-      const absl::Status status = UpperFactorOfInverse(in_, absl::MakeSpan(factor_));
-      if (status.ok()) break;
-      if (attempt == kDampingRetries) return status;
+    if (outliers > 0 && in_ > kMaxOrdered) {
+      return absl::UnimplementedError(absl::StrCat("outliers: expected at most ", kMaxOrdered,
+                                                   " columns, whose order has 16 bits, found ",
+                                                   in_));
     }
-    DampHessian(Damping::kRelative, 0.0, in_, absl::MakeSpan(hessian_));  // dead columns
-    factor_floats_.assign(factor_.begin(), factor_.end());
-    hessian_floats_.assign(hessian_.begin(), hessian_.end());
+    books_.assign(static_cast<size_t>(options_.num_groups + (outliers > 0 ? 1 : 0)),
+                  {.length = options_.length,
+                   .index_bits = options_.index_bits,
+                   .has_residual = options_.residual,
+                   .residual_bits = options_.residual_bits});
+    if (outliers > 0) {
+      books_.back() = {.length = options_.outlier_length, .index_bits = options_.outlier_bits};
+    }
+    for (const Book& book : books_) stride_ = std::max(stride_, width_ / book.length);
+    // Places of processing in the order in which they are stored.
+    stored_.resize(static_cast<size_t>(in_));
+    std::iota(stored_.begin(), stored_.end(), 0);
+    if (best_ || options_.num_groups == 1) {
+      std::sort(stored_.begin() + outliers, stored_.end(),
+                [&](int64_t a, int64_t b) { return columns_->order[a] < columns_->order[b]; });
+    }
+    book_of_.resize(static_cast<size_t>(in_));
+    for (int64_t p = 0; p < in_; ++p) {
+      book_of_[stored_[p]] =
+          p < outliers ? options_.num_groups : (p - outliers) / (rest / options_.num_groups);
+    }
+    for (int64_t i = 0; i < in_; ++i) books_[book_of_[i]].columns.push_back(i);
+    codes_.outlier_size = outliers;
     return absl::OkStatus();
   }
 
@@ -160,153 +157,113 @@ class Quantizer {
       const int64_t first = chunk * width_;
       const int64_t count = std::min(width_, out_ - first);
       for (int64_t i = 0; i < in_; ++i) {
-        const int64_t column = order_[i];
+        const int64_t column = columns_->order[i];
         for (int64_t o = 0; o < count; ++o) {
           to[i * width_ + o] =
-              (problem_.weights[(first + o) * in_ + column] - offset_[column]) / scale_[column];
+              (problem_.weights[(first + o) * in_ + column] - columns_->offset[column]) /
+              columns_->scale[column];
         }
       }
     });
-    const size_t vectors = static_cast<size_t>(num_chunks_ * in_ * rows_);
+    const auto vectors = static_cast<size_t>(first_index(num_chunks_, 0));
     indices_.assign(vectors, 0);
     if (options_.residual) residuals_.assign(vectors, 0);
     values_.assign(targets_.size(), 0.0f);
   }
 
-  // k-means of `vectors`, arranged as the targets, from where `centroids` are; empty: anew.
+  // k-means of the book's columns of `vectors`, arranged as the targets, from where its centroids
+  // are; without: anew.
   void Fit(const std::vector<float>& vectors, const std::vector<float>& column_weights,
-           int iterations, std::vector<float>& centroids, bool residual = false) {
-    std::vector<float> weights(indices_.size(), 0.0f);
-    const int64_t all_rows = (out_ + length_ - 1) / length_;
+           int iterations, Book& book, bool residual) {
+    const auto num_columns = static_cast<int64_t>(book.columns.size());
+    const int64_t rows = width_ / book.length;
+    const int64_t all_rows = (out_ + book.length - 1) / book.length;
+    std::vector<float> weights(static_cast<size_t>(num_chunks_ * num_columns * rows), 0.0f), own;
+    const bool all = num_columns == in_;
+    if (!all) own.reserve(static_cast<size_t>(num_chunks_ * num_columns * width_));
     for (int64_t chunk = 0; chunk < num_chunks_; ++chunk) {
-      for (int64_t i = 0; i < in_; ++i) {
-        const int64_t there = std::min(rows_, all_rows - chunk * rows_);
-        std::fill_n(weights.begin() + (chunk * in_ + i) * rows_, there, column_weights[i]);
+      const int64_t there = std::min(rows, all_rows - chunk * rows);
+      for (int64_t n = 0; n < num_columns; ++n) {
+        const int64_t i = book.columns[n];
+        std::fill_n(weights.begin() + (chunk * num_columns + n) * rows, there, column_weights[i]);
+        const auto from = vectors.begin() + chunk * chunk_size() + i * width_;
+        if (!all) own.insert(own.end(), from, from + width_);
       }
     }
-    centroids = VectorKMeans(
-        {.vectors = vectors,
-         .weights = weights,
-         .length = length_,
-         .count = int64_t{1} << (residual ? options_.residual_bits : options_.index_bits),
-         .iterations = iterations,
-         .seed = options_.seed + (residual ? 1 : 0),
-         .start = centroids},
-        pool_);
+    std::vector<float>& centroids = residual ? book.residual_centroids : book.centroids;
+    const auto number = static_cast<uint64_t>(&book - books_.data());
+    centroids =
+        VectorKMeans({.vectors = all ? vectors : own,
+                      .weights = weights,
+                      .length = book.length,
+                      .count = int64_t{1} << (residual ? book.residual_bits : book.index_bits),
+                      .iterations = iterations,
+                      .seed = options_.seed + (residual ? 1 : 0) + (number << 32),
+                      .start = centroids},
+                     pool_);
     RoundToHalves(centroids);
   }
 
-  // The residual's book: of what the main one leaves of the columns as feedback moves them.
-  void FitResidual(const std::vector<float>& column_weights) {
-    const bool residual = std::exchange(with_residual_, false);
+  // The residuals' books: of what the main ones leave of the columns as feedback moves them.
+  void FitResiduals(const std::vector<float>& column_weights) {
     Feedback();
-    with_residual_ = residual;
     std::vector<float> left(moved_.size());
     for (size_t i = 0; i < left.size(); ++i) left[i] = moved_[i] - values_[i];
     std::vector<float> weights = column_weights;
-    if (options_.recipe == VptqRecipe::kPublished) std::fill(weights.begin(), weights.end(), 1.0f);
-    Fit(left, weights, options_.kmeans_iterations, codes_.residual_centroids, true);
-    with_residual_ = true;
+    if (!best_) std::fill(weights.begin(), weights.end(), 1.0f);
+    for (Book& book : books_) {
+      if (book.has_residual) Fit(left, weights, options_.kmeans_iterations, book, true);
+    }
   }
 
   // Each book to what the other leaves of the columns as feedback has moved them.
-  void Refit(const std::vector<float>& column_weights) {
-    if (!with_residual_) {
-      Fit(moved_, column_weights, options_.refit_iterations, codes_.centroids);
+  void Refit(const std::vector<float>& column_weights, Book& book) {
+    if (!book.has_residual) {
+      Fit(moved_, column_weights, options_.refit_iterations, book, false);
       return;
     }
+    const int64_t rows = width_ / book.length;
     for (const bool residual : {false, true}) {
-      const std::vector<float>& other = residual ? codes_.centroids : codes_.residual_centroids;
+      const std::vector<float>& other = residual ? book.centroids : book.residual_centroids;
       const std::vector<int32_t>& of_other = residual ? indices_ : residuals_;
       std::vector<float> left = moved_;
-      for (size_t n = 0; n < of_other.size(); ++n) {
-        for (int e = 0; e < length_; ++e) left[n * length_ + e] -= other[of_other[n] * length_ + e];
-      }
-      Fit(left, column_weights, options_.refit_iterations,
-          residual ? codes_.residual_centroids : codes_.centroids, residual);
-    }
-  }
-
-  // What chunks need to choose vectors.
-  struct Books {
-    VectorBook main;
-    VectorBook residual;  // of no meaning without one
-  };
-  Books MakeBooks() const {
-    return {VectorBook(codes_.centroids, length_),
-            VectorBook(with_residual_ ? codes_.residual_centroids : codes_.centroids, length_)};
-  }
-
-  // Subtracts from x [n, length] the vectors of `book` that `indices` say.
-  void Subtract(const std::vector<float>& book, const int32_t* indices, int64_t n, const float* x,
-                float* left) const {
-    for (int64_t k = 0; k < n; ++k) {
-      const float* const from = book.data() + int64_t{indices[k]} * length_;
-      for (int e = 0; e < length_; ++e) left[k * length_ + e] = x[k * length_ + e] - from[e];
-    }
-  }
-
-  float Distance(const float* target, int32_t index, int32_t residual) const {
-    float sum = 0.0f;
-    for (int e = 0; e < length_; ++e) {
-      const float difference = target[e] - codes_.centroids[int64_t{index} * length_ + e] -
-                               codes_.residual_centroids[int64_t{residual} * length_ + e];
-      sum += difference * difference;
-    }
-    return sum;
-  }
-
-  // Chooses the vectors of a column of one chunk nearest to `target` [rows, length] and puts down
-  // what they are. With a residual: in turns, from the nearest of the main book and, if `again`,
-  // from what was chosen before; the better one.
-  void Choose(const Books& books, const float* target, bool again, int32_t* indices,
-              int32_t* residuals, float* values) const {
-    if (!with_residual_) {
-      books.main.Nearest(target, rows_, indices);
-    } else {
-      std::vector<float> left(static_cast<size_t>(width_));
-      std::vector<int32_t> tried(static_cast<size_t>(rows_)), tried_more(tried.size());
-      const auto turn = [&](int32_t* main, int32_t* more) {
-        Subtract(codes_.residual_centroids, more, rows_, target, left.data());
-        books.main.Nearest(left.data(), rows_, main);
-        Subtract(codes_.centroids, main, rows_, target, left.data());
-        books.residual.Nearest(left.data(), rows_, more);
-      };
-      books.main.Nearest(target, rows_, tried.data());
-      Subtract(codes_.centroids, tried.data(), rows_, target, left.data());
-      books.residual.Nearest(left.data(), rows_, tried_more.data());
-      if (options_.recipe == VptqRecipe::kBest) turn(tried.data(), tried_more.data());
-      if (again) turn(indices, residuals);
-      for (int64_t k = 0; k < rows_; ++k) {
-        const float* const x = target + k * length_;
-        if (again &&
-            Distance(x, indices[k], residuals[k]) <= Distance(x, tried[k], tried_more[k])) {
-          continue;
+      for (int64_t chunk = 0; chunk < num_chunks_; ++chunk) {
+        for (const int64_t i : book.columns) {
+          float* const column = left.data() + chunk * chunk_size() + i * width_;
+          for (int64_t r = 0; r < rows; ++r) {
+            const float* const vector =
+                other.data() + int64_t{of_other[first_index(chunk, i) + r]} * book.length;
+            for (int e = 0; e < book.length; ++e) column[r * book.length + e] -= vector[e];
+          }
         }
-        indices[k] = tried[k];
-        residuals[k] = tried_more[k];
       }
-    }
-    for (int64_t k = 0; k < rows_; ++k) {
-      for (int e = 0; e < length_; ++e) {
-        float value = codes_.centroids[int64_t{indices[k]} * length_ + e];
-        if (with_residual_) {
-          value += codes_.residual_centroids[int64_t{residuals[k]} * length_ + e];
-        }
-        values[k * length_ + e] = value;
-      }
+      Fit(left, column_weights, options_.refit_iterations, book, residual);
     }
   }
 
-  int32_t* residuals_at(int64_t vector) {
-    return residuals_.empty() ? nullptr : residuals_.data() + vector;
+  std::vector<VectorChoice> Choices() const {
+    std::vector<VectorChoice> choices;
+    for (const Book& book : books_) {
+      choices.emplace_back(book.centroids, book.residual_centroids, book.length, best_);
+    }
+    return choices;
+  }
+
+  // Chooses the vectors of a column of one chunk nearest to `target` [width] and puts down what
+  // they are. `again`: in place of those there are, if they are nearer.
+  void Choose(const std::vector<VectorChoice>& choices, int64_t chunk, int64_t i,
+              const float* target, bool again, float* values) {
+    const int64_t first = first_index(chunk, i);
+    choices[book_of_[i]].Choose(target, width_ / books_[book_of_[i]].length, again,
+                                indices_.data() + first,
+                                residuals_.empty() ? nullptr : residuals_.data() + first, values);
   }
 
   // Column after column, errors fed to those behind: as GPTQ. Leaves in moved_ the columns as they
   // were when they were chosen for.
   void Feedback() {
     moved_ = targets_;
-    const Books books = MakeBooks();
+    const std::vector<VectorChoice> choices = Choices();
     pool_.ParallelForDynamic(num_chunks_, [&](int64_t chunk) {
       float* const columns = moved_.data() + chunk * chunk_size();
       float* const values = values_.data() + chunk * chunk_size();
@@ -314,10 +271,9 @@ class Quantizer {
       for (int64_t begin = 0; begin < in_; begin += kBlockColumns) {
         const int64_t end = std::min(in_, begin + kBlockColumns);
         for (int64_t i = begin; i < end; ++i) {
-          const int64_t vector = (chunk * in_ + i) * rows_;
           const float* const column = columns + i * width_;
-          Choose(books, column, false, indices_.data() + vector, residuals_at(vector),
-                 values + i * width_);
+          Choose(choices, chunk, i, column, false, values + i * width_);
+          if (!options_.feedback) continue;
           const float* const factor = factor_floats_.data() + i * in_;
           float* const error = errors.data() + (i - begin) * width_;
           for (int64_t o = 0; o < width_; ++o) {
@@ -328,7 +284,7 @@ class Quantizer {
             for (int64_t o = 0; o < width_; ++o) later[o] += factor[j] * error[o];
           }
         }
-        if (end == in_) break;
+        if (end == in_ || !options_.feedback) continue;
         SgemmTN(in_ - end, width_, end - begin, factor_floats_.data() + begin * in_ + end, in_,
                 errors.data(), width_, 1.0f, columns + end * width_, width_);
       }
@@ -336,7 +292,7 @@ class Quantizer {
   }
 
   void Descend() {
-    const Books books = MakeBooks();
+    const std::vector<VectorChoice> choices = Choices();
     pool_.ParallelForDynamic(num_chunks_, [&](int64_t chunk) {
       const float* const targets = targets_.data() + chunk * chunk_size();
       float* const values = values_.data() + chunk * chunk_size();
@@ -356,8 +312,7 @@ class Quantizer {
             before[o] = value[o];
             target[o] = value[o] - slope[o] / hessian[i];
           }
-          const int64_t vector = (chunk * in_ + i) * rows_;
-          Choose(books, target.data(), true, indices_.data() + vector, residuals_at(vector), value);
+          Choose(choices, chunk, i, target.data(), true, value);
           for (int64_t o = 0; o < width_; ++o) {
             before[o] = value[o] - before[o];
             errors[i * width_ + o] += before[o];
@@ -380,17 +335,18 @@ class Quantizer {
       std::vector<float> x(static_cast<size_t>(chunk_size())), product(x.size());
       for (int64_t i = 0; i < in_; ++i) {
         // What the column's offset is beside its scaled weights.
-        const int64_t column = order_[i];
-        const float shift = of_errors ? 0.0f : offset_[column] / scale_[column];
+        const int64_t column = columns_->order[i];
+        const float shift = of_errors ? 0.0f : columns_->offset[column] / columns_->scale[column];
         const int64_t count = std::min(width_, out_ - chunk * width_);
         for (int64_t o = 0; o < count; ++o) {
           const int64_t at = i * width_ + o;
           x[at] = of_errors ? values[at] - targets[at] : targets[at] + shift;
         }
       }
-      if (options_.recipe == VptqRecipe::kPublished) {  // its Hessian is not that of scaled columns
+      if (!scaled_) {  // the Hessian is not that of scaled columns
         for (int64_t i = 0; i < in_; ++i) {
-          for (int64_t o = 0; o < width_; ++o) x[i * width_ + o] *= scale_[order_[i]];
+          for (int64_t o = 0; o < width_; ++o)
+            x[i * width_ + o] *= columns_->scale[columns_->order[i]];
         }
       }
       SgemmNN(in_, width_, in_, hessian_floats_.data(), in_, x.data(), width_, 0.0f, product.data(),
@@ -408,73 +364,82 @@ class Quantizer {
   void Store() {
     codes_.out_features = out_;
     codes_.in_features = in_;
-    codes_.length = length_;
+    codes_.length = options_.length;
     codes_.index_bits = options_.index_bits;
     codes_.has_residual = options_.residual;
     codes_.residual_bits = options_.residual ? options_.residual_bits : 0;
-    const int64_t all_rows = codes_.num_rows();
-    codes_.indices.resize(static_cast<size_t>(all_rows * in_));
+    codes_.num_groups = options_.num_groups;
+    const int64_t outliers = codes_.outlier_size;
+    const int64_t rest = in_ - outliers;
+    codes_.indices.resize(static_cast<size_t>(codes_.num_rows() * rest));
     if (options_.residual) codes_.residuals.resize(codes_.indices.size());
-    for (int64_t row = 0; row < all_rows; ++row) {
-      for (int64_t i = 0; i < in_; ++i) {
-        const int64_t from = (row / rows_ * in_ + i) * rows_ + row % rows_;
-        codes_.indices[row * in_ + order_[i]] = indices_[from];
-        if (options_.residual) codes_.residuals[row * in_ + order_[i]] = residuals_[from];
+    if (outliers > 0) {
+      codes_.outlier_length = options_.outlier_length;
+      codes_.outlier_bits = options_.outlier_bits;
+      codes_.outlier_indices.resize(static_cast<size_t>(codes_.num_outlier_rows() * outliers));
+    }
+    bool moved = false;
+    for (int64_t p = 0; p < in_; ++p) {
+      const int64_t i = stored_[p];
+      const bool outlier = p < outliers;
+      moved = moved || columns_->order[i] != p;
+      const int64_t rows = width_ / books_[book_of_[i]].length;
+      const int64_t all_rows = outlier ? codes_.num_outlier_rows() : codes_.num_rows();
+      for (int64_t row = 0; row < all_rows; ++row) {
+        const int64_t from = first_index(row / rows, i) + row % rows;
+        if (outlier) {
+          codes_.outlier_indices[row * outliers + p] = indices_[from];
+          continue;
+        }
+        codes_.indices[row * rest + p - outliers] = indices_[from];
+        if (options_.residual) codes_.residuals[row * rest + p - outliers] = residuals_[from];
       }
     }
+    for (int64_t p = 0; p < in_ && moved; ++p) {
+      codes_.order.push_back(static_cast<int32_t>(columns_->order[stored_[p]]));
+    }
+    const auto append = [](const std::vector<float>& book, std::vector<float>& to) {
+      to.insert(to.end(), book.begin(), book.end());
+    };
+    for (int g = 0; g < options_.num_groups; ++g) {
+      append(books_[g].centroids, codes_.centroids);
+      append(books_[g].residual_centroids, codes_.residual_centroids);
+    }
+    if (outliers > 0) codes_.outlier_centroids = books_.back().centroids;
     if (!options_.norm) return;
-    codes_.scale = scale_;
-    codes_.offset = offset_;
+    codes_.scale = columns_->scale;
+    codes_.offset = columns_->offset;
   }
 
   const VptqProblem& problem_;
   const VptqOptions& options_;
   ThreadPool& pool_;
+  const bool best_, scaled_;
   const int64_t in_, out_;
-  const int length_;
-  const int64_t rows_;   // vectors of a chunk's column
+  const int64_t step_;   // whole vectors of each book
   const int64_t width_;  // outputs of a chunk
   const int64_t num_chunks_;
-  bool with_residual_ = false;
-  std::vector<float> scale_, offset_;  // by column
-  std::vector<int64_t> order_;         // column of a position
-  std::vector<double> hessian_, factor_;
+  int64_t stride_ = 0;  // indices of a chunk's column
+  const VptqColumns* columns_;
+  std::vector<int64_t> stored_;   // place of a stored position
+  std::vector<Book> books_;       // of groups, then of outliers
+  std::vector<int64_t> book_of_;  // by place
   std::vector<float> hessian_floats_, factor_floats_;
   std::vector<float> targets_, moved_, values_;
-  std::vector<int32_t> indices_, residuals_;  // [num_chunks, in, rows]
+  std::vector<int32_t> indices_, residuals_;  // [num_chunks, in, stride]
   VptqCodes codes_;
 };
 
 }  // namespace
 
-std::vector<float> Dequantize(const VptqCodes& codes) {
-  const int64_t in = codes.in_features;
-  std::vector<float> weights(static_cast<size_t>(codes.out_features * in));
-  for (int64_t o = 0; o < codes.out_features; ++o) {
-    const int64_t row = o / codes.length * in;
-    const int64_t element = o % codes.length;
-    for (int64_t i = 0; i < in; ++i) {
-      float value = codes.centroids[int64_t{codes.indices[row + i]} * codes.length + element];
-      if (codes.has_residual) {
-        value +=
-            codes.residual_centroids[int64_t{codes.residuals[row + i]} * codes.length + element];
-      }
-      if (!codes.scale.empty()) value = value * codes.scale[i];
-      if (!codes.offset.empty()) value = value + codes.offset[i];
-      weights[o * in + i] = value;
-    }
-  }
-  return weights;
-}
-
 absl::StatusOr<VptqResult> Vptq(const VptqProblem& problem, const VptqOptions& options,
-                                ThreadPool& pool) {
+                                ThreadPool& pool, const VptqColumns* columns) {
   TW_CHECK(problem.out_features > 0 && problem.in_features > 0 && options.length > 0);
   TW_CHECK_EQ(static_cast<int64_t>(problem.weights.size()),
               problem.out_features * problem.in_features);
   TW_CHECK_EQ(static_cast<int64_t>(problem.hessian.size()),
               problem.in_features * problem.in_features);
-  return Quantizer(problem, options, pool).Run();
+  return Quantizer(problem, options, pool, columns).Run();
 }
 
 }  // namespace thinwire

@@ -3,34 +3,13 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/core/thread_pool.h"
+#include "runtime/quant/vptq_codes.h"
 
 namespace thinwire {
-
-// w[o, i] = scale[i] * (C[index] + R[residual index])[o mod length] + offset[i] of vector row
-// o / length.
-struct VptqCodes {
-  int64_t out_features = 0;
-  int64_t in_features = 0;
-  int length = 0;
-  int index_bits = 0;
-  bool has_residual = false;
-  int residual_bits = 0;
-  std::vector<int32_t> indices;    // [ceil(out / length), in]
-  std::vector<int32_t> residuals;  // the same, or empty
-  std::vector<float> centroids;    // [2^index_bits, length], fp16 values
-  std::vector<float> residual_centroids;
-  std::vector<float> scale, offset;  // [in], fp16 values; empty without norm
-
-  int64_t num_rows() const { return (out_features + length - 1) / length; }
-};
-
-// The codes' values, [out, in]: each operation rounded to fp32.
-std::vector<float> Dequantize(const VptqCodes& codes);
 
 enum class VptqRecipe {
   kBest,
@@ -45,8 +24,21 @@ struct VptqOptions {
   int index_bits = 8;
   bool residual = false;
   int residual_bits = 0;
+  // Runs of columns with codebooks of their own: in the matrix' order, so that tensor-parallel
+  // blocks need only their groups' (kPublished: in order of importance).
+  int num_groups = 1;
+  // Columns that matter most, by the diagonal of the Hessian of scaled columns, with vectors of
+  // outlier_length from a codebook of their own: ceil(percent of all), and as many more as make
+  // the others equal groups.
+  int outlier_percent = 0;
+  int outlier_length = 0;
+  int outlier_bits = 0;
   bool norm = true;  // each column less its mean, over its deviation; else as it is
   VptqRecipe recipe = VptqRecipe::kBest;
+  // What kBest is without: whether the Hessian is that of scaled columns, and whether errors of a
+  // column are made up for by those behind it. For comparison.
+  bool scaled_hessian = true;
+  bool feedback = true;
   int kmeans_iterations = 25;
   // Books fitted again to the columns as error feedback has moved them, each weighted by what is
   // left of its Hessian when later columns make up.
@@ -66,6 +58,8 @@ struct VptqProblem {
   absl::Span<const double> hessian;  // [in, in], symmetric; its scale does not matter
 };
 
+struct VptqColumns;
+
 struct VptqResult {
   VptqCodes codes;
   double relative_error = 0.0;  // tr(E H E^T) / tr(W H W^T)
@@ -74,7 +68,8 @@ struct VptqResult {
 // The same bits for a seed with any number of threads. InvalidArgument: NaN or infinity in the
 // weights, or columns that fp16 cannot scale (row or column named). FailedPrecondition: a Hessian
 // that no damping makes positive definite.
+// `columns`: PrepareColumns' of the same problem and options, where they are known already.
 absl::StatusOr<VptqResult> Vptq(const VptqProblem& problem, const VptqOptions& options,
-                                ThreadPool& pool);
+                                ThreadPool& pool, const VptqColumns* columns = nullptr);
 
 }  // namespace thinwire

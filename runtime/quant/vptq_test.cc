@@ -1,6 +1,8 @@
 #include "runtime/quant/vptq.h"
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -85,6 +87,57 @@ TEST(VptqTest, TheErrorItReportsIsThatOfItsCodes) {
   }
 }
 
+TEST(VptqTest, GroupsAndOutliersHaveBooksOfTheirOwn) {
+  const Problem problem(70, 50, 6);  // 7 percent are 4 columns, and 2 more for 4 equal groups
+  for (const VptqRecipe recipe : {VptqRecipe::kBest, VptqRecipe::kPublished}) {
+    const VptqResult result = problem.Solve({.length = 6,
+                                             .index_bits = 4,
+                                             .residual = true,
+                                             .residual_bits = 2,
+                                             .num_groups = 4,
+                                             .outlier_percent = 7,
+                                             .outlier_length = 4,
+                                             .outlier_bits = 7,
+                                             .recipe = recipe});
+    const VptqCodes& codes = result.codes;
+    EXPECT_EQ(codes.outlier_size, 6);
+    EXPECT_EQ(codes.group_size(), 11);
+    EXPECT_EQ(codes.indices.size(), 12u * 44);
+    EXPECT_EQ(codes.outlier_indices.size(), 18u * 6);
+    EXPECT_EQ(codes.centroids.size(), 4u * 16 * 6);
+    EXPECT_EQ(codes.residual_centroids.size(), 4u * 4 * 6);
+    EXPECT_EQ(codes.outlier_centroids.size(), 128u * 4);
+    EXPECT_THAT(codes.order, ::testing::UnorderedElementsAreArray([] {
+                  std::vector<int32_t> all(50);
+                  std::iota(all.begin(), all.end(), 0);
+                  return all;
+                }()));
+    if (recipe == VptqRecipe::kBest) {  // the loud ones are outliers, the others where they were
+      for (const int32_t loud : {3, 20, 37}) {
+        EXPECT_THAT(std::vector<int32_t>(codes.order.begin(), codes.order.begin() + 6),
+                    ::testing::Contains(loud));
+      }
+      EXPECT_TRUE(std::is_sorted(codes.order.begin() + 6, codes.order.end()));
+    }
+    EXPECT_NEAR(result.relative_error, problem.Error(codes), 1e-3 * result.relative_error);
+  }
+}
+
+TEST(VptqTest, MoreBooksLowerTheError) {
+  const Problem problem(128, 96, 7);
+  const VptqOptions plain = {.length = 4, .index_bits = 4};
+  VptqOptions groups = plain, outliers = plain;
+  groups.num_groups = 4;
+  outliers.outlier_percent = 6;
+  outliers.outlier_length = 2;
+  outliers.outlier_bits = 8;
+  const double error = problem.Solve(plain).relative_error;
+  EXPECT_TRUE(problem.Solve(plain).codes.order.empty());
+  EXPECT_TRUE(problem.Solve(groups).codes.order.empty());
+  EXPECT_LT(problem.Solve(groups).relative_error, 0.95 * error);
+  EXPECT_LT(problem.Solve(outliers).relative_error, 0.7 * error);
+}
+
 TEST(VptqTest, EachStepLowersTheError) {
   const Problem problem(128, 96, 2);
   const VptqOptions plain = {
@@ -102,7 +155,11 @@ TEST(VptqTest, EachStepLowersTheError) {
     options.residual = true;
     options.residual_bits = 4;
   });
+  const double unscaled = error([](VptqOptions& options) { options.scaled_hessian = false; });
+  const double open = error([](VptqOptions& options) { options.feedback = false; });
   EXPECT_LT(once, 0.9 * published);
+  EXPECT_LT(once, unscaled);
+  EXPECT_LT(once, 0.9 * open);
   EXPECT_LT(swept, once);
   EXPECT_LT(more, 0.7 * once);
 }
@@ -138,6 +195,12 @@ TEST(VptqTest, WhatCannotBeQuantisedIsNamed) {
       Vptq({8, 4, problem.weights, problem.hessian}, {.length = 4, .index_bits = 1}, pool).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("output 2, input 1"));
+  problem.weights[2 * 4 + 1] = 0.0f;
+  const auto unequal = Vptq({8, 4, problem.weights, problem.hessian},
+                            {.length = 4, .index_bits = 1, .num_groups = 3}, pool)
+                           .status();
+  EXPECT_EQ(unequal.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(unequal.message()), HasSubstr("3 equal groups, found 4"));
 }
 
 TEST(VectorKMeansTest, FindsClustersThatAreThere) {

@@ -81,6 +81,12 @@ std::vector<double> ColumnSquares(const std::vector<const DenseLinear*>& readers
   return squares;
 }
 
+absl::string_view RoleWord(LinearRole role) {
+  constexpr std::array<absl::string_view, kLinearRoles.size()> kWords = {"q",    "k",  "v",   "out",
+                                                                         "gate", "up", "down"};
+  return kWords[static_cast<size_t>(role)];
+}
+
 QuantSite InputSite(LinearRole role) {
   switch (role) {
     case LinearRole::kQ:

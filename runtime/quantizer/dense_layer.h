@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/model_config.h"
@@ -38,6 +39,9 @@ enum class LinearRole { kQ, kK, kV, kOut, kGate, kUp, kDown };
 inline constexpr std::array<LinearRole, 7> kLinearRoles = {
     LinearRole::kQ,    LinearRole::kK,  LinearRole::kV,   LinearRole::kOut,
     LinearRole::kGate, LinearRole::kUp, LinearRole::kDown};
+
+// "q", "k", "v", "out", "gate", "up", "down".
+absl::string_view RoleWord(LinearRole role);
 
 // The site that a projection reads.
 QuantSite InputSite(LinearRole role);

@@ -13,13 +13,10 @@
 #include "runtime/quant/asymmetric_target.h"
 #include "runtime/quant/cholesky.h"
 #include "runtime/quant/gptq.h"
-#include "runtime/quant/second_moments.h"
 #include "runtime/quant/vptq.h"
-#include "runtime/quantizer/channel_stats.h"
 #include "runtime/quantizer/folds.h"
 #include "runtime/quantizer/kv_grids.h"
 #include "runtime/quantizer/ordered_linear.h"
-#include "runtime/quantizer/rank_exchange.h"
 #include "runtime/quantizer/site_grids.h"
 
 namespace thinwire {
@@ -35,10 +32,6 @@ constexpr double kDamping = 0.01;
 constexpr double kTargetDamping = 0.03;
 // How often a Hessian that is not positive definite is damped ten times more.
 constexpr int kDampingRetries = 4;
-
-absl::Status AtSite(const absl::Status& status, QuantSite site) {
-  return status.ok() ? status : Annotate(status, absl::StrCat("activations of ", SiteName(site)));
-}
 
 absl::StatusOr<std::vector<double>> DampedFactor(const std::vector<double>& hessian, int64_t width,
                                                  double damping) {
@@ -62,7 +55,8 @@ struct LayerQuantizer::Work {
   LayerWeights current_weights;
   SiteRoundings roundings;  // of the sites done so far
   // Activations of the layer as it came, where folds have changed them.
-  std::array<std::optional<ChannelStats>, kQuantSites.size()> original;
+  AllSiteStats original;
+  LayerShapes shapes;
   LayerResult result;
 
   // Puts down what `site` was coded for.
@@ -70,6 +64,8 @@ struct LayerQuantizer::Work {
     const std::optional<ChannelStats>& before = original[static_cast<size_t>(site)];
     RecordRanges(stats, before.has_value() ? *before : stats, result.codes.at(site));
   }
+
+  LayerRun Run() const { return {&current_weights, &roundings, input_stream}; }
 
   absl::Status Refresh() {
     TW_ASSIGN_OR_RETURN(current_weights, ToLayerWeights(current));
@@ -81,33 +77,18 @@ absl::Status LayerQuantizer::Fold(Work& work) {
   const ResidualStream& target = *work.target_stream;
   DenseLayer& layer = work.current;
   TW_ASSIGN_OR_RETURN(const LayerWeights weights, ToLayerWeights(layer));
-  std::array<std::optional<ChannelStats>, kQuantSites.size()>& stats = work.original;
   // Vectors have no steps that clusters would share.
   const bool vectors = options_.scheme.weight_format() == WeightFormat::kVptq;
   const int step_bits = vectors ? 16 : SiteBits(options_.scheme, QuantSite::kDownIn);
-  const int64_t num_rows = target.num_windows * target.seqlen * world_.size();
-  std::array<LaneSum<ChannelStats>, kQuantSites.size()> sums;
+  std::vector<CalibrationSums::SiteQuery> queries;
+  for (const QuantSite site : kQuantSites) {
+    const bool sampled = step_bits < 8 && (site == QuantSite::kOutIn || site == QuantSite::kDownIn);
+    queries.push_back(
+        {.site = site, .sample_stride = sampled ? sums_.SampleStride(target, kSamples) : 0});
+  }
   const SiteRoundings none;
-  for (const Range& lane : Lanes(target)) {
-    std::vector<ChannelStats> parts;
-    for (const QuantSite site : kQuantSites) {
-      const bool sampled =
-          step_bits < 8 && (site == QuantSite::kOutIn || site == QuantSite::kDownIn);
-      parts.emplace_back(SiteWidth(config_, site),
-                         sampled ? std::max<int64_t>(1, num_rows / kSamples) : 0);
-    }
-    for (int64_t w = lane.begin; w < lane.end; ++w) {
-      TW_RETURN_IF_ERROR(pass_.Visit(weights, none, target.window(w), QuantSite::kDownIn,
-                                     [&](QuantSite site, ConstTensorView x) {
-                                       return AtSite(parts[static_cast<size_t>(site)].Add(x), site);
-                                     }));
-    }
-    for (size_t site = 0; site < parts.size(); ++site) sums[site].Add(std::move(parts[site]));
-  }
-  for (size_t site = 0; site < stats.size(); ++site) {
-    stats[site] = sums[site].Take();
-    TW_RETURN_IF_ERROR(stats[site]->MergeOverRanks(world_, pass_.stream()));
-  }
+  AllSiteStats& stats = work.original;
+  TW_ASSIGN_OR_RETURN(stats, sums_.Stats({&weights, &none, &target}, queries));
   const auto of = [&](QuantSite site) { return &*stats[static_cast<size_t>(site)]; };
   FoldLayer(config_,
             {.qkv_in = of(QuantSite::kQkvIn),
@@ -117,18 +98,22 @@ absl::Status LayerQuantizer::Fold(Work& work) {
              .down_in = of(QuantSite::kDownIn),
              .step_bits = step_bits},
             layer, pool_);
-  if (vectors) EqualizeRows(config_, layer);
+  if (vectors && options_.vptq != VptqVariant::kNoEqualizing) EqualizeRows(config_, layer);
   return absl::OkStatus();
 }
 
 absl::StatusOr<LayerResult> LayerQuantizer::Quantize(const DenseLayer& dense,
                                                      const ResidualStream& target,
-                                                     const ResidualStream& input) {
+                                                     const ResidualStream& input,
+                                                     const LayerShapes* shapes) {
   Work work;
+  work.shapes.fill(options_.scheme.vptq);
+  if (shapes != nullptr) work.shapes = *shapes;
   work.target_stream = &target;
   work.input_stream = &input;
   work.current = dense;
-  if (options_.scheme.weight_format() != WeightFormat::kDense && !options_.published_vptq) {
+  if (options_.scheme.weight_format() != WeightFormat::kDense &&
+      options_.vptq != VptqVariant::kReference) {
     TW_RETURN_IF_ERROR(Fold(work));
   }
   TW_ASSIGN_OR_RETURN(work.target, ToLayerWeights(work.current));
@@ -148,17 +133,12 @@ absl::StatusOr<LayerResult> LayerQuantizer::Quantize(const DenseLayer& dense,
 
 absl::Status LayerQuantizer::ChooseSiteCodes(QuantSite site, Work& work) {
   const int bits = SiteBits(options_.scheme, site);
-  const int64_t num_rows = work.input_stream->num_windows * work.input_stream->seqlen;
-  ChannelStats stats(SiteWidth(config_, site),
-                     std::max<int64_t>(1, num_rows * world_.size() / kSamples));
-  for (int64_t w = 0; w < work.input_stream->num_windows; ++w) {
-    TW_RETURN_IF_ERROR(
-        pass_.Visit(work.current_weights, work.roundings, work.input_stream->window(w), site,
-                    [&](QuantSite seen, ConstTensorView x) {
-                      return seen == site ? AtSite(stats.Add(x), site) : absl::OkStatus();
-                    }));
-  }
-  TW_RETURN_IF_ERROR(stats.MergeOverRanks(world_, pass_.stream()));
+  TW_ASSIGN_OR_RETURN(
+      const AllSiteStats all,
+      sums_.Stats(
+          work.Run(),
+          {{.site = site, .sample_stride = sums_.SampleStride(*work.input_stream, kSamples)}}));
+  const ChannelStats& stats = *all[static_cast<size_t>(site)];
   std::vector<const DenseLinear*> readers;
   for (const LinearRole role : kLinearRoles) {
     if (InputSite(role) == site && !work.current.at(role).empty()) {
@@ -196,46 +176,35 @@ absl::Status LayerQuantizer::QuantizeKv(Work& work) {
   const int kv_bits = SiteBits(options_.scheme, QuantSite::kK);
   const int q_bits = SiteBits(options_.scheme, QuantSite::kQ);
   if (kv_bits >= 16 && q_bits >= 16) return absl::OkStatus();
-  const int64_t num_rows = work.input_stream->num_windows * work.input_stream->seqlen;
-  const int64_t stride = std::max<int64_t>(1, num_rows * world_.size() / kSamples);
-  std::array<std::optional<ChannelStats>, 3> stats;
-  const auto index = [](QuantSite site) {
-    return site == QuantSite::kQ ? 0 : site == QuantSite::kK ? 1 : 2;
-  };
-  for (const QuantSite site : {QuantSite::kQ, QuantSite::kK, QuantSite::kV}) {
-    stats[index(site)].emplace(SiteWidth(config_, site), stride);
-  }
-  for (int64_t w = 0; w < work.input_stream->num_windows; ++w) {
-    TW_RETURN_IF_ERROR(pass_.Visit(
-        work.current_weights, work.roundings, work.input_stream->window(w), QuantSite::kV,
-        [&](QuantSite site, ConstTensorView x) {
-          if (site == QuantSite::kQkvIn) return absl::OkStatus();
-          // A first token's K and V are kept as they are.
-          const int64_t first = site != QuantSite::kQ && options_.first_token_exact ? 1 : 0;
-          return AtSite(stats[index(site)]->Add(x, first), site);
-        }));
-  }
-  for (auto& site : stats) TW_RETURN_IF_ERROR(site->MergeOverRanks(world_, pass_.stream()));
+  const int64_t stride = sums_.SampleStride(*work.input_stream, kSamples);
+  // A first token's K and V are kept as they are.
+  const int64_t first = options_.first_token_exact ? 1 : 0;
+  TW_ASSIGN_OR_RETURN(
+      const AllSiteStats all,
+      sums_.Stats(work.Run(), {{.site = QuantSite::kQ, .sample_stride = stride},
+                               {.site = QuantSite::kK, .sample_stride = stride, .first = first},
+                               {.site = QuantSite::kV, .sample_stride = stride, .first = first}}));
+  const auto of = [&](QuantSite site) { return &*all[static_cast<size_t>(site)]; };
   LayerCodes& codes = work.result.codes;
   if (q_bits < 16) {
     TW_ASSIGN_OR_RETURN(codes.at(QuantSite::kQ),
-                        ChooseChannelGrids(*stats[0], config_.head_dim, q_bits, pool_));
-    work.Record(QuantSite::kQ, *stats[0]);
+                        ChooseChannelGrids(*of(QuantSite::kQ), config_.head_dim, q_bits, pool_));
+    work.Record(QuantSite::kQ, *of(QuantSite::kQ));
     work.roundings.Set(QuantSite::kQ, SiteRounding(codes.at(QuantSite::kQ), false));
   }
   if (kv_bits < 16) {
     TW_RETURN_IF_ERROR(ChooseKvGrids(
         {.config = &config_,
-         .q = &*stats[0],
-         .k = &*stats[1],
-         .v = &*stats[2],
+         .q = of(QuantSite::kQ),
+         .k = of(QuantSite::kK),
+         .v = of(QuantSite::kV),
          .out = &work.current.at(LinearRole::kOut),
          .bits = kv_bits,
          .measure_loss = [&](QuantSite site,
                              const SiteCodes& tried) { return MeasureKvLoss(site, tried, work); }},
         pool_, codes));
     for (const QuantSite site : {QuantSite::kK, QuantSite::kV}) {
-      work.Record(site, *stats[index(site)]);
+      work.Record(site, *of(site));
       work.roundings.Set(site, SiteRounding(codes.at(site), options_.first_token_exact));
     }
   }
@@ -250,37 +219,39 @@ absl::StatusOr<std::vector<double>> LayerQuantizer::MeasureKvLoss(QuantSite site
   const int64_t group = config_.num_heads / config_.num_kv_heads;
   const DenseLinear& out = work.current.at(LinearRole::kOut);
   const int64_t seqlen = work.input_stream->seqlen;
-  std::vector<double> losses(config_.num_kv_heads, 0.0);
   std::vector<float> exact(seqlen * width), coded(seqlen * width);
   std::vector<float> moved(seqlen * out.out_features);
   SiteRoundings roundings = work.roundings;
   roundings.Set(site, SiteRounding(codes, options_.first_token_exact));
-  const int64_t num_windows = work.input_stream->num_windows;
-  const int64_t step = std::max<int64_t>(1, num_windows * world_.size() / kLossWindows);
-  for (int64_t w = 0; w < num_windows; w += step) {
-    for (const bool with_codes : {false, true}) {
-      std::vector<float>& rows = with_codes ? coded : exact;
-      TW_RETURN_IF_ERROR(pass_.Visit(
-          work.current_weights, with_codes ? roundings : work.roundings,
-          work.input_stream->window(w), QuantSite::kOutIn, [&](QuantSite seen, ConstTensorView x) {
-            if (seen != QuantSite::kOutIn) return absl::OkStatus();
-            for (int64_t t = 0; t < seqlen; ++t) {
-              std::copy_n(x.data<float>() + t * x.row_stride(), width, rows.begin() + t * width);
-            }
-            return absl::OkStatus();
-          }));
+  const ResidualStream& stream = *work.input_stream;
+  const int64_t step = std::max<int64_t>(1, sums_.TotalWindows(stream) / kLossWindows);
+  const auto run = [&](const SiteRoundings& with, int64_t w, std::vector<float>& rows) {
+    return pass_.Visit(work.current_weights, with, stream.window(w), QuantSite::kOutIn,
+                       [&](QuantSite seen, ConstTensorView x) {
+                         if (seen != QuantSite::kOutIn) return absl::OkStatus();
+                         for (int64_t t = 0; t < seqlen; ++t) {
+                           std::copy_n(x.data<float>() + t * x.row_stride(), width,
+                                       rows.begin() + t * width);
+                         }
+                         return absl::OkStatus();
+                       });
+  };
+  const auto add = [&](Range windows, absl::Span<double> losses) -> absl::Status {
+    for (int64_t w = windows.begin; w < windows.end; w += step) {
+      TW_RETURN_IF_ERROR(run(work.roundings, w, exact));
+      TW_RETURN_IF_ERROR(run(roundings, w, coded));
+      for (size_t i = 0; i < coded.size(); ++i) coded[i] -= exact[i];
+      for (int64_t h = 0; h < config_.num_heads; ++h) {
+        SgemmNT(seqlen, out.out_features, head_dim, coded.data() + h * head_dim, width,
+                out.weight.data() + h * head_dim, width, 0.0f, moved.data(), out.out_features);
+        double loss = 0.0;
+        for (const float value : moved) loss += double{value} * double{value};
+        losses[h / group] += loss;
+      }
     }
-    for (size_t i = 0; i < coded.size(); ++i) coded[i] -= exact[i];
-    for (int64_t h = 0; h < config_.num_heads; ++h) {
-      SgemmNT(seqlen, out.out_features, head_dim, coded.data() + h * head_dim, width,
-              out.weight.data() + h * head_dim, width, 0.0f, moved.data(), out.out_features);
-      double loss = 0.0;
-      for (const float value : moved) loss += double{value} * double{value};
-      losses[h / group] += loss;
-    }
-  }
-  TW_RETURN_IF_ERROR(SumOverRanks(absl::MakeSpan(losses), world_, pass_.stream()));
-  return losses;
+    return absl::OkStatus();
+  };
+  return sums_.Sum(stream, config_.num_kv_heads, add);
 }
 
 absl::Status LayerQuantizer::QuantizeSite(QuantSite site, Work& work) {
@@ -290,36 +261,9 @@ absl::Status LayerQuantizer::QuantizeSite(QuantSite site, Work& work) {
   if (!weights && !coded) return absl::OkStatus();
   if (ordered || coded) TW_RETURN_IF_ERROR(ChooseSiteCodes(site, work));
   if (!weights) return absl::OkStatus();
-  const int64_t width = SiteWidth(config_, site);
-  LaneSum<SecondMoments> sums;
-  const int64_t seqlen = work.input_stream->seqlen;
-  std::vector<float> x(seqlen * width), y(seqlen * width);
   const SiteRoundings none;
-  const auto copy_rows = [&](ConstTensorView from, std::vector<float>& to) {
-    for (int64_t t = 0; t < seqlen; ++t) {
-      std::copy_n(from.data<float>() + t * from.row_stride(), width, to.begin() + t * width);
-    }
-    return absl::OkStatus();
-  };
-  for (const Range& lane : Lanes(*work.input_stream)) {
-    SecondMoments part(width, /*with_target=*/true);
-    for (int64_t w = lane.begin; w < lane.end; ++w) {
-      TW_RETURN_IF_ERROR(pass_.Visit(work.target, none, work.target_stream->window(w), site,
-                                     [&](QuantSite seen, ConstTensorView rows) {
-                                       return seen == site ? copy_rows(rows, y) : absl::OkStatus();
-                                     }));
-      TW_RETURN_IF_ERROR(pass_.Visit(work.current_weights, work.roundings,
-                                     work.input_stream->window(w), site,
-                                     [&](QuantSite seen, ConstTensorView rows) {
-                                       return seen == site ? copy_rows(rows, x) : absl::OkStatus();
-                                     }));
-      work.roundings.at(site).Apply(TensorView(x.data(), DType::kF32, {seqlen, width}));
-      TW_RETURN_IF_ERROR(AtSite(part.Add(x.data(), width, y.data(), width, seqlen, pool_), site));
-    }
-    sums.Add(std::move(part));
-  }
-  SecondMoments moments = sums.Take();
-  TW_RETURN_IF_ERROR(SumOverRanks(moments.mutable_sums(), world_, pass_.stream()));
+  const LayerRun target = {&work.target, &none, work.target_stream};
+  TW_ASSIGN_OR_RETURN(const SecondMoments moments, sums_.Moments(site, work.Run(), &target));
   for (const LinearRole role : kLinearRoles) {
     if (InputSite(role) == site && !work.current.at(role).empty()) {
       TW_RETURN_IF_ERROR(ordered ? QuantizeLinear(role, moments, work)
@@ -333,7 +277,7 @@ absl::Status LayerQuantizer::QuantizeVectors(LinearRole role, const SecondMoment
                                              Work& work) {
   DenseLinear& linear = work.current.at(role);
   const int64_t width = linear.in_features;
-  const bool ours = !options_.published_vptq;
+  const bool ours = options_.vptq != VptqVariant::kReference;
   // With a bias to take up the means, only deviations from them count.
   const bool centred = ours && !linear.bias.empty();
   const std::vector<double> hessian = moments.Hessian(centred);
@@ -344,32 +288,20 @@ absl::Status LayerQuantizer::QuantizeVectors(LinearRole role, const SecondMoment
     target = AsymmetricTarget(linear.out_features, width, linear.weight,
                               moments.TargetShift(centred), factor, /*strength=*/1.0, pool_);
   }
-  const VptqShape& shape = options_.scheme.vptq;
-  TW_ASSIGN_OR_RETURN(
-      VptqResult result,
-      Vptq({.out_features = linear.out_features,
-            .in_features = width,
-            .weights = target,
-            .hessian = hessian},
-           {.length = shape.length,
-            .index_bits = shape.index_bits,
-            .residual = shape.residual,
-            .residual_bits = shape.residual_bits,
-            .recipe = ours ? VptqRecipe::kBest : VptqRecipe::kPublished,
-            .seed = options_.seed * kLinearRoles.size() + static_cast<uint64_t>(role)},
-           pool_));
-  const std::vector<float> weights = Dequantize(result.codes);
-  if (centred) {
-    const std::vector<double> mean = moments.Mean();
-    for (int64_t o = 0; o < linear.out_features; ++o) {
-      double sum = linear.bias[o];
-      for (int64_t i = 0; i < width; ++i) {
-        sum += (double{linear.weight[o * width + i]} - double{weights[o * width + i]}) * mean[i];
-      }
-      linear.bias[o] = static_cast<float>(sum);
-    }
-  }
-  linear.weight = weights;
+  VptqOptions vptq = VptqOptionsOf(work.shapes[static_cast<size_t>(role)]);
+  vptq.recipe = ours ? VptqRecipe::kBest : VptqRecipe::kPublished;
+  vptq.scaled_hessian = options_.vptq != VptqVariant::kNoScaling;
+  vptq.feedback = options_.vptq != VptqVariant::kNoFeedback;
+  if (!vptq.feedback) vptq.sweeps = 0;
+  vptq.seed = options_.seed * kLinearRoles.size() + static_cast<uint64_t>(role);
+  auto made = Vptq({.out_features = linear.out_features,
+                    .in_features = width,
+                    .weights = target,
+                    .hessian = hessian},
+                   vptq, pool_);
+  if (!made.ok()) return Annotate(made.status(), RoleWord(role));
+  VptqResult& result = *made;
+  SetWeights(Dequantize(result.codes), centred ? moments.Mean() : std::vector<double>(), linear);
   work.result.errors[static_cast<size_t>(role)] = result.relative_error;
   work.result.vector(role) = std::move(result.codes);
   return absl::OkStatus();

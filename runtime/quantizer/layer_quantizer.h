@@ -9,12 +9,23 @@
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/quant_scheme.h"
 #include "runtime/quant/second_moments.h"
+#include "runtime/quantizer/calibration_sums.h"
 #include "runtime/quantizer/dense_layer.h"
-#include "runtime/quantizer/lane_sum.h"
 #include "runtime/quantizer/layer_pass.h"
 #include "runtime/quantizer/layer_result.h"
+#include "runtime/quantizer/layer_shapes.h"
 
 namespace thinwire {
+
+// How vectors are chosen.
+enum class VptqVariant {
+  kDefault,
+  kReference,  // as the published tool does, on the layer as it came
+  // The default without a step: the Hessian of scaled columns, rows that are alike, feedback.
+  kNoScaling,
+  kNoEqualizing,
+  kNoFeedback,
+};
 
 struct LayerQuantizerOptions {
   QuantScheme scheme;
@@ -22,8 +33,7 @@ struct LayerQuantizerOptions {
   bool act_order = true;     // whether channels are put in order of their importance
   int tp = 0;                // see RptqFile::tp
   bool first_token_exact = true;
-  // Vectors as the published tool chooses them, on the layer as it came.
-  bool published_vptq = false;
+  VptqVariant vptq = VptqVariant::kDefault;
   uint64_t seed = 0;
   int64_t num_windows = 0;  // of all ranks, where there are several
 };
@@ -34,22 +44,22 @@ class LayerQuantizer {
  public:
   LayerQuantizer(const LayerQuantizerOptions& options, const ModelConfig* config, LayerPass* pass,
                  Communicator* world, ThreadPool* pool)
-      : options_(options), config_(*config), pass_(*pass), world_(*world), pool_(*pool) {}
+      : options_(options),
+        config_(*config),
+        pass_(*pass),
+        pool_(*pool),
+        sums_(config, pass, world, pool, options.num_windows) {}
 
   // `target`: the residual that enters the layer in the model as it came; `input`: in the model
   // whose layers so far are quantised. InvalidArgument names the site of activations that are NaN
-  // or infinite.
+  // or infinite. `shapes`: where they differ; null: the scheme's.
   absl::StatusOr<LayerResult> Quantize(const DenseLayer& dense, const ResidualStream& target,
-                                       const ResidualStream& input);
+                                       const ResidualStream& input,
+                                       const LayerShapes* shapes = nullptr);
 
  private:
   struct Work;
 
-  // The rank's windows in runs whose sums are the same with 1, 2 and 4 ranks.
-  std::vector<Range> Lanes(const ResidualStream& stream) const {
-    if (world_.size() == 1) return LanesOfRank(stream.num_windows, 0, 1);
-    return LanesOfRank(options_.num_windows, world_.rank(), world_.size());
-  }
   absl::Status Fold(Work& work);
   absl::Status QuantizeKv(Work& work);
   // By KV head: how far o_proj's output moves when K or V alone has these codes.
@@ -63,8 +73,8 @@ class LayerQuantizer {
   const LayerQuantizerOptions options_;
   const ModelConfig& config_;
   LayerPass& pass_;
-  Communicator& world_;
   ThreadPool& pool_;
+  CalibrationSums sums_;
 };
 
 }  // namespace thinwire

@@ -2,14 +2,19 @@
 
 #include <cmath>
 #include <optional>
+#include <random>
+#include <string>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "parallel/comm/local_communicator.h"
+#include "runtime/checkpoint/safetensors_writer.h"
+#include "runtime/checkpoint/vptq_tensors.h"
 #include "runtime/quantizer/folds.h"
 #include "runtime/quantizer/reference_quantizer.h"
 #include "runtime/quantizer/small_layer_testing.h"
+#include "runtime/quantizer/vptq_writer.h"
 
 namespace thinwire {
 namespace {
@@ -156,6 +161,37 @@ TEST_P(LayerQuantizerTest, TheReferenceCodesEverySite) {
     EXPECT_LT(errors[true], errors[false]);
   }
   EXPECT_LT(errors[true], 0.7);
+}
+
+// What calibration goes on with, and what a run will see.
+TEST(VptqWriterTest, VectorsAreReadBackAsTheyStand) {
+  constexpr int64_t kOut = 70, kIn = 50;
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  std::vector<float> weights(kOut * kIn);
+  for (float& weight : weights) weight = normal(random);
+  std::vector<double> hessian(kIn * kIn, 0.0);
+  for (int64_t i = 0; i < kIn; ++i) hessian[i * kIn + i] = 1.0 + static_cast<double>(i % 7);
+  ThreadPool pool(2);
+  for (const char* name : {"vptq-v6-k16-r4-g4-o7v4k128", "vptq-v3-k8", "vptq-v4-k16-o2v2k4-raw"}) {
+    const VptqCodes codes =
+        Vptq({kOut, kIn, weights, hessian}, VptqOptionsOf(ParseVptqShape(name).value()), pool)
+            .value()
+            .codes;
+    const std::string path = ::testing::TempDir() + "/vectors.safetensors";
+    const VptqLayerConfig config = VptqConfigOf(codes);
+    auto writer = SafetensorsWriter::Create(path, VptqTensorSpecs("m", config)).value();
+    ASSERT_TRUE(AppendVptqLinear(writer, "m", codes).ok());
+    ASSERT_TRUE(writer.Commit().ok());
+    const Checkpoint read = Checkpoint::OpenFile(path).value();
+    const VptqLinear linear = VptqLinear::Open(&read, "m", kOut, kIn, config).value();
+    const VptqWeights found = linear.ReadBlock({0, kOut}, {0, kIn}).value();
+    std::vector<float> values(weights.size());
+    for (int64_t o = 0; o < kOut; ++o) {
+      found.DequantizeRow(o, absl::MakeSpan(values).subspan(o * kIn, kIn));
+    }
+    EXPECT_EQ(values, Dequantize(codes)) << name;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, LayerQuantizerTest,

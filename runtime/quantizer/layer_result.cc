@@ -29,6 +29,28 @@ constexpr int64_t kCopyBytes = int64_t{4} << 20;
 // Where a layer's file says what its vectors are like.
 constexpr char kVptqMetadata[] = "vptq";
 
+// Where it says what its projections have become, and how far their outputs are off.
+constexpr char kReportMetadata[] = "report";
+constexpr char kReportName[] = "quantize_report.json";
+
+// {"q": {"weights": "vptq-v4-k256", "relative_error": 0.01}, ...}
+nlohmann::ordered_json ReportOf(const LayerResult& result) {
+  nlohmann::ordered_json report = nlohmann::ordered_json::object();
+  for (const LinearRole role : kLinearRoles) {
+    std::string weights;
+    if (!result.weight(role).codes.empty()) {
+      weights = absl::StrCat("gptq", result.weight(role).bits);
+    } else if (!result.vector(role).indices.empty()) {
+      weights = VptqConfigOf(result.vector(role)).Name();
+    } else {
+      continue;
+    }
+    report[std::string(RoleWord(role))] = {
+        {"weights", weights}, {"relative_error", result.errors[static_cast<size_t>(role)]}};
+  }
+  return report;
+}
+
 std::string RoleName(const LayerTensorNames& names, LinearRole role) {
   const std::array<const std::string*, kLinearRoles.size()> all = {
       &names.q, &names.k, &names.v, &names.out, &names.gate, &names.up, &names.down};
@@ -218,7 +240,7 @@ absl::Status LayerFiles::Write(int64_t layer, const LayerResult& result) const {
       specs.push_back(std::move(spec));
     }
   }
-  std::map<std::string, std::string> metadata;
+  std::map<std::string, std::string> metadata = {{kReportMetadata, ReportOf(result).dump()}};
   if (!modules.layers.empty()) metadata[kVptqMetadata] = VptqConfigJson(modules).dump();
   TW_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::Create(path, specs, metadata));
   for (const auto& [name, values] : vectors) {
@@ -261,6 +283,12 @@ absl::StatusOr<LayerResult> LayerFiles::Read(int64_t layer, const DenseLayer& de
     return written.Read(name, info->shape, {},
                         TensorView(values.data(), DType::kF32, {info->shape.front()}));
   };
+  TW_ASSIGN_OR_RETURN(const nlohmann::json report, ReadReport(Path(FileName(layer))));
+  for (const LinearRole role : kLinearRoles) {
+    const nlohmann::json::json_pointer at(absl::StrCat("/", RoleWord(role), "/relative_error"));
+    if (!report.contains(at) || !report[at].is_number()) continue;
+    result.errors[static_cast<size_t>(role)] = report[at].get<double>();
+  }
   TW_RETURN_IF_ERROR(
       read_vector(prefix + names.attention_norm + ".weight", result.attention_norm.gain));
   TW_RETURN_IF_ERROR(
@@ -333,6 +361,13 @@ absl::StatusOr<VptqConfig> LayerFiles::ReadModules(const std::string& path) {
   return ParseVptqConfig(fields);
 }
 
+absl::StatusOr<nlohmann::json> LayerFiles::ReadReport(const std::string& path) {
+  TW_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Open(path));
+  const auto found = file.metadata().find(kReportMetadata);
+  if (found == file.metadata().end()) return nlohmann::json::object();
+  return nlohmann::json::parse(found->second, nullptr, /*allow_exceptions=*/false);
+}
+
 absl::StatusOr<std::optional<VptqConfig>> LayerFiles::ReadVptqConfig() const {
   VptqConfig all;
   for (int64_t layer = 0; layer < config_->num_layers; ++layer) {
@@ -358,6 +393,7 @@ absl::Status LayerFiles::WriteEnds() const {
 absl::Status LayerFiles::Finish() const {
   RptqFile sites = {.tp = tp_};
   nlohmann::ordered_json weight_map;
+  nlohmann::json reports = nlohmann::json::array();
   int64_t total_bytes = 0;
   for (int64_t file = 0; file < num_files(); ++file) {
     const std::string name = FileName(file);
@@ -367,10 +403,14 @@ absl::Status LayerFiles::Finish() const {
       total_bytes += tensor.size_bytes;
     }
     if (file == config_->num_layers) break;
+    TW_ASSIGN_OR_RETURN(nlohmann::json report, ReadReport(Path(name)));
+    reports.push_back(std::move(report));
     TW_ASSIGN_OR_RETURN(LayerCodes codes, ReadSites(file));
     sites.layers.push_back(std::move(codes));
   }
   TW_RETURN_IF_ERROR(WriteRptqFile(dir_, sites, *config_));
+  TW_RETURN_IF_ERROR(
+      WriteFileAtomically(Path(kReportName), nlohmann::json{{"layers", reports}}.dump(2) + "\n"));
   const nlohmann::ordered_json index = {{"metadata", {{"total_size", total_bytes}}},
                                         {"weight_map", weight_map}};
   TW_RETURN_IF_ERROR(

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "nlohmann/json_fwd.hpp"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/gptq_config.h"
 #include "runtime/checkpoint/model_config.h"
@@ -81,13 +82,14 @@ class LayerFiles {
 
   // The tensors of the source that are no layer's, as they are.
   absl::Status WriteEnds() const;
-  // The index over all files, and the sites of all layers in one file; the files of single layers'
-  // sites vanish.
+  // The index over all files, the sites of all layers in one file, and what became of projections,
+  // with their errors, in quantize_report.json; the files of single layers' sites vanish.
   absl::Status Finish() const;
 
  private:
   // Of one file's projections.
   static absl::StatusOr<VptqConfig> ReadModules(const std::string& path);
+  static absl::StatusOr<nlohmann::json> ReadReport(const std::string& path);
   std::string Path(absl::string_view name) const;
   std::string SitesDir(int64_t layer) const;
   std::string Prefix(int64_t layer) const;

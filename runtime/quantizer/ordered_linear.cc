@@ -1,5 +1,7 @@
 #include "runtime/quantizer/ordered_linear.h"
 
+#include <utility>
+
 namespace thinwire {
 
 std::vector<double> InOrder(const std::vector<double>& matrix, const std::vector<int32_t>& order) {
@@ -36,6 +38,18 @@ void SetColumns(const std::vector<float>& columns, const std::vector<int32_t>& o
     const float* from = columns.data() + o * linear.in_features;
     for (int64_t j = 0; j < linear.in_features; ++j) row[order[j]] = from[j];
   }
+}
+
+void SetWeights(std::vector<float> weights, absl::Span<const double> mean, DenseLinear& linear) {
+  const int64_t in = linear.in_features;
+  for (int64_t o = 0; o < linear.out_features && !mean.empty(); ++o) {
+    double sum = linear.bias[o];
+    for (int64_t i = 0; i < in; ++i) {
+      sum += (double{linear.weight[o * in + i]} - double{weights[o * in + i]}) * mean[i];
+    }
+    linear.bias[o] = static_cast<float>(sum);
+  }
+  linear.weight = std::move(weights);
 }
 
 std::vector<int32_t> GroupOffsets(int64_t width, int64_t group_size) {

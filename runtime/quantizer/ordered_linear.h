@@ -23,6 +23,10 @@ std::vector<float> ColumnsInOrder(const DenseLinear& linear, const std::vector<i
 void SetColumns(const std::vector<float>& columns, const std::vector<int32_t>& order,
                 DenseLinear& linear);
 
+// Replaces the weights by `weights` [out, in]; the bias takes up what they change at the inputs'
+// `mean` [in], or nothing without one.
+void SetWeights(std::vector<float> weights, absl::Span<const double> mean, DenseLinear& linear);
+
 // [num_groups + 1]: groups of group_size columns; -1: one of all.
 std::vector<int32_t> GroupOffsets(int64_t width, int64_t group_size);
 

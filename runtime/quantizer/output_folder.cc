@@ -18,6 +18,7 @@
 #include "runtime/checkpoint/quant_scheme.h"
 #include "runtime/checkpoint/sha256.h"
 #include "runtime/json/json_file.h"
+#include "runtime/quantizer/shape_plan.h"
 
 namespace thinwire {
 namespace {
@@ -187,7 +188,9 @@ absl::Status OutputFolder::WriteConfig(const GptqConfig& gptq,
 
 absl::Status OutputFolder::Publish() const {
   std::error_code error;
-  fs::remove(absl::StrCat(partial_, "/", kDigestName), error);
+  for (const char* name : {kDigestName, kShapePlanName}) {
+    fs::remove(absl::StrCat(partial_, "/", name), error);
+  }
   fs::rename(partial_, out_, error);
   if (!error) return absl::OkStatus();
   return absl::ErrnoToStatus(error.value(), absl::StrCat(partial_, ": cannot rename to ", out_));
@@ -198,8 +201,8 @@ void OutputFolder::RemoveIfEmpty() const {
   std::vector<fs::path> ours;
   for (const fs::directory_entry& entry : fs::directory_iterator(partial_, error)) {
     const std::string name = entry.path().filename().string();
-    if (name != kThinwireFileName && name != kDigestName && !IsTemporary(name) &&
-        !absl::StartsWith(name, "sites-")) {
+    if (name != kThinwireFileName && name != kDigestName && name != kShapePlanName &&
+        !IsTemporary(name) && !absl::StartsWith(name, "sites-")) {
       return;
     }
     ours.push_back(entry.path());

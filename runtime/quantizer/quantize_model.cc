@@ -1,13 +1,13 @@
 #include "runtime/quantizer/quantize_model.h"
 
 #include <algorithm>
-#include <array>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/attention/kv_codes.h"
@@ -23,6 +23,7 @@
 #include "runtime/quantizer/layer_result.h"
 #include "runtime/quantizer/output_folder.h"
 #include "runtime/quantizer/reference_quantizer.h"
+#include "runtime/quantizer/shape_plan.h"
 
 namespace thinwire {
 namespace {
@@ -133,6 +134,35 @@ absl::StatusOr<bool> FoundByLeader(const LayerFiles& files, int64_t layer, Commu
   return found != 0;
 }
 
+// Shapes by layer, of an earlier run or chosen now; none where all are alike.
+absl::StatusOr<std::vector<LayerShapes>> ShapesOf(const QuantizeOptions& options,
+                                                  const ModelConfig& config,
+                                                  const Checkpoint& source,
+                                                  const OutputFolder& folder, Communicator& world,
+                                                  ThreadPool& pool) {
+  const int centibits = options.layer.scheme.vptq.centibits;
+  if (centibits == 0) return std::vector<LayerShapes>();
+  Stream stream = Stream::Cpu(&pool);
+  std::error_code error;
+  const bool leader = world.rank() == 0;
+  int32_t found =
+      leader && fs::exists(absl::StrCat(folder.partial(), "/", kShapePlanName), error) ? 1 : 0;
+  TW_RETURN_IF_ERROR(world.Broadcast(TensorView(&found, DType::kI32, {1}), 0, stream));
+  if (found == 0) {
+    const auto made = PlanShapes(source, config, options.calibration, centibits,
+                                 static_cast<uint64_t>(options.seed), world, pool);
+    if (!made.ok()) {
+      if (world.size() > 1) world.Abort(made.status());  // others may wait inside
+      return made.status();
+    }
+    TW_RETURN_IF_ERROR(AgreeOnLeader(
+        leader ? WriteShapePlan(folder.partial(), *made) : absl::OkStatus(), world, stream));
+  }
+  auto shapes = ReadShapePlan(folder.partial(), config.num_layers);
+  TW_RETURN_IF_ERROR(AgreeOnStatus(shapes.status(), world, stream));
+  return shapes;
+}
+
 }  // namespace
 
 absl::Status CheckQuantizeOptions(const QuantizeOptions& options, Communicator& world,
@@ -174,28 +204,29 @@ absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, 
   ReferenceQuantizer reference(options.layer, options.algorithm == "reference",
                                static_cast<uint64_t>(options.seed), &config, pass.get(), &world,
                                &pool);
+  TW_ASSIGN_OR_RETURN(const std::vector<LayerShapes> shapes,
+                      ShapesOf(options, config, source, folder, world, pool));
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     TW_ASSIGN_OR_RETURN(const DenseLayer dense, LoadDenseLayer(source, config, layer));
     TW_ASSIGN_OR_RETURN(const bool resumed, FoundByLeader(files, layer, world, stream));
-    std::array<double, kLinearRoles.size()> errors = {};
     if (!resumed) {
-      const bool ours = options.algorithm == "default" || options.algorithm == "vptq-reference";
+      const bool ours =
+          options.algorithm == "default" || absl::StartsWith(options.algorithm, "vptq-");
       const auto made =
-          ours ? quantizer.Quantize(dense, target, input) : reference.Quantize(dense, input);
+          ours ? quantizer.Quantize(dense, target, input, shapes.empty() ? nullptr : &shapes[layer])
+               : reference.Quantize(dense, input);
       if (!made.ok()) {
         const absl::Status status = Annotate(made.status(), absl::StrCat("layer ", layer));
         // Others may wait inside the layer.
         if (world.size() > 1) world.Abort(status);
         return status;
       }
-      errors = made->errors;
       TW_RETURN_IF_ERROR(
           AgreeOnLeader(leader ? files.Write(layer, *made) : absl::OkStatus(), world, stream));
     }
     // What was written is what counts: a resumed run goes on from the same numbers.
     absl::StatusOr<LayerResult> result = files.Read(layer, dense);
     TW_RETURN_IF_ERROR(AgreeOnStatus(result.status(), world, stream));
-    result->errors = errors;
     const DenseLayer quantised = Dequantized(*result, dense);
     TW_ASSIGN_OR_RETURN(const LayerWeights original_weights, ToLayerWeights(dense));
     TW_ASSIGN_OR_RETURN(const LayerWeights quantised_weights, ToLayerWeights(quantised));

@@ -11,7 +11,7 @@
 
 namespace thinwire {
 
-// One group, no outliers, columns in the model's own order, packed.
+// Packed.
 VptqLayerConfig VptqConfigOf(const VptqCodes& codes);
 
 // The tensors of a projection, in the order in which AppendVptqLinear writes them: fp16 but for the

@@ -156,6 +156,25 @@ class QuantizeToVectorsTest(support.QuantizeTestCase):
             for tp, pp in ((4, 1), (2, 2)):
                 self.assertEqual(self.tokens(made, tp, pp), alone, f"{tp} x {pp}")
 
+    def test_groups_outliers_and_codes_are_reproducible_and_run_on_any_split(self):
+        flags = ["--weights", "vptq-v4-k64-g2-o3v2k64", "--acts", 8, "--kv", 4, "--nsamples", 9,
+                 "--seqlen", 48]
+        made = self.quantize(LLAMA, *flags)
+        shown = json.loads(self.succeed(["inspect", made, "--json"]).stdout)
+        self.assertEqual(shown["scheme"], "vptq-v4-k64-g2-o3v2k64-a8kv4")
+        layer = json.loads((made / "config.json").read_text())["quantization_config"][
+            "config_for_layers"]["model.layers.0.mlp.down_proj"]
+        self.assertEqual((layer["outlier_size"], layer["group_num"], layer["group_size"]),
+                         (12, 2, 170))
+        if support.MPIEXEC:
+            shared = self.quantize(LLAMA, *flags, name="by-4", ranks=4)
+            self.assertEqual(support.contents(made), support.contents(shared))
+            text = self.write("text.txt", "A text that ranks read alike. " * 40)
+            perplexity = lambda tp: json.loads(self.succeed(
+                ["eval", "--model", made, "--text", text, "--window", 64, "--tp", tp, "--json"],
+                tp if tp > 1 else 0).stdout)["perplexity"]
+            self.assertAlmostEqual(perplexity(2) / perplexity(1), 1.0, delta=0.01)
+
     def test_more_bits_lose_less_and_the_published_choices_more(self):
         exact = self.perplexity(OPT)
         loss = lambda *flags, name: self.perplexity(

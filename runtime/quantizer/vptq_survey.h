@@ -1,0 +1,68 @@
+// What each projection of a model would lose as vectors of each of some shapes, and which of them
+// to take within a budget of bits.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "runtime/quant/budget_choice.h"
+#include "runtime/quantizer/calibration_sums.h"
+#include "runtime/quantizer/dense_layer.h"
+#include "runtime/quantizer/layer_shapes.h"
+
+namespace thinwire {
+
+// Bits of a projection's indices, codebooks, scales and offsets as the file has them. Without
+// outliers.
+int64_t VptqBits(const VptqShape& shape, int64_t out_features, int64_t in_features);
+
+// Shapes near `centibits` hundredths of a bit for a projection, all counted: of those that take
+// about as many bits the one of the largest codebook; with and without scales.
+std::vector<VptqShape> CandidateShapes(int64_t out_features, int64_t in_features, int centibits);
+
+struct SurveyedLayer {
+  std::array<std::vector<VptqShape>, kLinearRoles.size()> shapes;
+  std::array<std::vector<BudgetOption>, kLinearRoles.size()> options;
+};
+
+// Shapes by layer, such that all projections together take at most so many hundredths of a bit a
+// weight, and lose little. InvalidArgument: too few for any choice.
+absl::StatusOr<std::vector<LayerShapes>> ChooseShapes(const std::vector<SurveyedLayer>& layers,
+                                                      int64_t num_weights, int centibits);
+
+// Borrows everything.
+class VptqSurvey {
+ public:
+  // num_windows: of all ranks.
+  VptqSurvey(const ModelConfig* config, LayerPass* pass, Communicator* world, ThreadPool* pool,
+             int64_t num_windows, uint64_t seed)
+      : config_(*config),
+        pass_(*pass),
+        pool_(*pool),
+        sums_(config, pass, world, pool, num_windows),
+        seed_(seed) {}
+
+  // Collective: the ranks end with the same result. `stream`: the residual that enters the layer as
+  // it came. A loss is how far the layer's output moves, over the residual, token by token, when
+  // the projection alone is quantised: measured for one shape, for others by their share of the
+  // error of the projection's own output.
+  absl::StatusOr<SurveyedLayer> Survey(const DenseLayer& dense, const ResidualStream& stream,
+                                       int centibits);
+
+ private:
+  // The layer as it is to be quantised.
+  absl::StatusOr<DenseLayer> Folded(const DenseLayer& dense, const ResidualStream& stream);
+  absl::StatusOr<double> Movement(const LayerWeights& exact, const LayerWeights& changed,
+                                  const ResidualStream& stream);
+
+  const ModelConfig& config_;
+  LayerPass& pass_;
+  ThreadPool& pool_;
+  CalibrationSums sums_;
+  const uint64_t seed_;
+};
+
+}  // namespace thinwire
