@@ -5,7 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "kernels/core/cuda_status.h"
-#include "kernels/linear/cublas.h"
+#include "kernels/linear/cublas_cuda.h"
 
 namespace thinwire {
 namespace {

@@ -3,7 +3,10 @@
 #include <algorithm>
 
 #include "kernels/core/check.h"
+#include "kernels/core/has_cuda.h"
+#include "kernels/core/status_macros.h"
 #include "kernels/linear/blas.h"
+#include "kernels/quantize/hessian_products.h"
 
 namespace thinwire {
 
@@ -33,6 +36,23 @@ std::vector<float> AsymmetricTarget(int64_t out_features, int64_t in_features,
     }
   });
   return target;
+}
+
+absl::StatusOr<std::vector<float>> AsymmetricTarget(int64_t out_features, int64_t in_features,
+                                                    absl::Span<const float> weights,
+                                                    absl::Span<const double> target_shift,
+                                                    absl::Span<const double> factor,
+                                                    double strength, ThreadPool& pool,
+                                                    Stream* gpu) {
+  if constexpr (kHasCuda) {
+    if (gpu != nullptr) {
+      std::vector<float> target(weights.size());
+      TW_RETURN_IF_ERROR(MovedTargetOnGpu(out_features, in_features, weights, target_shift, factor,
+                                          strength, absl::MakeSpan(target), *gpu));
+      return target;
+    }
+  }
+  return AsymmetricTarget(out_features, in_features, weights, target_shift, factor, strength, pool);
 }
 
 }  // namespace thinwire

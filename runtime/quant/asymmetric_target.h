@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/core/stream.h"
 #include "kernels/core/thread_pool.h"
 
 namespace thinwire {
@@ -18,5 +20,12 @@ std::vector<float> AsymmetricTarget(int64_t out_features, int64_t in_features,
                                     absl::Span<const double> target_shift,
                                     absl::Span<const double> factor, double strength,
                                     ThreadPool& pool);
+
+// The same, on a GPU where `gpu` is one's stream, whose errors it returns.
+absl::StatusOr<std::vector<float>> AsymmetricTarget(int64_t out_features, int64_t in_features,
+                                                    absl::Span<const float> weights,
+                                                    absl::Span<const double> target_shift,
+                                                    absl::Span<const double> factor,
+                                                    double strength, ThreadPool& pool, Stream* gpu);
 
 }  // namespace thinwire

@@ -5,7 +5,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
+#include "kernels/core/has_cuda.h"
 #include "kernels/linear/blas.h"
+#include "kernels/quantize/inverse_factor.h"
 
 namespace thinwire {
 
@@ -29,8 +31,11 @@ void DampHessian(Damping kind, double damp, int64_t width, absl::Span<double> he
   }
 }
 
-absl::Status UpperFactorOfInverse(int64_t width, absl::Span<double> matrix) {
+absl::Status UpperFactorOfInverse(int64_t width, absl::Span<double> matrix, Stream* gpu) {
   TW_CHECK_EQ(static_cast<int64_t>(matrix.size()), width * width);
+  if constexpr (kHasCuda) {
+    if (gpu != nullptr) return UpperFactorOfInverseOnGpu(width, matrix, *gpu);
+  }
   const auto refuse = [](int64_t channel, double pivot) {
     return absl::FailedPreconditionError(
         absl::StrCat("Hessian of channel ", channel, ": pivot ", pivot,

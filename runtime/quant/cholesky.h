@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "kernels/core/stream.h"
 
 namespace thinwire {
 
@@ -25,6 +26,8 @@ void DampHessian(Damping kind, double damp, int64_t width, absl::Span<double> he
 // FailedPrecondition names the pivot's channel and its value's defect when the matrix is not
 // positive definite or has a NaN or infinity (on the diagonal or met on the way); `matrix` is
 // destroyed then. Callers damp more and try again, a bounded number of times.
-absl::Status UpperFactorOfInverse(int64_t width, absl::Span<double> matrix);
+//
+// `gpu`: a GPU's stream, where it is done then (UpperFactorOfInverseOnGpu); null: here.
+absl::Status UpperFactorOfInverse(int64_t width, absl::Span<double> matrix, Stream* gpu = nullptr);
 
 }  // namespace thinwire

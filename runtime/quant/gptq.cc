@@ -9,7 +9,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
+#include "kernels/core/has_cuda.h"
+#include "kernels/core/status_macros.h"
 #include "kernels/linear/blas.h"
+#include "kernels/quantize/gpu_gptq.h"
+#include "kernels/quantize/hessian_products.h"
 #include "runtime/quant/scale_refit.h"
 #include "runtime/quant/weight_grid.h"
 
@@ -89,6 +93,8 @@ class Quantizer {
 
   absl::Status FeedForward();
   void Improve();
+  // Both.
+  absl::Status RunOnGpu(Stream& gpu);
 
   GptqCodes codes_;
 
@@ -105,6 +111,11 @@ class Quantizer {
     return {.scale = codes_.scales[at], .zero = static_cast<float>(codes_.zeros[at])};
   }
 
+  absl::Status BeyondRange(int64_t bad) const {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "weight row ", bad / in_, ", column ", bad % in_,
+        ": beyond the range of fp16 scales, also after the errors of the columns before"));
+  }
   void FitGroup(int64_t row, int64_t group, const float* weights);
   void QuantizeBlock(const ColumnBlock& block, int64_t row);
   void ComputeSlopes();
@@ -194,9 +205,7 @@ absl::Status Quantizer::FeedForward() {
       }
     });
     if (const int64_t bad = bad_; bad != std::numeric_limits<int64_t>::max()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "weight row ", bad / in_, ", column ", bad % in_,
-          ": beyond the range of fp16 scales, also after the errors of the columns before"));
+      return BeyondRange(bad);
     }
   }
   return absl::OkStatus();
@@ -269,6 +278,48 @@ void Quantizer::Improve() {
   }
 }
 
+absl::Status Quantizer::RunOnGpu(Stream& gpu) {
+  if constexpr (kHasCuda) {
+    TW_ASSIGN_OR_RETURN(GpuGptq work,
+                        GpuGptq::Create(out_, in_, options_.bits, problem_.group_offsets,
+                                        problem_.weights, importance_, gpu));
+    std::vector<std::pair<int64_t, int64_t>> blocks;
+    for (const ColumnBlock& block : blocks_) blocks.emplace_back(block.begin, block.end);
+    const GpuGridOptions grids = {.shrink_steps = options_.shrink_steps,
+                                  .smallest_shrink = options_.smallest_shrink,
+                                  .error_power = options_.error_power,
+                                  .local_search = options_.local_search};
+    if (!problem_.factor.empty()) TW_RETURN_IF_ERROR(work.SetFactor(problem_.factor));
+    if (options_.static_groups) TW_RETURN_IF_ERROR(work.FitAllGroups(grids));
+    TW_ASSIGN_OR_RETURN(const int64_t bad,
+                        work.FeedForward(blocks, !options_.static_groups, grids));
+    if (bad >= 0) return BeyondRange(bad);
+    const GpuGptqCodes codes = {absl::MakeSpan(codes_.codes), absl::MakeSpan(codes_.scales),
+                                absl::MakeSpan(codes_.zeros)};
+    if (options_.sweeps > 0 || options_.refits > 0) {
+      TW_RETURN_IF_ERROR(work.SetHessian(problem_.hessian));
+      for (int refit = 0; refit <= options_.refits; ++refit) {
+        TW_RETURN_IF_ERROR(work.Slopes());
+        if (refit > 0) {
+          std::vector<double> systems, slopes;
+          TW_RETURN_IF_ERROR(work.Systems(systems, slopes));
+          TW_RETURN_IF_ERROR(work.Get(codes));
+          RefitScalesOf(systems, slopes, codes_, pool_);
+          TW_RETURN_IF_ERROR(work.SetScales(codes_.scales));
+          TW_RETURN_IF_ERROR(work.Slopes());
+        }
+        for (int sweep = 0; sweep < options_.sweeps; ++sweep) {
+          TW_RETURN_IF_ERROR(work.Sweep(blocks));
+        }
+      }
+    }
+    return work.Get(codes);
+  } else {
+    return absl::UnimplementedError(
+        absl::StrCat("GPTQ on ", DeviceName(gpu.device()), ": this build has no CUDA"));
+  }
+}
+
 absl::Status CheckWeights(const GptqProblem& problem) {
   for (int64_t i = 0; i < static_cast<int64_t>(problem.weights.size()); ++i) {
     if (std::isfinite(problem.weights[i])) continue;
@@ -300,14 +351,27 @@ void CheckProblem(const GptqProblem& problem, const GptqOptions& options) {
 }  // namespace
 
 absl::StatusOr<GptqResult> Gptq(const GptqProblem& problem, const GptqOptions& options,
-                                ThreadPool& pool) {
+                                ThreadPool& pool, Stream* gpu) {
   CheckProblem(problem, options);
-  if (absl::Status s = CheckWeights(problem); !s.ok()) return s;
+  TW_RETURN_IF_ERROR(CheckWeights(problem));
   Quantizer quantizer(problem, options, pool);
-  if (absl::Status s = quantizer.FeedForward(); !s.ok()) return s;
-  if (options.sweeps > 0 || options.refits > 0) quantizer.Improve();
+  if (gpu != nullptr && !problem.weights.empty()) {
+    TW_RETURN_IF_ERROR(quantizer.RunOnGpu(*gpu));
+  } else {
+    TW_RETURN_IF_ERROR(quantizer.FeedForward());
+    if (options.sweeps > 0 || options.refits > 0) quantizer.Improve();
+  }
   GptqResult result{.codes = std::move(quantizer.codes_)};
   if (options.measure_error && !problem.hessian.empty()) {
+    if constexpr (kHasCuda) {
+      if (gpu != nullptr) {
+        TW_ASSIGN_OR_RETURN(
+            result.relative_error,
+            RelativeErrorOnGpu(problem.out_features, problem.in_features, problem.weights,
+                               Dequantize(result.codes), problem.hessian, *gpu));
+        return result;
+      }
+    }
     result.relative_error = RelativeError(problem.weights, result.codes, problem.hessian, pool);
   }
   return result;

@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/core/stream.h"
 #include "kernels/core/thread_pool.h"
 #include "runtime/quant/gptq_codes.h"
 
@@ -84,7 +85,12 @@ struct GptqResult {
 // A group of zeros gets scale 1, zero 0 and codes 0. Scales are rounded to fp16 before codes are
 // chosen; one that rounds to 0 becomes 2^-24.
 // InvalidArgument: NaN or infinity in the weights or a scale beyond fp16 (row and column named).
+//
+// `gpu`: a GPU's stream, where matrices are worked on then (GpuGptq); null: all on the pool. A GPU
+// adds up in another order, so that of two codes that are as near up to rounding it may choose the
+// other, and what is fed on moves with it; the error stays what it was to about its rounding. Then
+// also ResourceExhausted, which names what asked for memory.
 absl::StatusOr<GptqResult> Gptq(const GptqProblem& problem, const GptqOptions& options,
-                                ThreadPool& pool);
+                                ThreadPool& pool, Stream* gpu = nullptr);
 
 }  // namespace thinwire

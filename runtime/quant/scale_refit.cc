@@ -27,9 +27,8 @@ void SolveFactored(int64_t n, const double* l, double* x) {
 }
 
 // One row's system: minimise d^T system d + 2 slope^T d.
-void RefitRow(int64_t num_groups, std::vector<double>& system, const std::vector<double>& slope,
-              float* scales) {
-  std::vector<double> factor = system;
+void RefitRow(int64_t num_groups, const double* system, const double* slope, float* scales) {
+  std::vector<double> factor(system, system + num_groups * num_groups);
   std::vector<double> change(static_cast<size_t>(num_groups));
   for (int64_t g = 0; g < num_groups; ++g) {
     double& diagonal = factor[g * (num_groups + 1)];
@@ -104,8 +103,20 @@ void RefitScales(absl::Span<const float> slopes, absl::Span<const float> hessian
       }
     }
     for (int64_t r = 0; r < rows; ++r) {
-      RefitRow(num_groups, systems[r], slope[r], codes.scales.data() + (first + r) * num_groups);
+      RefitRow(num_groups, systems[r].data(), slope[r].data(),
+               codes.scales.data() + (first + r) * num_groups);
     }
+  });
+}
+
+void RefitScalesOf(absl::Span<const double> systems, absl::Span<const double> slopes,
+                   GptqCodes& codes, ThreadPool& pool) {
+  const int64_t num_groups = codes.num_groups();
+  TW_CHECK_EQ(static_cast<int64_t>(slopes.size()), codes.out_features * num_groups);
+  TW_CHECK_EQ(systems.size(), slopes.size() * static_cast<size_t>(num_groups));
+  pool.ParallelForDynamic(codes.out_features, [&](int64_t row) {
+    RefitRow(num_groups, systems.data() + row * num_groups * num_groups,
+             slopes.data() + row * num_groups, codes.scales.data() + row * num_groups);
   });
 }
 

@@ -1,6 +1,9 @@
 // The best scales of coded weights when their codes and zeros stay.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "absl/types/span.h"
 #include "kernels/core/thread_pool.h"
 #include "runtime/quant/gptq_codes.h"
@@ -17,5 +20,10 @@ namespace thinwire {
 // the others and of the number of threads.
 void RefitScales(absl::Span<const float> slopes, absl::Span<const float> hessian, GptqCodes& codes,
                  ThreadPool& pool);
+
+// The same from the rows' A [out, num_groups, num_groups] (the lower triangles) and K^T (E H) [out,
+// num_groups].
+void RefitScalesOf(absl::Span<const double> systems, absl::Span<const double> slopes,
+                   GptqCodes& codes, ThreadPool& pool);
 
 }  // namespace thinwire

@@ -1,4 +1,4 @@
-#include "kernels/linear/cublas.h"
+#include "kernels/linear/cublas_cuda.h"
 
 #include <dlfcn.h>
 
