@@ -176,6 +176,7 @@ absl::StatusOr<SurveyedLayer> VptqSurvey::Survey(const DenseLayer& dense,
     for (size_t i = 0; i < shapes.size(); ++i) {
       VptqOptions quick = VptqOptionsOf(shapes[i]);
       quick.kmeans_iterations = kIterations;
+      quick.careful_start = false;
       quick.refits = quick.sweeps = 0;
       quick.seed = seed_;
       if (i == 0 || shapes[i].norm != shapes[i - 1].norm) {
