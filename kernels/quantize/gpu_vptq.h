@@ -60,9 +60,10 @@ class GpuVptq {
   absl::Status Descend(const VptqBooks& books, int sweeps, const VptqChoice& choice);
 
   // tr(X H X^T) for X = values - targets, or targets + shift [in] by column where `values` is
-  // empty; columns times `multiplier` [in] first. Products in fp32, their sum in double.
+  // empty; columns times `multiplier` [in] first; of the first `outputs` rows. Products in fp32,
+  // their sum in double.
   absl::StatusOr<double> Energy(absl::Span<const float> values, absl::Span<const float> shift,
-                                absl::Span<const float> multiplier);
+                                absl::Span<const float> multiplier, int64_t outputs);
 
  private:
   GpuVptq(const VptqMatrixShape& shape, Stream& stream) : shape_(shape), stream_(&stream) {}

@@ -253,13 +253,14 @@ __global__ void Minus(const float* a, const float* b, int64_t n, float* differen
 
 // values null: targets + shift.
 __global__ void EnergyOperand(const float* values, const float* targets, const float* shift,
-                              const float* multiplier, int64_t in, int64_t width, int64_t n,
-                              float* x) {
+                              const float* multiplier, int64_t in, int64_t width, int64_t outputs,
+                              int64_t n, float* x) {
   for (int64_t k = int64_t{blockIdx.x} * kEnergyThreads + threadIdx.x; k < n;
        k += int64_t{gridDim.x} * kEnergyThreads) {
     const int64_t i = k / width % in;
     const float value = values == nullptr ? targets[k] + shift[i] : values[k] - targets[k];
-    x[k] = value * multiplier[i];
+    const bool real = k / (width * in) * width + k % width < outputs;
+    x[k] = real ? value * multiplier[i] : 0.0f;
   }
 }
 
@@ -425,7 +426,7 @@ absl::Status GpuVptq::Descend(const VptqBooks& books, int sweeps, const VptqChoi
 
 absl::StatusOr<double> GpuVptq::Energy(absl::Span<const float> values,
                                        absl::Span<const float> shift,
-                                       absl::Span<const float> multiplier) {
+                                       absl::Span<const float> multiplier, int64_t outputs) {
   constexpr absl::string_view kWhat = "error of a matrix";
   const int64_t in = shape_.in, width = shape_.width();
   if (!values.empty()) TW_RETURN_IF_ERROR(values_.Upload(values, *stream_));
@@ -436,7 +437,7 @@ absl::StatusOr<double> GpuVptq::Energy(absl::Span<const float> values,
                       DeviceArray<double>::Allocate(kEnergyBlocks, kWhat, *stream_));
   EnergyOperand<<<kEnergyBlocks, kEnergyThreads, 0, CudaStream(*stream_)>>>(
       values.empty() ? nullptr : values_.data(), targets_.data(), shifts.data(), multipliers.data(),
-      in, width, shape_.size(), errors_.data());
+      in, width, outputs, shape_.size(), errors_.data());
   TW_RETURN_IF_ERROR(CudaLaunchStatus("errors of columns", *stream_));
   TW_RETURN_IF_ERROR(SgemmCuda({.m = in,
                                 .n = width,

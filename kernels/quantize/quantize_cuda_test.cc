@@ -378,7 +378,7 @@ TEST_F(GpuVptqTest, DescentNeverRaisesTheErrorAndTwoRunsAgree) {
     }
     EXPECT_LE(new_error, old_error * (1.0 + 1e-5));
     const std::vector<float> ones(static_cast<size_t>(in), 1.0f), zeros(ones.size(), 0.0f);
-    const auto measured = gpu_->Energy(values_, zeros, ones);
+    const auto measured = gpu_->Energy(values_, zeros, ones, shape_.num_chunks * width);
     ASSERT_TRUE(measured.ok()) << measured.status();
     EXPECT_NEAR(*measured, new_error, 1e-4 * new_error + 1e-9);
     const auto values = values_;

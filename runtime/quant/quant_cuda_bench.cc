@@ -11,6 +11,7 @@
 #include "runtime/quant/asymmetric_target.h"
 #include "runtime/quant/cholesky.h"
 #include "runtime/quant/gptq.h"
+#include "runtime/quant/vptq.h"
 
 namespace thinwire {
 namespace {
@@ -84,6 +85,35 @@ BENCHMARK(BM_GptqOnGpu)
     ->Args({4096, 4096})
     ->Args({11008, 4096})
     ->Args({4096, 11008})
+    ->Unit(benchmark::kMillisecond)
+    ->Iterations(1)
+    ->UseRealTime();
+
+// The default recipe for vectors: factor, k-means, feedback, a refit, descent. Arguments: out, in,
+// length, index bits, residual bits (0: none).
+void BM_VptqOnGpu(benchmark::State& state) {
+  const auto gpu = Gpu::Open(state);
+  if (gpu == nullptr) return;
+  const int64_t out = state.range(0), in = state.range(1);
+  ThreadPool pool(NumThreads());
+  const std::vector<float> weights = Normals(out * in);
+  const std::vector<double> hessian = Hessian(in);
+  for (auto _ : state) {
+    const auto result =
+        Vptq({.out_features = out, .in_features = in, .weights = weights, .hessian = hessian},
+             {.length = static_cast<int>(state.range(2)),
+              .index_bits = static_cast<int>(state.range(3)),
+              .residual = state.range(4) > 0,
+              .residual_bits = static_cast<int>(state.range(4))},
+             pool, nullptr, &gpu->stream);
+    TW_CHECK(result.ok());
+    state.counters["error"] = result->relative_error;
+  }
+}
+BENCHMARK(BM_VptqOnGpu)
+    ->ArgNames({"out", "in", "length", "bits", "residual"})
+    ->Args({4096, 4096, 8, 12, 8})
+    ->Args({14336, 4096, 8, 16, 8})
     ->Unit(benchmark::kMillisecond)
     ->Iterations(1)
     ->UseRealTime();

@@ -11,6 +11,7 @@
 #include "runtime/quant/cholesky.h"
 #include "runtime/quant/gptq.h"
 #include "runtime/quant/second_moments.h"
+#include "runtime/quant/vptq.h"
 
 namespace thinwire {
 namespace {
@@ -132,6 +133,51 @@ TEST_F(QuantCudaTest, GptqIsAsGoodThereAsHere) {
       EXPECT_GE(static_cast<double>(equal), 0.9 * static_cast<double>(weights.size()));
       EXPECT_NEAR(there->relative_error, here->relative_error, 0.02 * here->relative_error);
     }
+  }
+}
+
+// k-means and feedback go their own ways after the first tie: what is lost must not.
+TEST_F(QuantCudaTest, VectorsLoseNoMoreThereThanHere) {
+  struct Case {
+    int64_t out, in;
+    VptqOptions options;
+  };
+  const Case cases[] = {
+      {96, 130, {.length = 8, .index_bits = 7}},
+      {300, 129, {.length = 4, .index_bits = 6, .residual = true, .residual_bits = 4}},
+      {100, 64, {.length = 6, .index_bits = 5, .recipe = VptqRecipe::kPublished}},
+      {128, 96, {.length = 4, .index_bits = 5, .num_groups = 2}},
+      {128, 96, {.length = 8, .index_bits = 5, .norm = false}},
+      {160, 70, {.length = 20, .index_bits = 4}},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(absl::StrCat(c.out, " x ", c.in, " in vectors of ", c.options.length));
+    const std::vector<float> weights = Normals(c.out * c.in);
+    const std::vector<double> hessian = Hessian(c.in);
+    const VptqProblem problem = {
+        .out_features = c.out, .in_features = c.in, .weights = weights, .hessian = hessian};
+    const auto here = Vptq(problem, c.options, pool_);
+    const auto there = Vptq(problem, c.options, pool_, nullptr, &stream());
+    const auto again = Vptq(problem, c.options, pool_, nullptr, &stream());
+    ASSERT_TRUE(here.ok() && there.ok() && again.ok()) << there.status();
+    EXPECT_EQ(there->codes.indices, again->codes.indices);
+    EXPECT_EQ(there->codes.residuals, again->codes.residuals);
+    EXPECT_EQ(there->codes.centroids, again->codes.centroids);
+    EXPECT_NEAR(there->relative_error, here->relative_error, 0.05 * here->relative_error);
+    // What it reports is the error of what it returns.
+    const std::vector<float> values = Dequantize(there->codes);
+    double error = 0.0, whole = 0.0;
+    for (int64_t o = 0; o < c.out; ++o) {
+      for (int64_t i = 0; i < c.in; ++i) {
+        for (int64_t j = 0; j < c.in; ++j) {
+          const double h = hessian[i * c.in + j];
+          const double w = weights[o * c.in + i], v = weights[o * c.in + j];
+          error += h * (values[o * c.in + i] - w) * (values[o * c.in + j] - v);
+          whole += h * w * v;
+        }
+      }
+    }
+    EXPECT_NEAR(there->relative_error, error / whole, 1e-3 * error / whole);
   }
 }
 

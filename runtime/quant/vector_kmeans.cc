@@ -5,6 +5,9 @@
 #include <random>
 
 #include "kernels/core/check.h"
+#include "kernels/core/has_cuda.h"
+#include "kernels/core/status_macros.h"
+#include "kernels/quantize/vector_clusters.h"
 #include "kernels/vptq_linear/nearest_vector.h"
 
 namespace thinwire {
@@ -115,6 +118,25 @@ std::vector<float> VectorKMeans(const VectorKMeansArgs& args, ThreadPool& pool) 
     }
   }
   return centroids;
+}
+
+absl::StatusOr<std::vector<float>> VectorKMeans(const VectorKMeansArgs& args, ThreadPool& pool,
+                                                Stream* gpu) {
+  if constexpr (kHasCuda) {
+    if (gpu != nullptr && args.length <= kMaxGpuVectorLength) {
+      std::vector<float> centroids(args.start.begin(), args.start.end());
+      if (centroids.empty()) centroids = Start(args);
+      TW_RETURN_IF_ERROR(ClusterOnGpu({.vectors = args.vectors,
+                                       .weights = args.weights,
+                                       .length = args.length,
+                                       .count = args.count,
+                                       .iterations = args.iterations,
+                                       .centroids = absl::MakeSpan(centroids)},
+                                      *gpu));
+      return centroids;
+    }
+  }
+  return VectorKMeans(args, pool);
 }
 
 }  // namespace thinwire

@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/core/stream.h"
 #include "kernels/core/thread_pool.h"
 
 namespace thinwire {
@@ -26,5 +28,10 @@ struct VectorKMeansArgs {
 // an order of their own: the same bits for a seed with any number of threads. A centroid that
 // nothing is nearest to stays where it is.
 std::vector<float> VectorKMeans(const VectorKMeansArgs& args, ThreadPool& pool);
+
+// The same, with steps on a GPU where `gpu` is one's stream and the vectors are not longer than it
+// takes: ClusterOnGpu, whose errors it returns and whose sums are in another order.
+absl::StatusOr<std::vector<float>> VectorKMeans(const VectorKMeansArgs& args, ThreadPool& pool,
+                                                Stream* gpu);
 
 }  // namespace thinwire

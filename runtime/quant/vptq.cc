@@ -12,9 +12,11 @@
 #include "kernels/core/float16.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/linear/blas.h"
+#include "kernels/quantize/vector_clusters.h"
 #include "runtime/quant/vector_choice.h"
 #include "runtime/quant/vector_kmeans.h"
 #include "runtime/quant/vptq_columns.h"
+#include "runtime/quant/vptq_gpu.h"
 
 namespace thinwire {
 namespace {
@@ -49,7 +51,7 @@ struct Book {
 class Quantizer {
  public:
   Quantizer(const VptqProblem& problem, const VptqOptions& options, ThreadPool& pool,
-            const VptqColumns* columns)
+            const VptqColumns* columns, Stream* gpu)
       : problem_(problem),
         options_(options),
         pool_(pool),
@@ -61,18 +63,20 @@ class Quantizer {
                                           : options.length),
         width_(std::max<int64_t>(1, kChunkOutputs / step_) * step_),
         num_chunks_((out_ + width_ - 1) / width_),
-        columns_(columns) {}
+        columns_(columns),
+        stream_(gpu) {}
 
   absl::StatusOr<VptqResult> Run() {
     VptqColumns made;
     if (columns_ == nullptr) {
-      TW_ASSIGN_OR_RETURN(made, PrepareColumns(problem_, options_));
+      TW_ASSIGN_OR_RETURN(made, PrepareColumns(problem_, options_, stream_));
       columns_ = &made;
     }
     hessian_floats_.assign(columns_->hessian.begin(), columns_->hessian.end());
     factor_floats_.assign(columns_->factor.begin(), columns_->factor.end());
     TW_RETURN_IF_ERROR(MakeBooks());
     Arrange();
+    TW_RETURN_IF_ERROR(OpenGpu());
     std::vector<float> column_weights(static_cast<size_t>(in_));
     for (int64_t i = 0; i < in_; ++i) {
       column_weights[i] = static_cast<float>(columns_->hessian[i * in_ + i]);
@@ -92,10 +96,11 @@ class Quantizer {
         for (Book& book : books_) Refit(column_weights, book);
         Feedback();
       }
-      for (int sweep = 0; sweep < options_.sweeps; ++sweep) Descend();
+      Descend();
     }
     VptqResult result;
     result.relative_error = RelativeError();
+    TW_RETURN_IF_ERROR(gpu_.status());
     Store();
     result.codes = std::move(codes_);
     return result;
@@ -171,6 +176,28 @@ class Quantizer {
     values_.assign(targets_.size(), 0.0f);
   }
 
+  // Puts the matrix on the GPU, if there is one and it can walk along the columns.
+  absl::Status OpenGpu() {
+    const int length = options_.length;
+    if (stream_ == nullptr || books_.size() > 1 || !options_.feedback ||
+        length > kMaxGpuVectorLength) {
+      return absl::OkStatus();
+    }
+    return gpu_.Open(
+        {.num_chunks = num_chunks_, .in = in_, .rows = width_ / length, .length = length}, targets_,
+        factor_floats_, hessian_floats_, *stream_);
+  }
+
+  // What it works from and with.
+  VptqBooks GpuBooks() const {
+    return {books_.front().centroids, books_.front().residual_centroids, best_};
+  }
+  VptqChoice GpuChoice() {
+    const bool residual = !books_.front().residual_centroids.empty();
+    return {absl::MakeSpan(values_), absl::MakeSpan(indices_),
+            residual ? absl::MakeSpan(residuals_) : absl::Span<int32_t>()};
+  }
+
   // k-means of the book's columns of `vectors`, arranged as the targets, from where its centroids
   // are; without: anew.
   void Fit(const std::vector<float>& vectors, const std::vector<float>& column_weights,
@@ -192,7 +219,8 @@ class Quantizer {
     }
     std::vector<float>& centroids = residual ? book.residual_centroids : book.centroids;
     const auto number = static_cast<uint64_t>(&book - books_.data());
-    centroids =
+    if (!gpu_.status().ok()) return;
+    auto fitted =
         VectorKMeans({.vectors = all ? vectors : own,
                       .weights = weights,
                       .length = book.length,
@@ -201,7 +229,11 @@ class Quantizer {
                       .seed = options_.seed + (residual ? 1 : 0) + (number << 32),
                       .start = centroids,
                       .careful = options_.careful_start},
-                     pool_);
+                     pool_, stream_);
+    if (!fitted.ok()) {
+      return gpu_.Fail(fitted.status());
+    }
+    centroids = *std::move(fitted);
     RoundToHalves(centroids);
   }
 
@@ -263,6 +295,10 @@ class Quantizer {
   // Column after column, errors fed to those behind: as GPTQ. Leaves in moved_ the columns as they
   // were when they were chosen for.
   void Feedback() {
+    if (gpu_.is_open()) {
+      moved_.resize(targets_.size());
+      return gpu_.Feedback(GpuBooks(), absl::MakeSpan(moved_), GpuChoice());
+    }
     moved_ = targets_;
     const std::vector<VectorChoice> choices = Choices();
     pool_.ParallelForDynamic(num_chunks_, [&](int64_t chunk) {
@@ -293,6 +329,11 @@ class Quantizer {
   }
 
   void Descend() {
+    if (gpu_.is_open()) return gpu_.Descend(GpuBooks(), options_.sweeps, GpuChoice());
+    for (int sweep = 0; sweep < options_.sweeps; ++sweep) DescendOnce();
+  }
+
+  void DescendOnce() {
     const std::vector<VectorChoice> choices = Choices();
     pool_.ParallelForDynamic(num_chunks_, [&](int64_t chunk) {
       const float* const targets = targets_.data() + chunk * chunk_size();
@@ -329,6 +370,15 @@ class Quantizer {
 
   // tr(X H X^T) of the chunks' columns less `from`'s, if it is given.
   double Energy(bool of_errors) {
+    if (gpu_.is_open()) {
+      std::vector<float> shift(static_cast<size_t>(in_), 0.0f), multiplier(shift.size(), 1.0f);
+      for (int64_t i = 0; i < in_; ++i) {
+        const int64_t column = columns_->order[i];
+        if (!of_errors) shift[i] = columns_->offset[column] / columns_->scale[column];
+        if (!scaled_) multiplier[i] = columns_->scale[column];
+      }
+      return gpu_.Energy(of_errors ? values_ : std::vector<float>(), shift, multiplier, out_);
+    }
     std::vector<double> sums(static_cast<size_t>(num_chunks_));
     pool_.ParallelForDynamic(num_chunks_, [&](int64_t chunk) {
       const float* const targets = targets_.data() + chunk * chunk_size();
@@ -422,6 +472,8 @@ class Quantizer {
   const int64_t num_chunks_;
   int64_t stride_ = 0;  // indices of a chunk's column
   const VptqColumns* columns_;
+  Stream* const stream_;          // of a GPU, or null
+  VptqColumnsOnGpu gpu_;          // open where it walks along the columns
   std::vector<int64_t> stored_;   // place of a stored position
   std::vector<Book> books_;       // of groups, then of outliers
   std::vector<int64_t> book_of_;  // by place
@@ -434,13 +486,13 @@ class Quantizer {
 }  // namespace
 
 absl::StatusOr<VptqResult> Vptq(const VptqProblem& problem, const VptqOptions& options,
-                                ThreadPool& pool, const VptqColumns* columns) {
+                                ThreadPool& pool, const VptqColumns* columns, Stream* gpu) {
   TW_CHECK(problem.out_features > 0 && problem.in_features > 0 && options.length > 0);
   TW_CHECK_EQ(static_cast<int64_t>(problem.weights.size()),
               problem.out_features * problem.in_features);
   TW_CHECK_EQ(static_cast<int64_t>(problem.hessian.size()),
               problem.in_features * problem.in_features);
-  return Quantizer(problem, options, pool, columns).Run();
+  return Quantizer(problem, options, pool, columns, gpu).Run();
 }
 
 }  // namespace thinwire

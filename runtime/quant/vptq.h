@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/core/stream.h"
 #include "kernels/core/thread_pool.h"
 #include "runtime/quant/vptq_codes.h"
 
@@ -70,7 +71,13 @@ struct VptqResult {
 // weights, or columns that fp16 cannot scale (row or column named). FailedPrecondition: a Hessian
 // that no damping makes positive definite.
 // `columns`: PrepareColumns' of the same problem and options, where they are known already.
+// `gpu`: a GPU's stream, which does k-means, feedback, descent and the factor then, in fp32 sums of
+// another order: of two vectors as near up to rounding it may choose the other, and what is fed on
+// moves with it. On the pool stay what it cannot do: vectors longer than kMaxGpuVectorLength, and,
+// of groups or outlier columns or without feedback, feedback and descent. ResourceExhausted names
+// what asked for memory there.
 absl::StatusOr<VptqResult> Vptq(const VptqProblem& problem, const VptqOptions& options,
-                                ThreadPool& pool, const VptqColumns* columns = nullptr);
+                                ThreadPool& pool, const VptqColumns* columns = nullptr,
+                                Stream* gpu = nullptr);
 
 }  // namespace thinwire

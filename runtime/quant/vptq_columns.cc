@@ -23,32 +23,34 @@ absl::Status Scale(const VptqProblem& problem, const VptqOptions& options, VptqC
   const int64_t in = problem.in_features, out = problem.out_features;
   columns.scale.assign(static_cast<size_t>(in), 1.0f);
   columns.offset.assign(static_cast<size_t>(in), 0.0f);
-  const auto weight = [&](int64_t o, int64_t i) {
-    return static_cast<double>(problem.weights[o * in + i]);
-  };
-  for (int64_t i = 0; i < in; ++i) {
-    double sum = 0.0, least = weight(0, i), most = least;
-    for (int64_t o = 0; o < out; ++o) {
-      const double w = weight(o, i);
+  // Row after row, as weights lie; a column's sums are still in the order of its outputs.
+  std::vector<double> sums(static_cast<size_t>(in), 0.0), squares(sums);
+  std::vector<double> least(sums), most(sums);
+  for (int64_t o = 0; o < out; ++o) {
+    for (int64_t i = 0; i < in; ++i) {
+      const double w = problem.weights[o * in + i];
       if (!std::isfinite(w)) {
         return absl::InvalidArgumentError(absl::StrCat("weights: expected finite numbers, found ",
                                                        w, " at output ", o, ", input ", i));
       }
-      sum += w;
-      least = std::min(least, w);
-      most = std::max(most, w);
+      sums[i] += w;
+      least[i] = o == 0 ? w : std::min(least[i], w);
+      most[i] = o == 0 ? w : std::max(most[i], w);
     }
-    if (!options.norm) continue;
-    double offset = sum / static_cast<double>(out), scale = most - least;
-    if (options.recipe == VptqRecipe::kPublished) {
-      offset = least;
-    } else {
-      double squares = 0.0;
-      for (int64_t o = 0; o < out; ++o) {
-        squares += (weight(o, i) - offset) * (weight(o, i) - offset);
-      }
-      scale = std::sqrt(squares / static_cast<double>(out));
+  }
+  if (!options.norm) return absl::OkStatus();
+  const bool published = options.recipe == VptqRecipe::kPublished;
+  for (int64_t i = 0; i < in; ++i) sums[i] /= static_cast<double>(out);
+  for (int64_t o = 0; o < out && !published; ++o) {
+    for (int64_t i = 0; i < in; ++i) {
+      const double deviation = problem.weights[o * in + i] - sums[i];
+      squares[i] += deviation * deviation;
     }
+  }
+  for (int64_t i = 0; i < in; ++i) {
+    const double offset = published ? least[i] : sums[i];
+    const double scale =
+        published ? most[i] - least[i] : std::sqrt(squares[i] / static_cast<double>(out));
     if (std::max(scale, std::fabs(offset)) > kMaxHalf) {
       return absl::InvalidArgumentError(
           absl::StrCat("weights: expected columns whose scale fp16 can hold, found mean ", offset,
@@ -62,8 +64,8 @@ absl::Status Scale(const VptqProblem& problem, const VptqOptions& options, VptqC
 }
 
 // The Hessian of the scaled columns, D H D, in the order of its diagonal, and its factor.
-absl::Status Factorize(const VptqProblem& problem, const VptqOptions& options,
-                       VptqColumns& columns) {
+absl::Status Factorize(const VptqProblem& problem, const VptqOptions& options, VptqColumns& columns,
+                       Stream* gpu) {
   const int64_t in = problem.in_features;
   const bool best = options.recipe == VptqRecipe::kBest;
   const bool scaled = best && options.scaled_hessian;
@@ -89,7 +91,7 @@ absl::Status Factorize(const VptqProblem& problem, const VptqOptions& options,
   for (int attempt = 0;; ++attempt, damp *= 10.0) {
     columns.factor = columns.hessian;
     DampHessian(damping, damp, in, absl::MakeSpan(columns.factor));
-    const absl::Status status = UpperFactorOfInverse(in, absl::MakeSpan(columns.factor));
+    const absl::Status status = UpperFactorOfInverse(in, absl::MakeSpan(columns.factor), gpu);
     if (status.ok()) break;
     if (attempt == kDampingRetries) return status;
   }
@@ -99,10 +101,11 @@ absl::Status Factorize(const VptqProblem& problem, const VptqOptions& options,
 
 }  // namespace
 
-absl::StatusOr<VptqColumns> PrepareColumns(const VptqProblem& problem, const VptqOptions& options) {
+absl::StatusOr<VptqColumns> PrepareColumns(const VptqProblem& problem, const VptqOptions& options,
+                                           Stream* gpu) {
   VptqColumns columns;
   TW_RETURN_IF_ERROR(Scale(problem, options, columns));
-  TW_RETURN_IF_ERROR(Factorize(problem, options, columns));
+  TW_RETURN_IF_ERROR(Factorize(problem, options, columns, gpu));
   return columns;
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/core/stream.h"
 #include "runtime/quant/vptq.h"
 
 namespace thinwire {
@@ -17,7 +18,8 @@ struct VptqColumns {
   std::vector<double> hessian, factor;
 };
 
-// Scales, and puts in descending order of the Hessian's diagonal. Errors: Vptq's.
-absl::StatusOr<VptqColumns> PrepareColumns(const VptqProblem& problem, const VptqOptions& options);
+// Scales, and puts in descending order of the Hessian's diagonal. Errors: Vptq's. `gpu`: as there.
+absl::StatusOr<VptqColumns> PrepareColumns(const VptqProblem& problem, const VptqOptions& options,
+                                           Stream* gpu = nullptr);
 
 }  // namespace thinwire
