@@ -196,6 +196,19 @@ absl::Status OutputFolder::Publish() const {
   return absl::ErrnoToStatus(error.value(), absl::StrCat(partial_, ": cannot rename to ", out_));
 }
 
+std::string OutputFolder::refined() const { return absl::StrCat(partial_, "/refined"); }
+
+absl::Status OutputFolder::PublishRefined() const {
+  std::error_code error;
+  fs::remove(absl::StrCat(refined(), "/", kDigestName), error);
+  fs::rename(refined(), out_, error);
+  if (error) {
+    return absl::ErrnoToStatus(error.value(), absl::StrCat(refined(), ": cannot rename to ", out_));
+  }
+  fs::remove_all(partial_, error);
+  return absl::OkStatus();
+}
+
 void OutputFolder::RemoveIfEmpty() const {
   std::error_code error;
   std::vector<fs::path> ours;

@@ -36,6 +36,10 @@ class OutputFolder {
   // Renames OUT.partial to OUT.
   absl::Status Publish() const;
 
+  // A folder in OUT.partial for what is made of the finished one; renames that to OUT instead.
+  std::string refined() const;
+  absl::Status PublishRefined() const;
+
   // Removes OUT.partial where nothing but what Open wrote is in it: a run that failed before it did
   // anything leaves nothing.
   void RemoveIfEmpty() const;

@@ -175,7 +175,8 @@ absl::Status CheckQuantizeOptions(const QuantizeOptions& options, Communicator& 
 }
 
 absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, ThreadPool& pool,
-                           const std::function<void(const LayerProgress&)>& on_layer) {
+                           const std::function<void(const LayerProgress&)>& on_layer,
+                           const FolderRefiner& refine) {
   Stream stream = Stream::Cpu(&pool);
   const bool leader = world.rank() == 0;
   const OutputFolder folder = MakeFolder(options);
@@ -245,7 +246,9 @@ absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, 
     TW_RETURN_IF_ERROR(files.Finish());
     TW_ASSIGN_OR_RETURN(const std::optional<VptqConfig> vptq, files.ReadVptqConfig());
     TW_RETURN_IF_ERROR(folder.WriteConfig(gptq, vptq));
-    return folder.Publish();
+    if (refine == nullptr) return folder.Publish();
+    TW_RETURN_IF_ERROR(refine(folder.partial(), folder.refined()));
+    return folder.PublishRefined();
   };
   return AgreeOnLeader(leader ? finish() : absl::OkStatus(), world, stream);
 }

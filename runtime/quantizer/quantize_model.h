@@ -32,6 +32,9 @@ struct LayerProgress {
   const LayerResult* result = nullptr;
 };
 
+// Rank 0's: makes folder `to` of the finished folder `from`, which stays.
+using FolderRefiner = std::function<absl::Status(const std::string& from, const std::string& to)>;
+
 // Collective. What can be known before there are calibration windows; of calibration only
 // info.seqlen is looked at. Errors name flag, expected and found.
 absl::Status CheckQuantizeOptions(const QuantizeOptions& options, Communicator& world,
@@ -45,8 +48,10 @@ absl::Status CheckQuantizeOptions(const QuantizeOptions& options, Communicator& 
 // rank 0. A run that fails before its first layer is done leaves nothing.
 // Errors: CheckQuantizeOptions'; InvalidArgument: token ids outside the vocabulary;
 // FailedPrecondition: OUT.partial was made with other options or from another model (the message
-// says which); those of loading, writing and quantising, naming layer and site.
+// says which); those of loading, writing and quantising, naming layer and site; those of `refine`,
+// whose folder, where it is given, becomes OUT (a run that is ended inside begins it again).
 absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, ThreadPool& pool,
-                           const std::function<void(const LayerProgress&)>& on_layer = nullptr);
+                           const std::function<void(const LayerProgress&)>& on_layer = nullptr,
+                           const FolderRefiner& refine = nullptr);
 
 }  // namespace thinwire
