@@ -134,6 +134,12 @@ void EngineFlags::AddTo(CLI::App& app) {
       ->type_name("N")
       ->check(CLI::Range(int64_t{1}, int64_t{4096}))
       ->capture_default_str();
+  app.add_option("--prefix-cache", prefix_cache,
+                 "on: prompts that begin alike share full KV pages, and pages stay for later ones "
+                 "while there is room; answers may differ in the rounding of sums, but with --wire "
+                 "exact")
+      ->check(CLI::IsMember({"on", "off"}))
+      ->capture_default_str();
   app.add_option("--max-seqs", max_seqs, "Prompts that run at the same time")
       ->type_name("N")
       ->check(CLI::Range(int64_t{1}, int64_t{65536}))
@@ -222,6 +228,7 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
   options.strategy_cache.dir = CacheDir();
   options.strategy_cache.measure_anew = flags.wire_table == "new";
   options.page_size = flags.page_size;
+  options.share_pages = flags.prefix_cache == "on";
   options.max_seqs = flags.max_seqs;
   options.max_step_tokens = flags.max_step_tokens;
   options.step_timeout = absl::Seconds(flags.step_timeout_s);

@@ -33,6 +33,7 @@ struct EngineFlags {
   bool share_gpus = false;
   int threads = 0;
   std::string kv_memory;
+  std::string prefix_cache = "off";
   int64_t page_size = 16;
   int64_t max_seqs = 64;
   int64_t max_step_tokens = 512;

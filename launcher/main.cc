@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "launcher/command.h"
+#include "launcher/config_file.h"
 #include "launcher/job.h"
 #include "launcher/log.h"
 #include "launcher/output.h"
@@ -91,6 +92,10 @@ int Main(int argc, char** argv) {
   app.fallthrough();  // --log-level may stand anywhere
   app.set_version_flag("--version", "thinwire " THINWIRE_VERSION);
   app.get_formatter()->column_width(34);
+  app.set_config("--config", "",
+                 "Options of the command, a line each: name = value; what is given here counts")
+      ->type_name("FILE");
+  app.config_formatter(MakeConfigFormat(&app));
   std::string log_level = "info";
   app.add_option("--log-level", log_level, "Messages on standard error")
       ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}))

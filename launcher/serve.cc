@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -72,6 +73,7 @@ class ServeCommand : public Command {
   explicit ServeCommand(CLI::App& app)
       : app_(app.add_subcommand("serve", "Answer requests over gRPC and HTTP")) {
     engine_flags_.step_timeout_s = 8;  // a rank that hangs is noticed within ten seconds
+    engine_flags_.prefix_cache = "on";
     engine_flags_.AddTo(*app_);
     engine_flags_.AddGroupsTo(*app_);
     flags_.AddTo(*app_);
@@ -137,6 +139,11 @@ class ServeCommand : public Command {
     if (!flags_.admin_token_file.empty()) {
       TW_ASSIGN_OR_RETURN(core_->admin_token, ReadBearerToken(flags_.admin_token_file));
     }
+    if (flags_.rate_limit > 0.0) {
+      core_->rates.emplace(flags_.rate_limit,
+                           flags_.rate_burst > 0.0 ? flags_.rate_burst : flags_.rate_limit);
+    }
+    core_->client_header = absl::AsciiStrToLower(flags_.client_header);
     core_->drain_timeout = absl::Seconds(flags_.drain_timeout_s);
     core_->loop.SetProgress("loading the model");
     core_->loop.AddListener([this](ServingState state) { Tell(state); });

@@ -53,6 +53,19 @@ void ServeFlags::AddTo(CLI::App& app) {
       ->type_name("N")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();
+  app.add_option("--rate-limit", rate_limit, "Requests a second of each client; 0: any")
+      ->type_name("R")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--rate-burst", rate_burst,
+                 "Requests that a client may make at once; 0: those of a second")
+      ->type_name("N")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--client-header", client_header,
+                 "Header or metadata that says who a client is, for a gateway to set; default: its "
+                 "address")
+      ->type_name("NAME");
   app.add_option("--max-wait", max_wait_s,
                  "Seconds that requests may have to wait, as the rate so far predicts: others are "
                  "refused")

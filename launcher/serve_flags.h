@@ -22,12 +22,15 @@ struct ServeFlags {
   std::string tls_cert, tls_key, tls_client_ca;
   std::string token_file, admin_token_file;
   std::string pid_file;
+  std::string client_header;
   std::string metrics_compat = "none";
   bool insecure = false;
   bool log_requests = false;
   bool json = false;
   int64_t max_queued_requests = 1024;
   int64_t max_queued_tokens = int64_t{1} << 20;
+  double rate_limit = 0.0;
+  double rate_burst = 0.0;
   double max_wait_s = 30.0;
   double max_deadline_s = 3600.0;
   double drain_timeout_s = 45.0;

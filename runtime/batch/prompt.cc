@@ -50,6 +50,7 @@ absl::Status ReadTokenIds(const Json& list, std::vector<int32_t>& out) {
 absl::StatusOr<Prompt> ParsePrompt(absl::string_view json, const GenerationParams& defaults,
                                    absl::string_view default_id, std::string* id_found) {
   if (id_found != nullptr) *id_found = std::string(default_id);
+  TW_RETURN_IF_ERROR(CheckJsonDepth(json));
   const Json object = Json::parse(json.begin(), json.end(), /*cb=*/nullptr,
                                   /*allow_exceptions=*/false);
   if (object.is_discarded()) return absl::InvalidArgumentError("not valid JSON");

@@ -94,6 +94,14 @@ TEST(PromptFileTest, BadLinesKeepTheirId) {
   EXPECT_EQ(line->id, "2");
 }
 
+TEST(PromptFileTest, DeepNestingIsAnErrorNotAnOverflow) {
+  const std::string deep(1000000, '[');
+  for (const std::string& line :
+       {deep, "{\"stop\":" + deep + std::string(deep.size(), ']') + "}", "{\"id\":" + deep}) {
+    EXPECT_EQ(ParsePrompt(line, {}, "1").status().code(), absl::StatusCode::kInvalidArgument);
+  }
+}
+
 TEST(PromptFileTest, MissingFilesAndFoldersAreNamed) {
   const TestFolder folder;
   EXPECT_EQ(PromptFile::Open("/no/such/file", {}).status().code(), absl::StatusCode::kNotFound);

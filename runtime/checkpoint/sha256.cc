@@ -69,7 +69,7 @@ void Sha256::Update(absl::Span<const std::byte> bytes) {
   }
 }
 
-std::string Sha256::HexDigest() {
+std::array<std::byte, 32> Sha256::Digest() {
   const uint64_t num_bits = num_bytes_ * 8;
   // A one bit, zeros, and the length as 8 bytes at the end of a block.
   std::array<std::byte, 2 * kBlockBytes> padding = {std::byte{0x80}};
@@ -79,11 +79,17 @@ std::string Sha256::HexDigest() {
     padding[size - 8 + i] = static_cast<std::byte>(num_bits >> (56 - 8 * i));
   }
   Update(absl::MakeConstSpan(padding.data(), size));
-  std::string digest;
-  for (const uint32_t word : state_) {
-    for (int shift = 24; shift >= 0; shift -= 8) digest.push_back(static_cast<char>(word >> shift));
+  std::array<std::byte, 32> digest;
+  for (size_t i = 0; i < digest.size(); ++i) {
+    digest[i] = static_cast<std::byte>(state_[i / 4] >> (24 - 8 * (i % 4)));
   }
-  return absl::BytesToHexString(digest);
+  return digest;
+}
+
+std::string Sha256::HexDigest() {
+  const std::array<std::byte, 32> digest = Digest();
+  return absl::BytesToHexString(
+      absl::string_view(reinterpret_cast<const char*>(digest.data()), digest.size()));
 }
 
 std::string Sha256Hex(absl::Span<const std::byte> bytes) {

@@ -1,4 +1,4 @@
-// SHA-256 (FIPS 180-4): names the text that a model was calibrated on.
+// SHA-256 (FIPS 180-4): names the text that a model was calibrated on, and KV pages.
 #pragma once
 
 #include <array>
@@ -14,6 +14,8 @@ class Sha256 {
  public:
   void Update(absl::Span<const std::byte> bytes);
 
+  // No call may follow.
+  std::array<std::byte, 32> Digest();
   // 64 lower-case hex digits. No call may follow.
   std::string HexDigest();
 

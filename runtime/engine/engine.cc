@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
+#include "runtime/engine/page_keys.h"
 
 namespace thinwire {
 
@@ -15,8 +16,9 @@ using Clock = std::chrono::steady_clock;
 
 struct Engine::Live {
   Request request;
-  std::vector<int32_t> tokens;  // prompt, then generated
-  int group = 0;                // that it runs on or moves to
+  std::vector<int32_t> tokens;        // prompt, then generated
+  int group = 0;                      // that it runs on or moves to
+  std::optional<PageKeyChain> chain;  // where its pages may be shared
   Clock::time_point submitted;
   Completion completion;
 };
@@ -44,6 +46,7 @@ absl::string_view FinishReasonName(FinishReason reason) {
 EngineCounters& EngineCounters::operator+=(const EngineCounters& other) {
   num_steps += other.num_steps;
   num_prompt_tokens += other.num_prompt_tokens;
+  num_reused_tokens += other.num_reused_tokens;
   num_generated_tokens += other.num_generated_tokens;
   num_preemptions += other.num_preemptions;
   num_hand_offs += other.num_hand_offs;
@@ -114,8 +117,19 @@ absl::StatusOr<int64_t> Engine::Submit(Request request) {
                                 "decode group"));
     tokens_of_first_group = 1;
   }
-  TW_RETURN_IF_ERROR(lanes_[0]->scheduler.Add(next_id_, prompt_size, tokens_of_first_group));
-  return AddLive(std::move(request));
+  std::optional<PageKeyChain> chain;
+  std::vector<PageKey> keys;
+  // Scores come from all tokens.
+  if (rank_->options().share_pages && !request.score_prompt) {
+    chain.emplace(request.share_salt, rank_->options().page_size);
+    chain->Extend(request.prompt_ids);
+    keys = chain->keys();
+  }
+  TW_RETURN_IF_ERROR(
+      lanes_[0]->scheduler.Add(next_id_, prompt_size, tokens_of_first_group, std::move(keys)));
+  const int64_t id = AddLive(std::move(request));
+  live_.at(id)->chain = std::move(chain);
+  return id;
 }
 
 absl::StatusOr<int64_t> Engine::SubmitInContext(Request request) {
@@ -169,6 +183,7 @@ StepPlan Engine::ToStepPlan(const ScheduledStep& step) const {
     PlannedSeq seq;
     seq.slot = part.slot;
     seq.start = part.start;
+    seq.binds = part.binds;
     seq.token_ids.assign(live.tokens.begin() + part.start, live.tokens.begin() + end);
     seq.new_pages = part.new_pages;
     seq.sample = part.samples && live.request.max_new_tokens > 0;
@@ -295,7 +310,12 @@ void Engine::TakeToken(Live& live, int32_t token_id, int64_t id) {
 
 void Engine::Finish(int64_t id, FinishReason reason) {
   const std::unique_ptr<Live> live = std::move(live_.at(id));
-  lanes_[live->group]->scheduler.Finish(id);
+  std::vector<PageKey> keys;
+  if (live->chain.has_value() && live->group == 0) {
+    live->chain->Extend(live->tokens);
+    keys = live->chain->keys();
+  }
+  lanes_[live->group]->scheduler.Finish(id, std::move(keys));
   live_.erase(id);
   live->completion.finish_reason = reason;
   live->completion.total_ms = MillisecondsSince(live->submitted);
@@ -325,6 +345,7 @@ absl::Status Engine::Stop() { return LeadAll(StepPlan::Kind::kStop); }
 
 EngineCounters Engine::counters(int group) const {
   EngineCounters counters = lanes_[group]->counters;
+  counters.num_reused_tokens = lanes_[group]->scheduler.num_reused_tokens();
   counters.num_preemptions = lanes_[group]->scheduler.num_preemptions();
   return counters;
 }

@@ -48,6 +48,7 @@ struct Request {
   std::vector<int32_t> stop_token_ids;
   bool score_prompt = false;
   bool want_first_logits = false;
+  std::string share_salt;  // with share_pages: reads only pages of requests that have the same
 
   // Told of each generated token, a stop token included, as soon as it is known; false ends the
   // request (kStop). May be null.
@@ -60,6 +61,7 @@ struct Request {
 struct EngineCounters {
   int64_t num_steps = 0;
   int64_t num_prompt_tokens = 0;  // computed, recomputation after preemption included
+  int64_t num_reused_tokens = 0;  // not computed, as other sequences had been
   int64_t num_generated_tokens = 0;
   int64_t num_preemptions = 0;
   int64_t num_hand_offs = 0;      // sequences that moved to another group

@@ -24,6 +24,7 @@ struct EngineOptions {
   int64_t page_size = 16;               // tokens of a KV page
   int64_t max_seqs = 64;                // sequences that run at the same time
   int64_t max_step_tokens = 512;        // tokens of one step
+  bool share_pages = false;             // requests that begin alike read the same KV pages
   int64_t kv_cache_bytes = 0;  // per rank; 0: what max_seqs full contexts need, at most a quarter
                                // of this rank's share of the host's free memory, or nine tenths of
                                // what weights and activations leave of a GPU's

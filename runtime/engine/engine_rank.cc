@@ -274,6 +274,8 @@ SchedulerLimits EngineRank::scheduler_limits(int group) const {
           .max_step_tokens = options_.max_step_tokens,
           .max_seqs = options_.max_seqs,
           .max_context = config().max_positions,
+          // Its first token is also elsewhere, beside the codes, once for every slot.
+          .own_first_page = cache_->shape().exact_first_tokens,
           .max_steps_in_flight = layout_.mesh(group).pp_size};
 }
 

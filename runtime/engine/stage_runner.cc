@@ -76,7 +76,7 @@ absl::Status StageRunner::FillBatch(const StepPlan& plan) {
   for (const PlannedSeq& seq : plan.seqs) {
     TW_RETURN_IF_ERROR(CheckSlot(seq.slot));
     std::vector<int32_t>& pages = page_tables_[seq.slot];
-    if (seq.start == 0) pages.clear();
+    if (seq.binds) pages.clear();
     pages.insert(pages.end(), seq.new_pages.begin(), seq.new_pages.end());
     const int64_t end = seq.start + seq.num_tokens();
     if (end > static_cast<int64_t>(pages.size()) * page_size || seq.token_ids.empty()) {

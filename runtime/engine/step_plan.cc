@@ -13,6 +13,7 @@ std::string StepPlan::Serialize() const {
   for (const PlannedSeq& seq : seqs) {
     writer.Put(seq.slot);
     writer.Put(seq.start);
+    writer.Put(seq.binds);
     writer.PutArray(seq.token_ids);
     writer.PutArray(seq.new_pages);
     writer.Put(seq.sample);
@@ -40,6 +41,7 @@ absl::StatusOr<StepPlan> StepPlan::Parse(absl::string_view bytes) {
     PlannedSeq seq;
     seq.slot = reader.Get<int32_t>();
     seq.start = reader.Get<int64_t>();
+    seq.binds = reader.Get<bool>();
     seq.token_ids = reader.GetArray<int32_t>();
     seq.new_pages = reader.GetArray<int32_t>();
     seq.sample = reader.Get<bool>();

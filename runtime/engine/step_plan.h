@@ -12,10 +12,12 @@
 namespace thinwire {
 
 // One sequence's part of a step: tokens at positions [start, start + token_ids.size()). Every rank
-// keeps a page table per slot: start == 0 empties it, then new_pages are appended.
+// keeps a page table per slot: `binds` empties it, then new_pages are appended. What lies before
+// start is in the table's pages: of this sequence's parts before, or of other sequences.
 struct PlannedSeq {
   int32_t slot = 0;
   int64_t start = 0;
+  bool binds = false;
   std::vector<int32_t> token_ids;
   std::vector<int32_t> new_pages;
 

@@ -12,6 +12,7 @@ StepPlan ExamplePlan() {
   PlannedSeq decode;
   decode.slot = 3;
   decode.start = 17;
+  decode.binds = true;
   decode.token_ids = {5};
   decode.new_pages = {9};
   decode.sample = true;

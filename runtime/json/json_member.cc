@@ -8,6 +8,27 @@ namespace thinwire {
 
 using nlohmann::json;
 
+absl::Status CheckJsonDepth(absl::string_view text) {
+  constexpr int64_t kMaxDepth = 64;
+  int64_t depth = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      if (c == '"') in_string = false;
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == ']' || c == '}') {
+      --depth;
+    } else if ((c == '[' || c == '{') && ++depth > kMaxDepth) {
+      return absl::InvalidArgumentError(absl::StrCat("nested JSON: expected at most ", kMaxDepth,
+                                                     " levels, found more at byte ", i));
+    }
+  }
+  return absl::OkStatus();
+}
+
 std::string JsonExcerpt(const json& value) {
   std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
   if (text.size() > 40) text = text.substr(0, 37) + "...";

@@ -13,6 +13,10 @@
 
 namespace thinwire {
 
+// InvalidArgument where arrays and objects of `text` are nested deeper than 64 levels. Before it is
+// parsed: what the JSON library does with a parsed value takes stack for each level of it.
+absl::Status CheckJsonDepth(absl::string_view text);
+
 // A short, one-line rendering of a value.
 std::string JsonExcerpt(const nlohmann::json& value);
 

@@ -33,7 +33,7 @@ class FakeRanks {
       EXPECT_LT(part.slot, limits_.max_seqs);
       num_tokens += part.num_tokens;
       Slot& slot = slots_[part.slot];
-      if (part.start == 0) slot = Slot{part.id, {}, 0};
+      if (part.binds) slot = Slot{part.id, {}, 0};
       ASSERT_EQ(slot.id, part.id);
       ASSERT_EQ(slot.num_cached, part.start);
       for (const int32_t page : part.new_pages) {

@@ -18,6 +18,11 @@ struct Scheduler::Seq {
   bool held = false;
   int32_t slot = -1;
   std::vector<int32_t> pages;
+  std::vector<PageKey> keys;       // of full pages, from the first
+  int64_t num_named = 0;           // pages that were offered under their keys
+  std::vector<int32_t> reused;     // pages that follow once the first one is computed
+  std::vector<int32_t> new_pages;  // that the next part tells of
+  bool bound = false;              // a part has told whose the slot is
 
   // One token a step from here on (or as soon as the one in flight is known).
   bool Decodes() const { return !held && (awaits_sample || num_known - num_computed == 1); }
@@ -58,13 +63,15 @@ absl::Status Scheduler::CheckFits(int64_t num_tokens, int64_t max_new_tokens) co
   return absl::OkStatus();
 }
 
-absl::Status Scheduler::Add(SeqId id, int64_t num_tokens, int64_t max_new_tokens) {
+absl::Status Scheduler::Add(SeqId id, int64_t num_tokens, int64_t max_new_tokens,
+                            std::vector<PageKey> keys) {
   TW_CHECK(!seqs_.contains(id));
   TW_RETURN_IF_ERROR(CheckFits(num_tokens, max_new_tokens));
   auto seq = std::make_unique<Seq>();
   seq->id = id;
   seq->arrival = next_arrival_++;
   seq->num_known = num_tokens;
+  seq->keys = std::move(keys);
   waiting_.push_back(seq.get());
   seqs_.emplace(id, std::move(seq));
   return absl::OkStatus();
@@ -89,6 +96,7 @@ std::optional<Binding> Scheduler::Adopt(SeqId id, int64_t num_tokens) {
   seq->num_known = num_tokens;
   seq->num_computed = num_tokens - 1;
   seq->held = true;
+  seq->bound = true;
   Bind(*seq);
   for (int64_t i = PagesFor(seq->num_computed); i > 0; --i) {
     seq->pages.push_back(pages_.Allocate().value());
@@ -99,8 +107,14 @@ std::optional<Binding> Scheduler::Adopt(SeqId id, int64_t num_tokens) {
 }
 
 void Scheduler::Release(Seq& seq) {
-  for (const int32_t page : seq.pages) pages_.Free(page);
-  seq.pages.clear();
+  // The last first: see SharedPages::Release.
+  for (auto* pages : {&seq.reused, &seq.pages}) {
+    for (auto it = pages->rbegin(); it != pages->rend(); ++it) pages_.Release(*it);
+    pages->clear();
+  }
+  seq.new_pages.clear();
+  seq.num_named = 0;
+  seq.bound = false;
   if (seq.slot >= 0) {
     free_slots_.push_back(seq.slot);
     running_.erase(seq.arrival);
@@ -119,13 +133,12 @@ void Scheduler::Preempt(Seq& seq) {
   ++num_preemptions_;
 }
 
-bool Scheduler::GrowTo(Seq& seq, int64_t num_tokens, std::vector<int32_t>& new_pages,
-                       ScheduledStep& step) {
+bool Scheduler::GrowTo(Seq& seq, int64_t num_tokens, ScheduledStep& step) {
   while (static_cast<int64_t>(seq.pages.size()) < PagesFor(num_tokens)) {
     const std::optional<int32_t> page = pages_.Allocate();
     if (page.has_value()) {
       seq.pages.push_back(*page);
-      new_pages.push_back(*page);
+      seq.new_pages.push_back(*page);
       continue;
     }
     // The victim: the latest arrival that runs and neither awaits a token nor is in this step
@@ -146,11 +159,43 @@ bool Scheduler::GrowTo(Seq& seq, int64_t num_tokens, std::vector<int32_t>& new_p
   return true;
 }
 
+std::vector<int32_t> Scheduler::FindReusable(const Seq& seq) const {
+  // The last known token is computed: the next one is sampled from it.
+  const size_t most = static_cast<size_t>((seq.num_known - 1) / limits_.page_size);
+  std::vector<int32_t> pages =
+      pages_.Find(absl::MakeConstSpan(seq.keys).subspan(0, std::min(most, seq.keys.size())));
+  if (limits_.own_first_page && !pages.empty()) pages.erase(pages.begin());
+  return pages;
+}
+
+void Scheduler::Reuse(Seq& seq, absl::Span<const int32_t> pages) {
+  if (pages.empty()) return;
+  for (const int32_t page : pages) pages_.Hold(page);
+  num_reused_tokens_ += static_cast<int64_t>(pages.size()) * limits_.page_size;
+  if (limits_.own_first_page) {
+    seq.reused.assign(pages.begin(), pages.end());
+    return;
+  }
+  seq.pages.assign(pages.begin(), pages.end());
+  seq.new_pages = seq.pages;
+  seq.num_computed = static_cast<int64_t>(pages.size()) * limits_.page_size;
+}
+
+void Scheduler::NamePages(Seq& seq) {
+  const auto num_full = std::min<int64_t>(seq.num_computed / limits_.page_size,
+                                          static_cast<int64_t>(seq.keys.size()));
+  for (; seq.num_named < num_full; ++seq.num_named) {
+    pages_.Name(seq.pages[seq.num_named], seq.keys[seq.num_named]);
+  }
+}
+
 bool Scheduler::ScheduleRunning(Seq& seq, int64_t budget, ScheduledStep& step) {
   int64_t num_tokens = std::min(seq.num_known - seq.num_computed, budget);
+  if (!seq.reused.empty()) {
+    num_tokens = std::min(num_tokens, limits_.page_size - seq.num_computed);
+  }
   TW_CHECK_GE(num_tokens, 1);
-  std::vector<int32_t> new_pages;
-  if (!GrowTo(seq, seq.num_computed + num_tokens, new_pages, step)) {
+  if (!GrowTo(seq, seq.num_computed + num_tokens, step)) {
     // Pages ran out on the way: compute what has room. Without room it keeps its pages and waits;
     // an older sequence that needs them takes them.
     const int64_t room =
@@ -163,19 +208,28 @@ bool Scheduler::ScheduleRunning(Seq& seq, int64_t budget, ScheduledStep& step) {
   part.slot = seq.slot;
   part.start = seq.num_computed;
   part.num_tokens = num_tokens;
-  part.new_pages = std::move(new_pages);
+  part.binds = !std::exchange(seq.bound, true);
+  part.new_pages = std::exchange(seq.new_pages, {});
   seq.num_computed += num_tokens;
   part.samples = seq.num_computed == seq.num_known;
   seq.awaits_sample = part.samples;
   step.num_tokens += num_tokens;
   step.seqs.push_back(std::move(part));
+  if (!seq.reused.empty() && seq.num_computed == limits_.page_size) {
+    seq.num_computed += static_cast<int64_t>(seq.reused.size()) * limits_.page_size;
+    seq.pages.insert(seq.pages.end(), seq.reused.begin(), seq.reused.end());
+    seq.new_pages = std::exchange(seq.reused, {});
+  }
   return true;
 }
 
-bool Scheduler::HasRoomFor(int64_t num_tokens) const {
+bool Scheduler::HasRoomFor(int64_t num_tokens, absl::Span<const int32_t> reusable) const {
   if (free_slots_.empty()) return false;
+  // Idle pages that it reads are no longer free; others' cost it nothing.
+  int64_t needed = PagesFor(num_tokens);
+  for (const int32_t page : reusable) needed -= pages_.idle(page) ? 0 : 1;
   // One page in reserve for every running sequence keeps admissions from preempting at once.
-  return running_.empty() || pages_.num_free() >= PagesFor(num_tokens) + num_running();
+  return running_.empty() || pages_.num_free() >= needed + num_running();
 }
 
 void Scheduler::Bind(Seq& seq) {
@@ -185,10 +239,13 @@ void Scheduler::Bind(Seq& seq) {
 }
 
 Scheduler::Seq* Scheduler::TryAdmit() {
-  if (waiting_.empty() || !HasRoomFor(waiting_.front()->num_known)) return nullptr;
+  if (waiting_.empty()) return nullptr;
   Seq& seq = *waiting_.front();
+  const std::vector<int32_t> reusable = FindReusable(seq);
+  if (!HasRoomFor(seq.num_known, reusable)) return nullptr;
   waiting_.pop_front();
   Bind(seq);
+  Reuse(seq, reusable);
   return &seq;
 }
 
@@ -239,6 +296,8 @@ std::optional<ScheduledStep> Scheduler::Plan() {
   std::vector<SeqId> sampling;
   for (const ScheduledSeq& part : step.seqs) {
     if (part.samples) sampling.push_back(part.id);
+    // Not before this step is planned: sequences of one step do not read each other's pages.
+    NamePages(*seqs_.at(part.id));
   }
   in_flight_.push_back(std::move(sampling));
   return step;
@@ -255,12 +314,15 @@ void Scheduler::Commit() {
   in_flight_.pop_front();
 }
 
-void Scheduler::Finish(SeqId id) {
+void Scheduler::Finish(SeqId id, std::vector<PageKey> keys) {
   const auto it = seqs_.find(id);
   TW_CHECK(it != seqs_.end());
   Seq& seq = *it->second;
   if (seq.slot < 0) {
     waiting_.erase(std::find(waiting_.begin(), waiting_.end(), &seq));
+  } else if (keys.size() > seq.keys.size()) {
+    seq.keys = std::move(keys);
+    NamePages(seq);
   }
   Release(seq);
   seqs_.erase(it);

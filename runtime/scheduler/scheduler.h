@@ -13,7 +13,8 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
-#include "runtime/cache/page_allocator.h"
+#include "absl/types/span.h"
+#include "runtime/cache/shared_pages.h"
 
 namespace thinwire {
 
@@ -23,18 +24,21 @@ struct SchedulerLimits {
   int64_t max_step_tokens = 512;    // tokens computed in one step
   int64_t max_seqs = 64;            // sequences that hold pages at the same time
   int64_t max_context = 0;          // prompt + generated tokens of one sequence
+  bool own_first_page = false;      // no sequence reads the first page of another
   int64_t max_steps_in_flight = 1;  // steps planned and not yet committed: the pipeline's depth
 };
 
 using SeqId = int64_t;
 
 // The part of one sequence in a step: tokens [start, start + num_tokens) are computed and their K
-// and V written. start == 0 (re)binds the slot to this sequence.
+// and V written. `binds`: the slot is this sequence's from here on, and its page table new_pages
+// alone. Where start is not the end of the part before, what lies between is in new_pages.
 struct ScheduledSeq {
   SeqId id = 0;
   int32_t slot = 0;  // [0, max_seqs), held while the sequence runs
   int64_t start = 0;
   int64_t num_tokens = 0;
+  bool binds = false;
   bool samples = false;            // reaches the last known token: yields the next one
   std::vector<int32_t> new_pages;  // appended to the slot's page table before the step
 
@@ -68,6 +72,10 @@ struct ScheduledStep {
 // that decode are spread evenly over max_steps_in_flight steps, so that all stages of a pipeline
 // have work.
 //
+// A sequence whose full pages have keys reads those of others that begin alike, running or gone,
+// instead of computing them, up to the last token it knows; with own_first_page it computes its
+// first page nevertheless. Pages that nobody holds keep their content until pages run short.
+//
 // A sequence may go from one scheduler to another with its pages. While it is held it keeps slot
 // and pages and is neither scheduled nor preempted; sequences that need what it has wait, the
 // oldest, too. So whoever holds sequences lets go of them without waiting for this scheduler.
@@ -80,7 +88,9 @@ class Scheduler {
   // Enqueues a sequence of `num_tokens` known tokens (>= 1) that may grow by `max_new_tokens`.
   // InvalidArgument when it is longer than max_context; ResourceExhausted when it would need more
   // than all pages; both name the numbers. `id` must never have been used.
-  absl::Status Add(SeqId id, int64_t num_tokens, int64_t max_new_tokens);
+  // `keys`: of its full pages, in order, as far as others may share them.
+  absl::Status Add(SeqId id, int64_t num_tokens, int64_t max_new_tokens,
+                   std::vector<PageKey> keys = {});
 
   // What Add would say of such a sequence.
   absl::Status CheckFits(int64_t num_tokens, int64_t max_new_tokens) const;
@@ -106,7 +116,8 @@ class Scheduler {
 
   // Forgets a sequence, waiting or running, and frees its slot and pages. Call it after the Commit
   // that brought its last token, or at any time to cancel.
-  void Finish(SeqId id);
+  // `keys`: as in Add, generated tokens included; pages that were computed stay to be shared.
+  void Finish(SeqId id, std::vector<PageKey> keys = {});
 
   bool HasWork() const { return !seqs_.empty(); }
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
@@ -115,6 +126,7 @@ class Scheduler {
   int64_t num_planned_steps() const { return next_step_; }
   int64_t num_committed_steps() const { return next_step_ - num_in_flight(); }
   int64_t num_free_pages() const { return pages_.num_free(); }
+  int64_t num_reused_tokens() const { return num_reused_tokens_; }  // that were not computed
   int64_t num_preemptions() const { return num_preemptions_; }
   const SchedulerLimits& limits() const { return limits_; }
 
@@ -125,13 +137,18 @@ class Scheduler {
   // Returns false when it cannot move now.
   bool ScheduleRunning(Seq& seq, int64_t budget, ScheduledStep& step);
   // Takes pages until `seq` has room for `num_tokens` tokens; false when none is to be had now.
-  bool GrowTo(Seq& seq, int64_t num_tokens, std::vector<int32_t>& new_pages, ScheduledStep& step);
+  bool GrowTo(Seq& seq, int64_t num_tokens, ScheduledStep& step);
   void Preempt(Seq& seq);
   void Release(Seq& seq);
+  // What the first of the waiting sequences may read instead of computing it.
+  std::vector<int32_t> FindReusable(const Seq& seq) const;
+  void Reuse(Seq& seq, absl::Span<const int32_t> pages);
+  // Lets others find the pages that are computed by the steps so far.
+  void NamePages(Seq& seq);
   // Gives the first waiting sequence a slot; null when it has to wait.
   Seq* TryAdmit();
-  // Whether a sequence of so many known tokens may begin to run now.
-  bool HasRoomFor(int64_t num_tokens) const;
+  // Whether a sequence of so many known tokens may begin to run now, some of them in these pages.
+  bool HasRoomFor(int64_t num_tokens, absl::Span<const int32_t> reusable = {}) const;
   void Bind(Seq& seq);
   // What may be scheduled now, by arrival: of the sequences that decode, one step's share
   // (`num_decodes`).
@@ -139,7 +156,7 @@ class Scheduler {
   int64_t PagesFor(int64_t num_tokens) const;
 
   const SchedulerLimits limits_;
-  PageAllocator pages_;
+  SharedPages pages_;
   std::vector<int32_t> free_slots_;
   absl::flat_hash_map<SeqId, std::unique_ptr<Seq>> seqs_;
   std::deque<Seq*> waiting_;                  // next to admit first
@@ -148,6 +165,7 @@ class Scheduler {
   int64_t next_arrival_ = 0;
   int64_t next_step_ = 0;
   int64_t num_preemptions_ = 0;
+  int64_t num_reused_tokens_ = 0;
 };
 
 }  // namespace thinwire

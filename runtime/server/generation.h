@@ -24,6 +24,7 @@ struct GenerationRequest {
   std::vector<int32_t> prompt_ids;  // at least one
   GenerationParams params;
   std::vector<int32_t> stop_token_ids;  // beside the model's own, which params.ignore_eos drops
+  std::string share_salt;               // only requests with the same one share KV pages
   bool want_log_probs = false;          // of generated tokens, with the end
   ServingClock::time_point deadline = ServingClock::time_point::max();
   int priority = 0;  // [-100, 100]; one more is worth ten seconds of waiting

@@ -4,12 +4,14 @@
 #include <atomic>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "runtime/server/rank_places.h"
+#include "runtime/server/rate_limits.h"
 #include "runtime/server/request_ids.h"
 #include "runtime/server/served_model.h"
 #include "runtime/server/serving_loop.h"
@@ -44,15 +46,25 @@ class ServingCore {
     return job_;
   }
 
+  // OK where a client may make a request now; else counts it as refused.
+  absl::Status CheckRate(absl::string_view client) {
+    if (!rates.has_value()) return absl::OkStatus();
+    const absl::Status status = rates->Take(client, RateLimits::Clock::now());
+    if (!status.ok()) loop.CountRejected(status);
+    return status;
+  }
+
   ServingLoop loop;
+  std::optional<RateLimits> rates;  // nothing: no limits
   RequestIds ids;
   std::atomic<int64_t> num_calls = 0;      // gRPC calls that are being answered
   std::atomic<int64_t> num_exchanges = 0;  // HTTP requests that the loop took
   const ServedModel model;
   // Constant once transports run.
   std::string version;
-  std::string data_token;   // that clients must know; empty: none
-  std::string admin_token;  // that administrators must know
+  std::string data_token;     // that clients must know; empty: none
+  std::string admin_token;    // that administrators must know
+  std::string client_header;  // in lower case; who a client is; empty: its address says so
   absl::Duration drain_timeout = absl::Seconds(45);
 
  private:

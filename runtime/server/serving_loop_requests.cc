@@ -36,6 +36,7 @@ absl::Status ServingLoop::Start(std::unique_ptr<Active> active) {
   request.prompt_ids = self.request.prompt_ids;
   request.max_new_tokens = self.request.params.max_tokens;
   request.sampling = self.request.params.sampling;
+  request.share_salt = self.request.share_salt;
   request.stop_token_ids = self.request.stop_token_ids;
   if (!self.request.params.ignore_eos) {
     const std::vector<int32_t>& eos = engine_->rank().config().eos_token_ids;

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 import struct
 import time
@@ -63,6 +64,53 @@ class HttpLimitsTest(support.TestCase):
         body += b" " * (MAX_BODY - len(body))
         status, text, _ = self.server.http("POST", "/v1/completions", body)
         self.assertEqual(status, 200, text[:200])
+
+
+class RatesTest(support.TestCase):
+
+    def test_each_client_has_its_rate_and_options_come_from_a_file(self):
+        config = self.write("serve.toml", "rate-limit = 0.001  # one in a quarter of an hour\n"
+                            "rate-burst = 2\nclient-header = 'X-Tenant'\nlog-level = 'error'\n")
+        server = Server(OPT, "--config", config)
+        self.addCleanup(server.close)
+        body = {"prompt": "a", "max_tokens": 1}
+        post = lambda tenant: server.http("POST", "/v1/completions", body, {"X-Tenant": tenant})
+        self.assertEqual([post(tenant)[0] for tenant in "abaab"], [200, 200, 200, 429, 200])
+        status, text, headers = post("b")
+        self.assertEqual(status, 429)
+        self.assertIn("too many requests", text)
+        self.assertGreater(int(headers["Retry-After"]), 1)
+        _, metrics, _ = server.http("GET", "/metrics")
+        self.assertIn('thinwire_rejections_total{reason="resource_exhausted"} 2', metrics)
+
+    def test_what_is_wrong_in_a_file_is_named(self):
+        for text, found in (("max-wait = none\n", "--max-wait"), ("tp-size = 2\n", "'tp-size'"),
+                            ("[run]\nprompt = 'a'\n", "[run]"), ("config = 'x'\n", "'config'")):
+            config = self.write("wrong.toml", text)
+            self.fail_alike(["serve", "--model", OPT, "--config", config], 2, found, ranks=False)
+        self.fail_alike(["serve", "--model", OPT, "--config", "/no/such.toml"], 2, "/no/such.toml",
+                        ranks=False)
+
+
+class PrefixTest(support.TestCase):
+
+    def test_who_begins_alike_is_not_computed_again(self):
+        server = Server(OPT, "--wire", "exact")
+        self.addCleanup(server.close)
+        prompt = [5 + i * 11 % 900 for i in range(100)]
+
+        def answer(**kwargs):
+            body = server.post("/v1/completions", prompt=prompt, max_tokens=8, temperature=0,
+                               ignore_eos=True, **kwargs)
+            _, metrics, _ = server.http("GET", "/metrics")
+            reused = re.search(r"^thinwire_prefix_cache_tokens_total (\d+)", metrics, re.M)
+            return body["choices"][0]["token_ids"], int(reused[1])
+
+        first, none = answer()
+        self.assertEqual(none, 0)
+        self.assertEqual(answer(), (first, 96))
+        self.assertEqual(answer(cache_salt="a tenant"), (first, 96))
+        self.assertEqual(answer(cache_salt="a tenant"), (first, 192))
 
 
 @serve_support.needs_grpc

@@ -53,6 +53,9 @@ class BatchAnswer final
     if (ok) {
       item = std::make_shared<Item>();
       item->tag = request_.tag();
+      item->refused = core_->CheckRate(ClientOf(*context_, *core_));
+    }
+    if (ok && item->refused.ok()) {
       absl::StatusOr<GenerationRequest> request = FromMessage(request_.request(), *core_);
       if (request.ok()) {
         request->deadline = DeadlineOf(*context_);

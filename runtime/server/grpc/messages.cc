@@ -15,6 +15,7 @@ namespace thinwire {
 namespace {
 
 constexpr size_t kMaxIdBytes = 256;
+constexpr size_t kMaxSaltBytes = 256;
 constexpr int kMaxStops = 64;
 
 v1::FinishReason ToMessage(EndReason reason) {
@@ -103,8 +104,23 @@ absl::StatusOr<GenerationRequest> FromMessage(const v1::GenerateRequest& message
   request.params.ignore_eos = stopping.ignore_eos();
   request.stop_token_ids.assign(stopping.stop_token_ids().begin(), stopping.stop_token_ids().end());
   request.priority = message.priority();
+  if (message.cache_salt().size() > kMaxSaltBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("cache_salt of ", message.cache_salt().size(),
+                                                   " bytes; at most ", kMaxSaltBytes));
+  }
+  request.share_salt = message.cache_salt();
   request.want_log_probs = message.log_probs();
   return request;
+}
+
+std::string ClientOf(const grpc::CallbackServerContext& context, const ServingCore& core) {
+  if (core.client_header.empty()) {
+    const std::string peer = context.peer();
+    return peer.substr(0, peer.rfind(':'));
+  }
+  const auto& metadata = context.client_metadata();
+  const auto it = metadata.find(core.client_header);
+  return it == metadata.end() ? "" : std::string(it->second.data(), it->second.size());
 }
 
 absl::Status CheckToken(const grpc::CallbackServerContext& context, const std::string& token) {

@@ -25,6 +25,10 @@ absl::StatusOr<GenerationRequest> FromMessage(const v1::GenerateRequest& message
                                               ServingCore& core);
 
 // Unauthenticated unless the call brings the token.
+// Whom rate limits count a call to: the address of the peer without its port, or what the metadata
+// say where core.client_header names one.
+std::string ClientOf(const grpc::CallbackServerContext& context, const ServingCore& core);
+
 absl::Status CheckToken(const grpc::CallbackServerContext& context, const std::string& token);
 
 v1::Completion ToMessage(const GenerationEnd& end);

@@ -17,6 +17,7 @@ absl::StatusOr<std::shared_ptr<Generation>> Submit(const grpc::CallbackServerCon
                                                    ServingCore& core) {
   TW_RETURN_IF_ERROR(CheckToken(context, core.data_token));
   TW_RETURN_IF_ERROR(core.loop.CheckRoom());
+  TW_RETURN_IF_ERROR(core.CheckRate(ClientOf(context, core)));
   absl::StatusOr<GenerationRequest> request = FromMessage(message, core);
   if (!request.ok()) {
     core.loop.CountRejected(request.status());

@@ -60,6 +60,9 @@ void AddTotals(const ServingLoad& load, Families& out) {
   const ServingTotals& totals = load.totals;
   out.Counter("thinwire_prompt_tokens_total", "Prompt tokens of requests taken",
               static_cast<double>(totals.num_prompt_tokens));
+  out.Counter("thinwire_prefix_cache_tokens_total",
+              "Prompt tokens that were not computed, as their KV pages were there",
+              static_cast<double>(totals.engine.num_reused_tokens));
   out.Counter("thinwire_generation_tokens_total", "Tokens generated for requests",
               static_cast<double>(totals.num_generated_tokens));
   for (const char* reason : {"stop", "stop_string", "length", "cancelled", "deadline", "error"}) {

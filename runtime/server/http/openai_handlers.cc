@@ -74,6 +74,8 @@ absl::StatusOr<std::shared_ptr<Exchange>> Submit(const httplib::Request& http, b
                                                  const HttpContext& context) {
   ServingCore& core = *context.core;
   TW_RETURN_IF_ERROR(core.loop.CheckRoom());
+  TW_RETURN_IF_ERROR(core.CheckRate(
+      core.client_header.empty() ? http.remote_addr : http.get_header_value(core.client_header)));
   absl::StatusOr<OpenAiRequest> request = ParseOpenAiRequest(http.body, chat, core.model);
   const absl::StatusOr<ServingClock::time_point> deadline = DeadlineOf(http);
   std::string id = http.get_header_value("X-Request-Id");

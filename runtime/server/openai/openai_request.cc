@@ -18,28 +18,7 @@ constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxChoices = 128;
 constexpr size_t kMaxStops = 64;
 constexpr size_t kMaxStopBytes = 4096;
-constexpr int64_t kMaxDepth = 64;
-
-// What the JSON library does with a value that it has parsed takes stack for each level of it.
-absl::Status CheckDepth(absl::string_view body) {
-  int64_t depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < body.size(); ++i) {
-    const char c = body[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == ']' || c == '}') {
-      --depth;
-    } else if ((c == '[' || c == '{') && ++depth > kMaxDepth) {
-      return absl::InvalidArgumentError(absl::StrCat("the body: expected at most ", kMaxDepth,
-                                                     " levels, found more at byte ", i));
-    }
-  }
-  return absl::OkStatus();
-}
+constexpr size_t kMaxSaltBytes = 256;
 
 // Members that would change the answer, were they heeded. Values that mean "no" are welcome.
 absl::Status CheckUnsupported(const Json& object) {
@@ -101,6 +80,17 @@ absl::Status ReadStop(const Json& object, std::vector<std::string>& out) {
     }
     out.push_back(text);
   }
+  return absl::OkStatus();
+}
+
+absl::Status ReadSalt(const Json& object, std::string& out) {
+  const Json* value = FindMember(object, "cache_salt");
+  if (value == nullptr) return absl::OkStatus();
+  if (!value->is_string() || value->get_ref<const std::string&>().size() > kMaxSaltBytes) {
+    return UnexpectedMember("cache_salt",
+                            absl::StrCat("a string of up to ", kMaxSaltBytes, " bytes"), *value);
+  }
+  out = value->get<std::string>();
   return absl::OkStatus();
 }
 
@@ -231,7 +221,7 @@ uint64_t RandomSeed() {
 
 absl::StatusOr<OpenAiRequest> ParseOpenAiRequest(absl::string_view body, bool chat,
                                                  const ServedModel& model) {
-  TW_RETURN_IF_ERROR(CheckDepth(body));
+  TW_RETURN_IF_ERROR(CheckJsonDepth(body));
   const Json object = Json::parse(body.begin(), body.end(), /*cb=*/nullptr,
                                   /*allow_exceptions=*/false);
   if (object.is_discarded()) return absl::InvalidArgumentError("the body is not valid JSON");
@@ -268,6 +258,7 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiRequest(absl::string_view body, bool ch
   TW_RETURN_IF_ERROR(ReadMember(object, "seed", 0, std::numeric_limits<int64_t>::max(), seed));
   TW_RETURN_IF_ERROR(ReadMember(object, "priority", -100, 100, priority));
   TW_RETURN_IF_ERROR(ReadMember(object, "ignore_eos", base.params.ignore_eos));
+  TW_RETURN_IF_ERROR(ReadSalt(object, base.share_salt));
   TW_RETURN_IF_ERROR(ReadStop(object, base.params.stop));
   TW_RETURN_IF_ERROR(ReadLogProbs(object, request));
   if (const Json* options = FindMember(object, "stream_options")) {

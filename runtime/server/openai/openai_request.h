@@ -24,10 +24,10 @@ struct OpenAiRequest {
 };
 
 // The body of POST /v1/completions, or of /v1/chat/completions (`chat`). Beyond OpenAI's members:
-// "top_k", "ignore_eos", "priority", and a list of token ids as "prompt". Without "seed" a sampled
-// answer is another each time; choice i goes by seed + i. Unknown members are ignored.
-// InvalidArgument: malformed, and what OpenAI has but this server does not; NotFound: another
-// model.
+// "top_k", "ignore_eos", "priority", "cache_salt", and a list of token ids as "prompt". Without
+// "seed" a sampled answer is another each time; choice i goes by seed + i. Unknown members are
+// ignored. InvalidArgument: malformed, and what OpenAI has but this server does not; NotFound:
+// another model.
 absl::StatusOr<OpenAiRequest> ParseOpenAiRequest(absl::string_view body, bool chat,
                                                  const ServedModel& model);
 
