@@ -136,18 +136,18 @@ __global__ void __launch_bounds__(kThreads, 1) TablesKernel(const VptqTablesCall
   const int64_t num_items = static_cast<int64_t>(call.num_quads) * call.result.splits;
   const int begin = static_cast<int>(num_items * blockIdx.x / gridDim.x);
   const int end = static_cast<int>(num_items * (blockIdx.x + 1) / gridDim.x);
-  const auto unit_of = [&](int item) { return item / call.num_quads * call.units_each + in_slot; };
-  const auto is_there = [&](int item) {
-    return item < end && in_slot < call.units_each && unit_of(item) < call.num_units;
-  };
+  // The next item of this slot; counted on rather than divided, which would cost more than a round.
+  int item = begin + slot;
+  int split = item / call.num_quads, quad = item % call.num_quads;
+  int unit = split * call.units_each + in_slot;
+  const bool in_use = in_slot < call.units_each;
+  bool there = item < end && in_use && unit < call.num_units;
   // A half's codes may begin in the middle of a word.
   constexpr int kWords = (kCodes * T::kBits + 31) / 32;
-  const auto load = [&](int item, uint32_t(&words)[kWords]) {
-    if (!is_there(item)) return;
-    const int quad = item % call.num_quads;
+  const auto load = [&](uint32_t(&words)[kWords]) {
+    if (!there) return;
     const uint32_t* const from =
-        call.codes +
-        (static_cast<int64_t>(quad) * call.num_units + unit_of(item)) * (32 * T::kBits) +
+        call.codes + (static_cast<int64_t>(quad) * call.num_units + unit) * (32 * T::kBits) +
         half * (kCodes * T::kBits / 32 * 32) + lane;
 #pragma unroll
     for (int w = 0; w < kWords; ++w) words[w] = __ldcs(from + 32 * w);
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, 1) TablesKernel(const VptqTablesCall
   };
 
   uint32_t next[kWords] = {};
-  load(begin + slot, next);
+  load(next);
   T::Fill(call, memory);
   WaitForPrevious();  // what x is made of
   __syncthreads();
@@ -173,24 +173,24 @@ __global__ void __launch_bounds__(kThreads, 1) TablesKernel(const VptqTablesCall
   const int most_held = call.sum_floats / (kWarps * warp_sums);
   int held = 0;
   for (int first = begin; first < end; first += slots) {
-    const int item = first + slot;
     uint32_t codes[kWords];
     align(next, codes);
-    if (is_there(item)) {
-      if (unit_of(item) != unit_of_x) {
-        unit_of_x = unit_of(item);
+    const bool here = there;
+    if (here) {
+      if (unit != unit_of_x) {
+        unit_of_x = unit;
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-          const bool there = 8 * n + g < num_rows;
+          const bool in_rows = 8 * n + g < num_rows;
           const auto* const from =
               static_cast<const __half*>(call.x) +
-              (there ? static_cast<int64_t>(first_token * call.planes + 8 * n + g) * call.x_stride
-                     : 0) +
+              (in_rows ? static_cast<int64_t>(first_token * call.planes + 8 * n + g) * call.x_stride
+                       : 0) +
               unit_of_x * kVptqUnitColumns + half * kHalfColumns + 8 * t;
 #pragma unroll
           for (int s = 0; s < kHalfColumns / 32; ++s) {
             x[n][s] =
-                there ? *reinterpret_cast<const uint4*>(from + 32 * s) : make_uint4(0, 0, 0, 0);
+                in_rows ? *reinterpret_cast<const uint4*>(from + 32 * s) : make_uint4(0, 0, 0, 0);
           }
         }
 #pragma unroll
@@ -200,8 +200,16 @@ __global__ void __launch_bounds__(kThreads, 1) TablesKernel(const VptqTablesCall
         }
       }
     }
-    load(item + slots, next);
-    if (is_there(item)) {
+    item += slots;
+    quad += slots;
+    while (quad >= call.num_quads) {
+      quad -= call.num_quads;
+      ++split;
+    }
+    unit = split * call.units_each + in_slot;
+    there = item < end && in_use && unit < call.num_units;
+    load(next);
+    if (here) {
       float c[2][kTiles][4] = {};  // of two pairs of vector rows
       uint32_t a[kAhead][2][4];
       const auto look_up = [&](auto at) {
@@ -234,12 +242,12 @@ __global__ void __launch_bounds__(kThreads, 1) TablesKernel(const VptqTablesCall
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int row = 8 * n + 2 * t + i % 2;
+        for (int e = 0; e < 2; ++e) {
+          const int row = 8 * n + 2 * t + e;
           if (row >= num_rows) continue;
 #pragma unroll
-          for (int p = 0; p < 2; ++p) {
-            to[PlaceOfSum(row, 16 * p + i / 2 * 8 + g)] = c[p][n][i];
+          for (int i = 0; i < 4; ++i) {
+            to[PlaceOfSum(row, 8 * i + g)] = c[i / 2][n][i % 2 * 2 + e];
           }
         }
       }
@@ -253,12 +261,12 @@ __global__ void __launch_bounds__(kThreads, 1) TablesKernel(const VptqTablesCall
         const int at = i / kQuadOutputs / num_tokens;
         const int token = i / kQuadOutputs - at * num_tokens;
         if (first_held + at >= end || element >= call.length) continue;
-        const int split = (first_held + at) / call.num_quads;
-        const int quad = first_held + at - split * call.num_quads;
-        const int64_t o =
-            (static_cast<int64_t>(quad) * kVptqQuadRows + row) * call.length + element - call.skip;
+        const int of_split = (first_held + at) / call.num_quads;
+        const int of_quad = first_held + at - of_split * call.num_quads;
+        const int64_t o = (static_cast<int64_t>(of_quad) * kVptqQuadRows + row) * call.length +
+                          element - call.skip;
         if (o < 0 || o >= call.result.out_features) continue;
-        const int units = min(call.units_each, call.num_units - split * call.units_each);
+        const int units = min(call.units_each, call.num_units - of_split * call.units_each);
         const float* const from = sums + at * (kHalves * call.units_room * warp_sums);
         float value = 0.0f, weight = 1.0f;
         for (int plane = 0; plane < call.planes; ++plane, weight *= 0x1p-11f) {
@@ -271,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, 1) TablesKernel(const VptqTablesCall
           }
           value += weight * sum;
         }
-        KeepVptqSum(call.result, split, first_token + token, o, value);
+        KeepVptqSum(call.result, of_split, first_token + token, o, value);
       }
       __syncthreads();
       held = 0;
