@@ -6,7 +6,6 @@
 #include "kernels/core/cuda_status.h"
 #include "kernels/linear/linear.h"
 #include "kernels/vptq_linear/vptq_device.h"
-#include "kernels/vptq_linear/vptq_linear_cpu.h"
 
 namespace thinwire {
 namespace {
@@ -250,7 +249,7 @@ absl::Status VptqLinearManyTokensCuda(const VptqLinearArgs& args, Stream& stream
 }
 
 absl::Status VptqLinearCuda(const VptqLinearArgs& args, Stream& stream) {
-  const int64_t few = args.weights->on_device().in_tables ? kFewTableTokens : kFewVptqTokens;
+  const int64_t few = args.weights->on_device().in_tables ? kFewTableTokens : kFewAnyTokens;
   return args.batch_invariant || args.weights->in_features() == 0 || args.x.dim(0) <= few
              ? VptqLinearFewTokensCuda(args, stream)
              : VptqLinearManyTokensCuda(args, stream);
