@@ -58,10 +58,6 @@ absl::StatusOr<Device> ChooseDevice(const EngineFlags& flags, const WireOptions&
     usable = AgreeOnStatus(CheckDeviceUsable(gpu), job.world(), host);
   }
   if (usable.ok()) usable = CheckRunsOnGpus(wire, layout);
-  if (const auto config = LoadModelConfig(flags.model);
-      usable.ok() && config.ok() && config->vptq.has_value()) {
-    usable = absl::UnimplementedError("vector-quantised weights on GPUs");
-  }
   if (usable.ok()) return gpu;
   if (job.leader() && BuiltWithCuda()) LogInfo(absl::StrCat("on the CPU: ", usable.message()));
   return Device::Cpu();

@@ -21,6 +21,7 @@
 #include "kernels/host_rates/host_rates.h"
 #include "kernels/linear/linear.h"
 #include "kernels/norm/norm.h"
+#include "kernels/vptq_linear/vptq_linear.h"
 
 namespace thinwire {
 namespace {
@@ -62,8 +63,8 @@ absl::StatusOr<double> TimeCalls(double seconds, Stream& stream, Call call) {
   return times[kRounds / 2];
 }
 
-// Random bytes, or fp16 below 1 in magnitude, on the device.
-absl::StatusOr<Tensor> Random(DType dtype, std::initializer_list<int64_t> shape, Stream& stream) {
+// Random bytes, or fp16 below 1 in magnitude, in host memory.
+absl::StatusOr<Tensor> RandomOnHost(DType dtype, std::initializer_list<int64_t> shape) {
   TW_ASSIGN_OR_RETURN(Tensor host, Tensor::Allocate(dtype, shape, Device::Cpu()));
   // Of one block again and again: what caches see are addresses.
   std::vector<uint8_t> block(1 << 20);
@@ -81,6 +82,12 @@ absl::StatusOr<Tensor> Random(DType dtype, std::initializer_list<int64_t> shape,
     const int64_t size = std::min<int64_t>(host.size_bytes() - i, std::ssize(block));
     std::memcpy(to + i, block.data(), static_cast<size_t>(size));
   }
+  return host;
+}
+
+// The same on the device.
+absl::StatusOr<Tensor> Random(DType dtype, std::initializer_list<int64_t> shape, Stream& stream) {
+  TW_ASSIGN_OR_RETURN(Tensor host, RandomOnHost(dtype, shape));
   if (stream.device() == Device::Cpu()) return host;
   TW_ASSIGN_OR_RETURN(Tensor tensor, Tensor::Allocate(dtype, shape, stream.device()));
   TW_RETURN_IF_ERROR(Copy(host.view(), tensor.mutable_view(), stream));
@@ -124,6 +131,31 @@ absl::StatusOr<CodedWeights> RandomWeights(int64_t width, int bits, Device devic
                         ConstTensorView(zeros.data(), DType::kU8, {16, weights.num_groups()})));
   }
   return weights.CopyTo(device);
+}
+
+// Vectors of `length` out of 2^index_bits, plus one out of 2^residual_bits unless that is 1.
+absl::StatusOr<VptqWeights> RandomVectors(int64_t width, int length, int index_bits,
+                                          int residual_bits) {
+  std::vector<VptqPart> parts(1);
+  VptqPart& part = parts[0];
+  part.length = length;
+  part.index_bits = index_bits;
+  part.residual_bits = residual_bits;
+  VptqGroup& group = part.groups.emplace_back();
+  group.num_columns = width;
+  const int64_t stride = VptqStride(length);
+  TW_ASSIGN_OR_RETURN(group.centroids,
+                      RandomOnHost(DType::kF16, {int64_t{1} << index_bits, stride}));
+  if (residual_bits > 0) {
+    TW_ASSIGN_OR_RETURN(group.residual,
+                        RandomOnHost(DType::kF16, {int64_t{1} << residual_bits, stride}));
+  }
+  TW_ASSIGN_OR_RETURN(group.codes,
+                      RandomOnHost(DType::kU8, {VptqCodeBytes(part.num_vectors(width), width,
+                                                              part.code_bits(group))}));
+  return VptqWeights::Create(width, std::move(parts), {},
+                             std::vector<float>(static_cast<size_t>(width), 0.01f),
+                             std::vector<float>(static_cast<size_t>(width), 0.001f));
 }
 
 // One run of TimeKernel.
@@ -203,6 +235,27 @@ class KernelBench {
                        args.weights = set;
                        args.y = y.mutable_view();
                        return IntegerLinear(args, stream_);
+                     });
+  }
+
+  absl::Status VptqLinears(absl::string_view name, int length, int index_bits, int residual_bits) {
+    const auto make = [&] { return RandomVectors(width_, length, index_bits, residual_bits); };
+    TW_ASSIGN_OR_RETURN(const VptqWeights host, make());
+    TW_ASSIGN_OR_RETURN(const int64_t count, NumSets(host.size_bytes()));
+    std::vector<VptqWeights> weights;
+    for (int64_t i = 0; i < count; ++i) {
+      TW_ASSIGN_OR_RETURN(VptqWeights copy, stream_.device() == Device::Cpu()
+                                                ? make()
+                                                : host.CopyTo(stream_.device()));
+      weights.push_back(std::move(copy));
+    }
+    return ForTokens(name, host.size_bytes(), DType::kF16,
+                     [&](const Tensor& x, Tensor& y, int64_t i) {
+                       VptqLinearArgs args;
+                       args.x = x.view();
+                       args.weights = &weights[static_cast<size_t>(i % count)];
+                       args.y = y.mutable_view();
+                       return VptqLinear(args, stream_);
                      });
   }
 
@@ -325,6 +378,10 @@ constexpr NamedKernel kKernels[] = {
      [](absl::string_view name, KernelBench& b) { return b.CodedLinears(name, 4, true); }},
     {"integer-linear-3",
      [](absl::string_view name, KernelBench& b) { return b.CodedLinears(name, 3, true); }},
+    {"vptq-v8-k4096-r256",
+     [](absl::string_view name, KernelBench& b) { return b.VptqLinears(name, 8, 12, 8); }},
+    {"vptq-v6-k4096",
+     [](absl::string_view name, KernelBench& b) { return b.VptqLinears(name, 6, 12, 0); }},
     {"attention", [](absl::string_view name, KernelBench& b) { return b.Attentions(name, {}); }},
     {"attention-4",
      [](absl::string_view name, KernelBench& b) {

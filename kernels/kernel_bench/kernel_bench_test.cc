@@ -38,6 +38,9 @@ TEST(KernelBenchTest, EveryKernelIsTimedAndCounted) {
   // Codes, a scale of 2 bytes and a zero of 1 for each of 128 rows.
   EXPECT_EQ(timings["coded-linear-4"][0].bytes, 128 * 128 / 2 + 128 * 3 + 2 * 2 * 128);
   EXPECT_EQ(timings["integer-linear-3"][0].bytes, 128 * 128 * 3 / 8 + 128 * 3 + 3 * 128);
+  // 16 rows of vectors, 20 bits a column, two books, scales and offsets; x and y.
+  EXPECT_EQ(timings["vptq-v8-k4096-r256"][0].bytes,
+            16 * 128 * 20 / 8 + 8 + (4096 + 256) * 16 + 2 * 4 * 128 + 2 * 2 * 128);
   // 8 sequences of 2048 tokens, K and V of one head.
   EXPECT_EQ(timings["attention"][0].bytes, 2 * 8 * 2048 * 256);
   EXPECT_EQ(timings["attention-4"][0].bytes, 2 * 8 * 2048 * 64);

@@ -12,10 +12,11 @@
 
 namespace thinwire {
 
-// Up to this many tokens weights with tables go through shared memory in passes of 16 rows of x;
-// beyond, and beyond kFewVptqTokens with other books, some rows of them are laid out at a time and
-// multiplied as dense ones (vptq_linear_cuda_bench measures both).
-inline constexpr int64_t kFewTableTokens = 64;
+// Up to this many tokens weights with tables go through shared memory in passes of 16 rows of x,
+// others through the caches in passes of 4 tokens; beyond, some rows of them are laid out at a time
+// and multiplied as dense ones (vptq_linear_cuda_bench measures the ways).
+inline constexpr int64_t kFewTableTokens = 96;
+inline constexpr int64_t kFewAnyTokens = 8;
 
 // Arguments are checked and on the stream's device, and neither tokens nor outputs are none.
 absl::Status VptqLinearCuda(const VptqLinearArgs& args, Stream& stream);

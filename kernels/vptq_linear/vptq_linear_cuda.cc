@@ -6,7 +6,6 @@
 #include "kernels/core/cuda_status.h"
 #include "kernels/linear/linear.h"
 #include "kernels/vptq_linear/vptq_device.h"
-#include "kernels/vptq_linear/vptq_linear_cpu.h"
 
 namespace thinwire {
 namespace {
@@ -86,11 +85,12 @@ absl::Status Tables(const VptqLinearArgs& args, Stream& stream) {
   call.result = ResultOf(args);
   call.result.splits = static_cast<int32_t>(CeilDiv(call.num_units, kVptqSplitUnits));
   call.units_each = static_cast<int32_t>(CeilDiv(call.num_units, call.result.splits));
-  call.warps_each = 1;
-  while (call.warps_each < call.units_each) call.warps_each *= 2;
+  call.units_room = 1;
+  while (call.units_room < call.units_each) call.units_room *= 2;
   call.planes = args.x.dtype() == DType::kF32 ? 3 : 1;
   call.x_stride = int64_t{call.num_units} * kVptqUnitColumns;
   call.num_blocks = std::max(1, Attribute(cudaDevAttrMultiProcessorCount, stream.device()));
+  call.shared_memory_bytes = Attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device());
   call.early_launches = Attribute(cudaDevAttrComputeCapabilityMajor, stream.device()) >= 9;
 
   const int64_t tokens = args.x.dim(0);
@@ -249,7 +249,7 @@ absl::Status VptqLinearManyTokensCuda(const VptqLinearArgs& args, Stream& stream
 }
 
 absl::Status VptqLinearCuda(const VptqLinearArgs& args, Stream& stream) {
-  const int64_t few = args.weights->on_device().in_tables ? kFewTableTokens : kFewVptqTokens;
+  const int64_t few = args.weights->on_device().in_tables ? kFewTableTokens : kFewAnyTokens;
   return args.batch_invariant || args.weights->in_features() == 0 || args.x.dim(0) <= few
              ? VptqLinearFewTokensCuda(args, stream)
              : VptqLinearManyTokensCuda(args, stream);

@@ -125,11 +125,13 @@ struct VptqTablesCall {
   int32_t num_quads;
   int32_t num_units;
   int32_t units_each;  // of a split
-  int32_t warps_each;  // a power of two, at least units_each
+  int32_t units_room;  // a power of two, at least units_each
   const void* x;       // fp16 [num_tokens * planes, x_stride]
   int64_t x_stride;
   int32_t planes;
   int32_t num_blocks;
+  int32_t shared_memory_bytes;  // the most that a block can have
+  int32_t sum_floats;           // set by the launch
   bool early_launches;
   VptqResult result;
 };

@@ -274,7 +274,7 @@ TEST_F(VptqLinearCudaTest, AnyNumbersMatchTheDefinition) {
         Case c = {3, 45, {Books(8, 1, bits[0], bits[1], 600, book)}};
         c.dtype = dtype;
         ExpectNear(c, VptqLinear, false);
-        c.num_tokens = 70;
+        c.num_tokens = kFewTableTokens + 4;
         ExpectNear(c, VptqLinear, true);
       }
       Case c = {5, 45, {Books(4, 1, 5, 3, 40, book), Books(12, 3, 14, 2, 500, book)}};

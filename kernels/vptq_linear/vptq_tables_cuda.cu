@@ -20,9 +20,17 @@ namespace thinwire {
 namespace {
 
 constexpr int kQuadOutputs = kVptqQuadRows * kVptqRow;  // 32
-// Floats of a token's outputs in shared memory; four more let a warp write without conflicts.
-constexpr int kRowStride = kQuadOutputs + 4;
-constexpr int kSteps = kVptqUnitColumns / 16;
+constexpr int kWarps = 16;
+constexpr int kThreads = 32 * kWarps;
+// Two warps share a unit: each has half of its columns, that is of each lane's codes.
+constexpr int kHalves = 2;
+constexpr int kCodes = 32 / kHalves;
+constexpr int kHalfColumns = kVptqUnitColumns / kHalves;
+// Codes whose centroids are on their way while others are multiplied.
+constexpr int kAhead = 4;
+// Shared memory for sums: of one round at least, of about all of them with one row of x.
+constexpr int kFewestSumBytes = kWarps * kVptqPassRows * kQuadOutputs * 4;
+constexpr int kMostSumBytes = 64 * 1024;
 
 template <int kCount, int kFirst = 0, typename F>
 __device__ inline void ForEach(F&& f) {
@@ -53,6 +61,19 @@ __device__ inline void LoadRows(uint32_t address, uint32_t (&a)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
                : "r"(address));
+}
+
+// Takes until v is there. Else what waits for v would wait for all that was asked for after it.
+// as_it_is: 0x3210, which the compiler does not know.
+__device__ inline void WaitFor(uint4& v, uint32_t as_it_is) {
+  v = make_uint4(__byte_perm(v.x, 0, as_it_is), __byte_perm(v.y, 0, as_it_is),
+                 __byte_perm(v.z, 0, as_it_is), __byte_perm(v.w, 0, as_it_is));
+}
+
+// Where in shared memory a warp's sum of a row of x and one of its outputs is: so that a warp
+// writes without conflicts.
+__device__ inline int PlaceOfSum(int row, int output) {
+  return row * kQuadOutputs + (output ^ row / 2 % 4 * 8);
 }
 
 template <int kIndexBits, int kResidualBits>
@@ -90,24 +111,22 @@ struct Tables {
   }
 };
 
-template <int kTiles>
-constexpr int kWarps = kTiles == 1 ? 16 : 8;
-
 template <int kIndexBits, int kResidualBits, int kTiles>
-__global__ void __launch_bounds__(32 * kWarps<kTiles>, 1) TablesKernel(const VptqTablesCall call) {
+__global__ void __launch_bounds__(kThreads, 1) TablesKernel(const VptqTablesCall call) {
   using T = Tables<kIndexBits, kResidualBits>;
-  constexpr int kThreads = 32 * kWarps<kTiles>;
-  constexpr int kWarpSums = 8 * kTiles * kRowStride;
   extern __shared__ __align__(128) unsigned char memory[];
   float* const sums = reinterpret_cast<float*>(memory + T::kAllBytes);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
-  const int slots = kWarps<kTiles> / call.warps_each;
-  const int slot = warp / call.warps_each, in_slot = warp % call.warps_each;
+  const int slots = kWarps / kHalves / call.units_room;
+  const int half = warp % kHalves, team = warp / kHalves;
+  const int slot = team / call.units_room, in_slot = team % call.units_room;
   const int tokens_each = kVptqPassRows / call.planes;
   const int first_token = static_cast<int>(blockIdx.y) * tokens_each;
   const int num_tokens = min(tokens_each, call.result.num_tokens - first_token);
   const int num_rows = num_tokens * call.planes;  // of x
+
+  const uint32_t as_it_is = 0x3210u + (gridDim.z - 1);
 
   const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(memory));
   const uint32_t main = base + (kIndexBits == 8 ? lane % 8 * 16 : 0);
@@ -117,136 +136,176 @@ __global__ void __launch_bounds__(32 * kWarps<kTiles>, 1) TablesKernel(const Vpt
   const int64_t num_items = static_cast<int64_t>(call.num_quads) * call.result.splits;
   const int begin = static_cast<int>(num_items * blockIdx.x / gridDim.x);
   const int end = static_cast<int>(num_items * (blockIdx.x + 1) / gridDim.x);
-  const auto unit_of = [&](int item) { return item / call.num_quads * call.units_each + in_slot; };
-  const auto is_there = [&](int item) {
-    return item < end && in_slot < call.units_each && unit_of(item) < call.num_units;
-  };
-  const auto load = [&](int item, uint32_t(&codes)[T::kBits]) {
-    if (!is_there(item)) return;
-    const int quad = item % call.num_quads;
+  // The next item of this slot; counted on rather than divided, which would cost more than a round.
+  int item = begin + slot;
+  int split = item / call.num_quads, quad = item % call.num_quads;
+  int unit = split * call.units_each + in_slot;
+  const bool in_use = in_slot < call.units_each;
+  bool there = item < end && in_use && unit < call.num_units;
+  // A half's codes may begin in the middle of a word.
+  constexpr int kWords = (kCodes * T::kBits + 31) / 32;
+  const auto load = [&](uint32_t(&words)[kWords]) {
+    if (!there) return;
     const uint32_t* const from =
-        call.codes +
-        (static_cast<int64_t>(quad) * call.num_units + unit_of(item)) * (32 * T::kBits) + lane;
+        call.codes + (static_cast<int64_t>(quad) * call.num_units + unit) * (32 * T::kBits) +
+        half * (kCodes * T::kBits / 32 * 32) + lane;
 #pragma unroll
-    for (int w = 0; w < T::kBits; ++w) codes[w] = __ldcs(from + 32 * w);
+    for (int w = 0; w < kWords; ++w) words[w] = __ldcs(from + 32 * w);
+  };
+  const auto align = [&](const uint32_t(&words)[kWords], uint32_t(&codes)[kWords]) {
+    const int shift = half * (kCodes * T::kBits % 32);
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      codes[w] = __funnelshift_r(words[w], w + 1 < kWords ? words[w + 1] : 0u, shift);
+    }
   };
 
-  uint32_t codes[T::kBits] = {};
-  load(begin + slot, codes);
+  uint32_t next[kWords] = {};
+  load(next);
   T::Fill(call, memory);
   WaitForPrevious();  // what x is made of
   __syncthreads();
 
-  uint4 x[kTiles][kSteps / 2];
+  uint4 x[kTiles][kHalfColumns / 32];
   int unit_of_x = -1;
-  int parity = 0;
+  // Rounds whose sums are held, each [warps, rows of x, kQuadOutputs] at PlaceOfSum.
+  const int warp_sums = num_rows * kQuadOutputs;
+  const int most_held = call.sum_floats / (kWarps * warp_sums);
+  int held = 0;
   for (int first = begin; first < end; first += slots) {
-    const int item = first + slot;
-    uint32_t next[T::kBits] = {};
-    load(item + slots, next);
-    float* const set = sums + parity * (kWarps<kTiles> * kWarpSums);
-    if (is_there(item)) {
-      if (unit_of(item) != unit_of_x) {
-        unit_of_x = unit_of(item);
+    uint32_t codes[kWords];
+    align(next, codes);
+    const bool here = there;
+    if (here) {
+      if (unit != unit_of_x) {
+        unit_of_x = unit;
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-          const bool there = 8 * n + g < num_rows;
+          const bool in_rows = 8 * n + g < num_rows;
           const auto* const from =
               static_cast<const __half*>(call.x) +
-              (there ? static_cast<int64_t>(first_token * call.planes + 8 * n + g) * call.x_stride
-                     : 0) +
-              unit_of_x * kVptqUnitColumns + 8 * t;
+              (in_rows ? static_cast<int64_t>(first_token * call.planes + 8 * n + g) * call.x_stride
+                       : 0) +
+              unit_of_x * kVptqUnitColumns + half * kHalfColumns + 8 * t;
 #pragma unroll
-          for (int s = 0; s < kSteps / 2; ++s) {
+          for (int s = 0; s < kHalfColumns / 32; ++s) {
             x[n][s] =
-                there ? *reinterpret_cast<const uint4*>(from + 32 * s) : make_uint4(0, 0, 0, 0);
+                in_rows ? *reinterpret_cast<const uint4*>(from + 32 * s) : make_uint4(0, 0, 0, 0);
           }
         }
-      }
-      float c[2][2][kTiles][4] = {};  // centroids and residuals of two pairs of vector rows
-      ForEach<2 * kSteps>([&](auto at) {
-        constexpr int i = decltype(at)::value;
-        constexpr int s = i / 2;
-        uint32_t a[4];
-        LoadRows(main + Field<i * T::kBits, T::kPlaceBits, T::kShift>(codes), a);
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-          const uint4& v = x[n][s / 2];
-          Mma<__half>(c[0][i % 2][n], a, s % 2 == 0 ? v.x : v.z, s % 2 == 0 ? v.y : v.w);
+#pragma unroll
+          for (uint4& v : x[n]) WaitFor(v, as_it_is);
         }
+      }
+    }
+    item += slots;
+    quad += slots;
+    while (quad >= call.num_quads) {
+      quad -= call.num_quads;
+      ++split;
+    }
+    unit = split * call.units_each + in_slot;
+    there = item < end && in_use && unit < call.num_units;
+    load(next);
+    if (here) {
+      float c[2][kTiles][4] = {};  // of two pairs of vector rows
+      uint32_t a[kAhead][2][4];
+      const auto look_up = [&](auto at) {
+        constexpr int i = decltype(at)::value;
+        LoadRows(main + Field<i * T::kBits, T::kPlaceBits, T::kShift>(codes), a[i % kAhead][0]);
         if constexpr (kResidualBits > 0) {
           LoadRows(residual +
                        Field<i * T::kBits + T::kPlaceBits, kResidualBits, T::kResidualShift>(codes),
-                   a);
+                   a[i % kAhead][1]);
+        }
+      };
+      ForEach<kAhead>(look_up);
+      ForEach<kCodes>([&](auto at) {
+        constexpr int i = decltype(at)::value;
+        constexpr int s = i / 2;
+#pragma unroll
+        for (int book = 0; book < (kResidualBits > 0 ? 2 : 1); ++book) {
 #pragma unroll
           for (int n = 0; n < kTiles; ++n) {
             const uint4& v = x[n][s / 2];
-            Mma<__half>(c[1][i % 2][n], a, s % 2 == 0 ? v.x : v.z, s % 2 == 0 ? v.y : v.w);
+            Mma<__half>(c[i % 2][n], a[i % kAhead][book], s % 2 == 0 ? v.x : v.z,
+                        s % 2 == 0 ? v.y : v.w);
           }
         }
+        if constexpr (i + kAhead < kCodes) {
+          look_up(std::integral_constant<int, i + kAhead>());
+        }
       });
+      float* const to = sums + (held * kWarps + warp) * warp_sums;
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int row = 8 * n + 2 * t + i % 2;
+        for (int e = 0; e < 2; ++e) {
+          const int row = 8 * n + 2 * t + e;
           if (row >= num_rows) continue;
 #pragma unroll
-          for (int p = 0; p < 2; ++p) {
-            set[warp * kWarpSums + row * kRowStride + 16 * p + i / 2 * 8 + g] =
-                c[0][p][n][i] + c[1][p][n][i];
+          for (int i = 0; i < 4; ++i) {
+            to[PlaceOfSum(row, 8 * i + g)] = c[i / 2][n][i % 2 * 2 + e];
           }
         }
       }
-    } else if (item < end) {
-      for (int i = lane; i < kWarpSums; i += 32) set[warp * kWarpSums + i] = 0.0f;
     }
-    __syncthreads();
-    // What is read here is written again after the next barrier but one.
-    for (int i = threadIdx.x; i < slots * num_tokens * kQuadOutputs; i += kThreads) {
-      const int element = i % kVptqRow, row = i / kVptqRow % kVptqQuadRows;
-      const int token = i / kQuadOutputs % num_tokens, of_slot = i / kQuadOutputs / num_tokens;
-      if (first + of_slot >= end || element >= call.length) continue;
-      const int quad = (first + of_slot) % call.num_quads,
-                split = (first + of_slot) / call.num_quads;
-      const int64_t o =
-          (static_cast<int64_t>(quad) * kVptqQuadRows + row) * call.length + element - call.skip;
-      if (o < 0 || o >= call.result.out_features) continue;
-      float value = 0.0f, weight = 1.0f;
-      for (int plane = 0; plane < call.planes; ++plane, weight *= 0x1p-11f) {
-        const float* from = set + of_slot * call.warps_each * kWarpSums +
-                            (token * call.planes + plane) * kRowStride + i % kQuadOutputs;
-        float sum = 0.0f;
+    ++held;
+    if (held == most_held || first + slots >= end) {
+      __syncthreads();
+      const int first_held = first - (held - 1) * slots;
+      for (int i = threadIdx.x; i < held * slots * num_tokens * kQuadOutputs; i += kThreads) {
+        const int element = i % kVptqRow, row = i / kVptqRow % kVptqQuadRows;
+        const int at = i / kQuadOutputs / num_tokens;
+        const int token = i / kQuadOutputs - at * num_tokens;
+        if (first_held + at >= end || element >= call.length) continue;
+        const int of_split = (first_held + at) / call.num_quads;
+        const int of_quad = first_held + at - of_split * call.num_quads;
+        const int64_t o = (static_cast<int64_t>(of_quad) * kVptqQuadRows + row) * call.length +
+                          element - call.skip;
+        if (o < 0 || o >= call.result.out_features) continue;
+        const int units = min(call.units_each, call.num_units - of_split * call.units_each);
+        const float* const from = sums + at * (kHalves * call.units_room * warp_sums);
+        float value = 0.0f, weight = 1.0f;
+        for (int plane = 0; plane < call.planes; ++plane, weight *= 0x1p-11f) {
+          const float* const of_row =
+              from + PlaceOfSum(token * call.planes + plane, i % kQuadOutputs);
+          float sum = 0.0f;
 #pragma unroll 4
-        for (int w = 0; w < call.units_each; ++w) sum += from[w * kWarpSums];
-        value += weight * sum;
+          for (int u = 0; u < units; ++u) {
+            sum += of_row[kHalves * u * warp_sums] + of_row[(kHalves * u + 1) * warp_sums];
+          }
+          value += weight * sum;
+        }
+        KeepVptqSum(call.result, of_split, first_token + token, o, value);
       }
-      KeepVptqSum(call.result, split, first_token + token, o, value);
+      __syncthreads();
+      held = 0;
     }
-    parity ^= 1;
-#pragma unroll
-    for (int w = 0; w < T::kBits; ++w) codes[w] = next[w];
   }
   LetNextStart();
 }
 
 template <int kIndexBits, int kResidualBits, int kTiles>
-cudaError_t Launch(const VptqTablesCall& call, cudaStream_t stream) {
-  constexpr int kBytes = Tables<kIndexBits, kResidualBits>::kAllBytes +
-                         2 * kWarps<kTiles> * 8 * kTiles * kRowStride * 4;
+cudaError_t Launch(VptqTablesCall call, cudaStream_t stream) {
+  const int bytes = std::min(call.shared_memory_bytes,
+                             Tables<kIndexBits, kResidualBits>::kAllBytes + kMostSumBytes);
+  call.sum_floats = (bytes - Tables<kIndexBits, kResidualBits>::kAllBytes) / 4;
   const auto kernel = TablesKernel<kIndexBits, kResidualBits, kTiles>;
   const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  const int slots = kWarps<kTiles> / call.warps_each;
+  const int slots = kWarps / kHalves / call.units_room;
   const int64_t items = static_cast<int64_t>(call.num_quads) * call.result.splits;
   const int tokens_each = kVptqPassRows / call.planes;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(
       static_cast<unsigned>(std::clamp<int64_t>((items + slots - 1) / slots, 1, call.num_blocks)),
       static_cast<unsigned>((call.result.num_tokens + tokens_each - 1) / tokens_each));
-  config.blockDim = dim3(32 * kWarps<kTiles>);
-  config.dynamicSmemBytes = kBytes;
+  config.blockDim = dim3(32 * kWarps);
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.stream = stream;
   cudaLaunchAttribute early = {};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -272,7 +331,7 @@ bool HasVptqTables(int length, int index_bits, int residual_bits, int64_t shared
   if (!known || length > kVptqRow) return false;
   const int64_t book = index_bits == 8 ? Tables<8, 0>::kBytes : Tables<12, 0>::kBytes;
   const int64_t residual = residual_bits == 0 ? 0 : int64_t{1} << (residual_bits == 8 ? 15 : 16);
-  return book + residual + 2 * 16 * 8 * kRowStride * 4 <= shared_memory_bytes;
+  return book + residual + kFewestSumBytes <= shared_memory_bytes;
 }
 
 cudaError_t LaunchVptqTables(const VptqTablesCall& call, cudaStream_t stream) {

@@ -4,7 +4,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "kernels/core/copy.h"
 #include "kernels/core/status_macros.h"
 
@@ -33,16 +32,15 @@ absl::Status Move(NormWeights& norm, Stream& stream) {
 }
 
 absl::Status Move(LinearWeights& linear, Stream& stream) {
-  if (linear.vptq.has_value()) {
-    return absl::UnimplementedError(
-        absl::StrCat("vector-quantised weights on ", DeviceName(stream.device()),
-                     " are not supported; supported: ", DeviceName(Device::Cpu())));
-  }
   for (Tensor* tensor : {&linear.weight, &linear.bias, &linear.offset, &linear.input_order}) {
     TW_RETURN_IF_ERROR(Move(*tensor, stream));
   }
-  if (!linear.codes.has_value()) return absl::OkStatus();
-  TW_ASSIGN_OR_RETURN(linear.codes, linear.codes->CopyTo(stream.device()));
+  if (linear.codes.has_value()) {
+    TW_ASSIGN_OR_RETURN(linear.codes, linear.codes->CopyTo(stream.device()));
+  }
+  if (linear.vptq.has_value()) {
+    TW_ASSIGN_OR_RETURN(linear.vptq, linear.vptq->CopyTo(stream.device()));
+  }
   return absl::OkStatus();
 }
 

@@ -9,6 +9,7 @@ import time
 import unittest
 
 import support
+import test_vptq
 from support import LLAMA, OPT
 
 PROMPTS = [{"id": str(i), "token_ids": [5, 17 * i + 3, 40 + i]} for i in range(6)]
@@ -42,6 +43,17 @@ class GpuMeshTest(support.TestCase):
             for flags, ranks in (((), 1), (("--tp", 2), 2), (("--pp", 2), 2),
                                  (("--tp", 2, "--pp", 2, "--share-gpus"), 4)):
                 with self.subTest(model=model.name, flags=flags):
+                    self.assertEqual(self.tokens(model, "--device", "cuda", *flags, ranks=ranks),
+                                     expected)
+
+    def test_vector_quantised_models_answer_as_the_cpu_does(self):
+        for source in (OPT, LLAMA):
+            model = self.folder / f"vptq-{source.name}"
+            test_vptq.quantized(source, model, self.folder / f"dense-{source.name}",
+                                test_vptq.SPECS + test_vptq.TABLE_SPECS)
+            expected = self.tokens(model, "--device", "cpu")
+            for flags, ranks in (((), 1), (("--tp", 2), 2), (("--pp", 2), 2)):
+                with self.subTest(model=source.name, flags=flags):
                     self.assertEqual(self.tokens(model, "--device", "cuda", *flags, ranks=ranks),
                                      expected)
 

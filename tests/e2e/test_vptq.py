@@ -26,6 +26,12 @@ SPECS = [
     {"v": 4, "k": 256, "kr": 8, "groups": 4, "outliers": 4, "v0": 8, "k0": 32, "perm": None},
     {"v": 10, "k": 64, "kr": 4, "groups": 1, "outliers": 0, "perm": "i16"},
 ]
+# Whose books GPUs keep in shared memory.
+TABLE_SPECS = [
+    {"v": 8, "k": 256, "kr": 256, "groups": 1, "outliers": 0, "perm": "i16"},
+    {"v": 6, "k": 4096, "kr": 0, "groups": 1, "outliers": 0, "perm": None},
+    {"v": 8, "k": 4096, "kr": 256, "groups": 1, "outliers": 0, "perm": None},
+]
 
 
 def read_safetensors(path):
@@ -49,7 +55,7 @@ def spread(values):
     return math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
 
 
-def quantized(source, folder, dense):
+def quantized(source, folder, dense, specs=SPECS):
     """Writes `source` with random vectors for its projections, as indices and as weights: models of
     no use but with activations of the usual size."""
     tensors, plain, modules = {}, {}, {}
@@ -59,7 +65,7 @@ def quantized(source, folder, dense):
             continue
         module = name.removesuffix(".weight")
         spec = {"v0": -1, "k0": -1, "norm": True, "layout": "packed", "dtype": "F16",
-                **SPECS[len(modules) % len(SPECS)]}
+                **specs[len(modules) % len(specs)]}
         layer = vptq_folders.Layer(shape[0], shape[1], spec, seed=len(modules))
         scale = spread(struct.unpack(f"<{len(data) // 2}e", data)) / 1.5
         number = lambda value: vptq_folders.to_bits(value, "F16")
