@@ -1,14 +1,14 @@
 #include "kernels/linear/linear_cuda.h"
 
-#include <cublasLt.h>
-
 #include <algorithm>
+#include <memory>
 #include <tuple>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/convert/convert.h"
 #include "kernels/core/cuda_status.h"
+#include "kernels/linear/cublas_lt.h"
 
 namespace thinwire {
 namespace {
@@ -16,20 +16,22 @@ namespace {
 // As the library's makers advise for Hopper; smaller GPUs take less of it.
 constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
 
-absl::Status BlasStatus(cublasStatus_t status, absl::string_view call, Device device) {
+absl::Status BlasStatus(const CublasLt& lt, cublasStatus_t status, absl::string_view call,
+                        Device device) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
   const std::string message =
-      absl::StrCat(call, " on ", DeviceName(device), ": ", cublasLtGetStatusString(status));
+      absl::StrCat(call, " on ", DeviceName(device), ": ", lt.GetStatusString(status));
   if (status == CUBLAS_STATUS_ALLOC_FAILED) return absl::ResourceExhaustedError(message);
   if (status == CUBLAS_STATUS_NOT_SUPPORTED) return absl::UnimplementedError(message);
   return absl::InternalError(message);
 }
 
-#define RETURN_IF_BLAS_ERROR(expr, device)                \
-  do {                                                    \
-    const cublasStatus_t tw_status_ = (expr);             \
-    if (tw_status_ != CUBLAS_STATUS_SUCCESS) [[unlikely]] \
-      return BlasStatus(tw_status_, #expr, device);       \
+// In members of Blas.
+#define RETURN_IF_BLAS_ERROR(expr)                         \
+  do {                                                     \
+    const cublasStatus_t tw_status_ = (expr);              \
+    if (tw_status_ != CUBLAS_STATUS_SUCCESS) [[unlikely]]  \
+      return BlasStatus(*lt_, tw_status_, #expr, device_); \
   } while (false)
 
 cudaDataType_t CudaType(DType dtype) {
@@ -48,17 +50,18 @@ uint32_t Alignment(const ConstTensorView& view) {
 // Descriptors of one product, owned.
 class Product {
  public:
-  Product() = default;
+  explicit Product(const CublasLt& library) : lt(library) {}
   Product(const Product&) = delete;
   Product& operator=(const Product&) = delete;
   ~Product() {
-    if (operation != nullptr) cublasLtMatmulDescDestroy(operation);
+    if (operation != nullptr) lt.MatmulDescDestroy(operation);
     for (cublasLtMatrixLayout_t layout : {weight, x, y}) {
-      if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
+      if (layout != nullptr) lt.MatrixLayoutDestroy(layout);
     }
-    if (preference != nullptr) cublasLtMatmulPreferenceDestroy(preference);
+    if (preference != nullptr) lt.MatmulPreferenceDestroy(preference);
   }
 
+  const CublasLt& lt;
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t weight = nullptr, x = nullptr, y = nullptr;
   cublasLtMatmulPreference_t preference = nullptr;
@@ -69,15 +72,18 @@ class Blas : public StreamState {
  public:
   explicit Blas(Device device) : device_(device) {}
   ~Blas() override {
-    if (handle_ != nullptr) cublasLtDestroy(handle_);
+    if (handle_ != nullptr) lt_->Destroy(handle_);
   }
 
   // y = x weight^T, without bias, summed in fp32. weight and x of one dtype; y of that or fp32.
   // Unimplemented where the library has no way for these shapes and alignments.
   absl::Status Multiply(const ConstTensorView& x, const ConstTensorView& weight,
                         const TensorView& y, std::byte* workspace, Stream& stream) {
-    if (handle_ == nullptr) RETURN_IF_BLAS_ERROR(cublasLtCreate(&handle_), device_);
-    Product product;
+    if (lt_ == nullptr) {
+      TW_ASSIGN_OR_RETURN(lt_, CublasLt::Open());
+    }
+    if (handle_ == nullptr) RETURN_IF_BLAS_ERROR(lt_->Create(&handle_));
+    Product product(*lt_);
     TW_RETURN_IF_ERROR(Describe(x, weight, y, product));
     const Shape shape(x.dim(0), weight.dim(0), x.dim(1), x.row_stride(), y.row_stride(), x.dtype(),
                       y.dtype(), Alignment(x), Alignment(weight), Alignment(y));
@@ -88,11 +94,12 @@ class Blas : public StreamState {
     }
     const float one = 1.0f;
     const float zero = 0.0f;
-    return BlasStatus(cublasLtMatmul(handle_, product.operation, &one, weight.raw(), product.weight,
-                                     x.raw(), product.x, &zero, y.raw(), product.y, y.mutable_raw(),
-                                     product.y, &plan->second, workspace,
-                                     static_cast<size_t>(kWorkspaceBytes), CudaStream(stream)),
-                      "cublasLtMatmul", device_);
+    return BlasStatus(
+        *lt_,
+        lt_->Matmul(handle_, product.operation, &one, weight.raw(), product.weight, x.raw(),
+                    product.x, &zero, y.raw(), product.y, y.mutable_raw(), product.y, &plan->second,
+                    workspace, static_cast<size_t>(kWorkspaceBytes), CudaStream(stream)),
+        "cublasLtMatmul", device_);
   }
 
  private:
@@ -105,52 +112,44 @@ class Blas : public StreamState {
   absl::Status Describe(const ConstTensorView& x, const ConstTensorView& weight,
                         const TensorView& y, Product& product) {
     // Fp32 is multiplied as such: not as TF32.
-    RETURN_IF_BLAS_ERROR(
-        cublasLtMatmulDescCreate(&product.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), device_);
+    RETURN_IF_BLAS_ERROR(lt_->MatmulDescCreate(&product.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     const cublasOperation_t transposed = CUBLAS_OP_T;
-    RETURN_IF_BLAS_ERROR(
-        cublasLtMatmulDescSetAttribute(product.operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
-                                       sizeof(transposed)),
-        device_);
+    RETURN_IF_BLAS_ERROR(lt_->MatmulDescSetAttribute(product.operation, CUBLASLT_MATMUL_DESC_TRANSA,
+                                                     &transposed, sizeof(transposed)));
     const auto create = [&](cublasLtMatrixLayout_t* layout, const ConstTensorView& view) {
       const int64_t columns = view.dim(1);
       const int64_t stride = view.dim(0) > 1 ? view.row_stride() : columns;
-      return cublasLtMatrixLayoutCreate(layout, CudaType(view.dtype()),
-                                        static_cast<uint64_t>(columns),
-                                        static_cast<uint64_t>(view.dim(0)), stride);
+      return lt_->MatrixLayoutCreate(layout, CudaType(view.dtype()), static_cast<uint64_t>(columns),
+                                     static_cast<uint64_t>(view.dim(0)), stride);
     };
-    RETURN_IF_BLAS_ERROR(create(&product.weight, weight), device_);
-    RETURN_IF_BLAS_ERROR(create(&product.x, x), device_);
-    RETURN_IF_BLAS_ERROR(create(&product.y, y), device_);
+    RETURN_IF_BLAS_ERROR(create(&product.weight, weight));
+    RETURN_IF_BLAS_ERROR(create(&product.x, x));
+    RETURN_IF_BLAS_ERROR(create(&product.y, y));
     return absl::OkStatus();
   }
 
   absl::StatusOr<cublasLtMatmulAlgo_t> Choose(const ConstTensorView& x,
                                               const ConstTensorView& weight, const TensorView& y,
                                               Product& product) {
-    RETURN_IF_BLAS_ERROR(cublasLtMatmulPreferenceCreate(&product.preference), device_);
+    RETURN_IF_BLAS_ERROR(lt_->MatmulPreferenceCreate(&product.preference));
     const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
-      return cublasLtMatmulPreferenceSetAttribute(product.preference, attribute, &value,
-                                                  sizeof(value));
+      return lt_->MatmulPreferenceSetAttribute(product.preference, attribute, &value,
+                                               sizeof(value));
     };
     RETURN_IF_BLAS_ERROR(
-        prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kWorkspaceBytes)),
-        device_);
+        prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kWorkspaceBytes)));
     // Parts of a sum stay fp32 until they are added.
     RETURN_IF_BLAS_ERROR(prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                                static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)),
-                         device_);
-    RETURN_IF_BLAS_ERROR(prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, Alignment(weight)),
-                         device_);
-    RETURN_IF_BLAS_ERROR(prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, Alignment(x)), device_);
-    RETURN_IF_BLAS_ERROR(prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, Alignment(y)), device_);
-    RETURN_IF_BLAS_ERROR(prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, Alignment(y)), device_);
+                                static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)));
+    RETURN_IF_BLAS_ERROR(prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, Alignment(weight)));
+    RETURN_IF_BLAS_ERROR(prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, Alignment(x)));
+    RETURN_IF_BLAS_ERROR(prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, Alignment(y)));
+    RETURN_IF_BLAS_ERROR(prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, Alignment(y)));
     cublasLtMatmulHeuristicResult_t best = {};
     int found = 0;
-    RETURN_IF_BLAS_ERROR(
-        cublasLtMatmulAlgoGetHeuristic(handle_, product.operation, product.weight, product.x,
-                                       product.y, product.y, product.preference, 1, &best, &found),
-        device_);
+    RETURN_IF_BLAS_ERROR(lt_->MatmulAlgoGetHeuristic(handle_, product.operation, product.weight,
+                                                     product.x, product.y, product.y,
+                                                     product.preference, 1, &best, &found));
     if (found == 0) {
       return absl::UnimplementedError(absl::StrCat("linear: cuBLASLt has no algorithm for x ",
                                                    x.DebugString(), " and weight ",
@@ -160,6 +159,7 @@ class Blas : public StreamState {
   }
 
   Device device_;
+  std::unique_ptr<CublasLt> lt_;  // opened by the first product
   cublasLtHandle_t handle_ = nullptr;
   absl::flat_hash_map<Shape, cublasLtMatmulAlgo_t> plans_;
 };

@@ -3,8 +3,10 @@
 import support
 from support import LLAMA, OPT
 
-# The expected figures are transformers' 5.17, in fp32 on the CPU.
+# The expected figures are transformers' (5.17, 5.23), in fp32 on the CPU.
 WIKI = "wiki.test.raw"
+# Of the larger models' text: all 397,093 tokens give 29.1002, 29.1006 and 32.9220 in four minutes.
+BEGINNING = ("--max-tokens", "32768")
 
 
 @support.too_slow_sanitized
@@ -17,14 +19,16 @@ class PerplexityTest(support.TestCase):
         self.assertEqual(f"{line['perplexity']:.4f}", expected)
 
     def test_opt_mini(self):
-        self.check(support.larger_model("opt-mini"), WIKI, 512, "29.1002")
+        self.check(support.larger_model("opt-mini"), WIKI, 512, "30.5870", *BEGINNING)
 
     def test_opt_mini_with_outlying_channels(self):
-        self.check(support.larger_model("opt-mini-outlier"), WIKI, 512, "29.1006")
+        model = support.larger_model("opt-mini-outlier")
+        self.check(model, WIKI, 512, "30.5928", *BEGINNING)
 
     @support.needs_mpi
     def test_llama_mini_cut_in_two(self):
-        self.check(support.larger_model("llama-mini"), WIKI, 512, "32.9220", "--tp", "2", ranks=2)
+        model = support.larger_model("llama-mini")
+        self.check(model, WIKI, 512, "34.7056", *BEGINNING, "--tp", "2", ranks=2)
 
     @support.needs_mpi
     def test_opt_nano_in_two_stages(self):
