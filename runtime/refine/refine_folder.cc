@@ -84,20 +84,27 @@ struct Target {
 
 absl::StatusOr<Target> RunModel(const Checkpoint& source, const ModelConfig& config,
                                 const DecoderWeights& ends, const RefineOptions& options,
-                                ThreadPool& pool) {
+                                int64_t batch, ThreadPool& pool) {
   const auto seqlen = static_cast<int64_t>(options.windows.front().size());
   TW_ASSIGN_OR_RETURN(const std::unique_ptr<LayerPass> pass,
                       LayerPass::Create(config, seqlen, &pool));
   Target target;
   TW_ASSIGN_OR_RETURN(target.embedded, pass->Embed(source, options.windows));
   TW_ASSIGN_OR_RETURN(target.last, pass->Embed(source, options.windows));
+  // As the refined model is computed; what is left of the windows one at a time.
+  LayerGradient several(config, batch, seqlen, &pool), one(config, 1, seqlen, &pool);
+  const TensorView rows = target.last.rows.mutable_view();
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     TW_ASSIGN_OR_RETURN(const DenseLayer dense, LoadDenseLayer(source, config, layer));
-    TW_ASSIGN_OR_RETURN(const LayerWeights weights, ToLayerWeights(dense));
-    TW_RETURN_IF_ERROR(pass->Advance(weights, SiteRoundings(), target.last));
+    for (int64_t token = 0; token < rows.dim(0);) {
+      LayerGradient& step = rows.dim(0) - token >= several.num_tokens() ? several : one;
+      const TensorView part = rows.Rows(token, step.num_tokens());
+      TW_RETURN_IF_ERROR(
+          step.Forward(dense, absl::MakeSpan(part.mutable_data<float>(), part.num_elements())));
+      token += step.num_tokens();
+    }
   }
   if (config.final_norm) {
-    const TensorView rows = target.last.rows.mutable_view();
     TW_RETURN_IF_ERROR(Norm({.kind = DecoderSpecFor(config).norm,
                              .x = rows,
                              .weight = ends.final_norm.weight.view(),
@@ -245,7 +252,7 @@ absl::Status RefineFolder(const RefineOptions& options, ThreadPool& pool,
   {
     TW_ASSIGN_OR_RETURN(const DecoderWeights ends, LoadDecoderEnds(source, source_config, plan));
     TW_ASSIGN_OR_RETURN(loss, LogitLoss::Create(source_config, ends, &pool));
-    TW_ASSIGN_OR_RETURN(target, RunModel(source, source_config, ends, options, pool));
+    TW_ASSIGN_OR_RETURN(target, RunModel(source, source_config, ends, options, batch, pool));
   }
   Refiner refiner(config, std::move(decoder), *std::move(loss), batch, seqlen, &pool);
   Adam adam(refiner.parameters());
