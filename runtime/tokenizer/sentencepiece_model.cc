@@ -3,6 +3,7 @@
 #include <sentencepiece_processor.h>
 
 #include <cstdlib>
+#include <exception>
 #include <string_view>
 
 namespace thinwire {
@@ -17,8 +18,16 @@ SentencePieceModel::~SentencePieceModel() = default;
 
 std::string SentencePieceModel::Load(const std::string& bytes) {
   processor_ = std::make_unique<sentencepiece::SentencePieceProcessor>();
-  const sentencepiece::util::Status status = processor_->LoadFromSerializedProto(bytes);
-  if (!status.ok()) return status.ToString();
+  try {
+    const sentencepiece::util::Status status = processor_->LoadFromSerializedProto(bytes);
+    if (!status.ok()) return status.ToString();
+  } catch (const std::exception& error) {
+    // Debian's library brings a Protobuf of its own, older than the one that gRPC needs, and finds
+    // that one where a program has both.
+    return std::string(error.what()) +
+           " (a program built with gRPC cannot read this file: give the model a tokenizer.json, or "
+           "build with THINWIRE_SERVER=OFF)";
+  }
   int word = -1;
   int blank = -1;
   int blank_and_more = -1;
