@@ -124,10 +124,10 @@ class QuantizeCommand : public Command {
     app_->add_option(
             "--vptq", vptq_,
             "default; reference: vectors chosen as the published tool does; or, to compare "
-            "with, the default without the Hessian of scaled columns, without making rows "
-            "alike, without feedback of errors")
+            "with, the default without a step: without the Hessian of scaled columns, "
+            "folds and rows that are alike, or feedback of errors")
         ->check(
-            CLI::IsMember({"default", "reference", "no-scaling", "no-equalizing", "no-feedback"}))
+            CLI::IsMember({"default", "reference", "no-scaling", "no-invariances", "no-feedback"}))
         ->capture_default_str();
     app_->add_option("--group-size", options_.layer.group_size,
                      "Input channels that share a weight scale; -1: all")
@@ -239,10 +239,10 @@ class QuantizeCommand : public Command {
         return absl::InvalidArgumentError(
             absl::StrCat("--vptq ", vptq_, ": expected --weights vptq-... and --rptq default"));
       }
-      options_.layer.vptq = vptq_ == "reference"       ? VptqVariant::kReference
-                            : vptq_ == "no-scaling"    ? VptqVariant::kNoScaling
-                            : vptq_ == "no-equalizing" ? VptqVariant::kNoEqualizing
-                                                       : VptqVariant::kNoFeedback;
+      options_.layer.vptq = vptq_ == "reference"        ? VptqVariant::kReference
+                            : vptq_ == "no-scaling"     ? VptqVariant::kNoScaling
+                            : vptq_ == "no-invariances" ? VptqVariant::kNoInvariances
+                                                        : VptqVariant::kNoFeedback;
       options_.algorithm = absl::StrCat("vptq-", vptq_);
     }
     options_.layer.seed = static_cast<uint64_t>(options_.seed);

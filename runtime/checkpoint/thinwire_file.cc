@@ -58,7 +58,7 @@ absl::Status CheckVersion(const JsonFields& fields) {
 
 absl::Status CheckAlgorithm(const JsonFields& fields, absl::string_view algorithm) {
   for (const char* known : {"default", "reference", "per-tensor", "vptq-reference",
-                            "vptq-no-scaling", "vptq-no-equalizing", "vptq-no-feedback"}) {
+                            "vptq-no-scaling", "vptq-no-invariances", "vptq-no-feedback"}) {
     if (algorithm == known) return absl::OkStatus();
   }
   return absl::UnimplementedError(

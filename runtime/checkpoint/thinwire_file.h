@@ -28,7 +28,7 @@ struct ThinwireFile {
   QuantScheme scheme;
   // "default"; "reference": as RPTQ was published; "per-tensor": that with one cluster a site;
   // "vptq-reference": weights as the published VPTQ makes them; "vptq-no-scaling",
-  // "vptq-no-equalizing", "vptq-no-feedback": as by default, without one step.
+  // "vptq-no-invariances", "vptq-no-feedback": as by default, without one step.
   std::string algorithm = "default";
   int64_t group_size = 128;  // of weight scales, in input channels; -1: one group
   // Whether channels were put in order of their importance; else they are as in the model.

@@ -48,9 +48,9 @@ std::vector<float> Start(const VectorKMeansArgs& args) {
   }
   centroids.reserve(static_cast<size_t>(args.count * length));
   std::vector<double> distances(static_cast<size_t>(m), 1.0), gains(static_cast<size_t>(m));
+  const bool careful = args.careful && args.count <= kMaxCareful;
   for (int64_t c = 0; c < args.count; ++c) {
     double total = 0.0;
-    const bool careful = args.count <= kMaxCareful;
     if (careful || c == 0) {
       for (int64_t i = 0; i < m; ++i) total += gains[i] = weights[i] * distances[i];
     }

@@ -18,8 +18,10 @@ struct VectorKMeansArgs {
   int64_t count = 0;   // of centroids, >= 1
   int iterations = 0;  // Lloyd steps
   uint64_t seed = 0;
-  // [count, length]: where to begin. Empty: k-means++ on a sample of the vectors.
+  // [count, length]: where to begin. Empty: vectors of a sample, by k-means++, or any of them where
+  // there are very many centroids or `careful` is not.
   absl::Span<const float> start;
+  bool careful = true;
 };
 
 // [count, length]: centroids of small sum_i weight_i |x_i - nearest c|^2. Sums are in double and in

@@ -227,11 +227,10 @@ class Quantizer {
                       .count = int64_t{1} << (residual ? book.residual_bits : book.index_bits),
                       .iterations = iterations,
                       .seed = options_.seed + (residual ? 1 : 0) + (number << 32),
-                      .start = centroids},
+                      .start = centroids,
+                      .careful = options_.careful_start},
                      pool_, stream_);
-    if (!fitted.ok()) {
-      return gpu_.Fail(fitted.status());
-    }
+    if (!fitted.ok()) return gpu_.Fail(fitted.status());
     centroids = *std::move(fitted);
     RoundToHalves(centroids);
   }

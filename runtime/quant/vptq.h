@@ -41,6 +41,7 @@ struct VptqOptions {
   bool scaled_hessian = true;
   bool feedback = true;
   int kmeans_iterations = 25;
+  bool careful_start = true;  // see VectorKMeansArgs
   // Books fitted again to the columns as error feedback has moved them, each weighted by what is
   // left of its Hessian when later columns make up.
   int refits = 1;

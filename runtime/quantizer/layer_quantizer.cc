@@ -98,7 +98,7 @@ absl::Status LayerQuantizer::Fold(Work& work) {
              .down_in = of(QuantSite::kDownIn),
              .step_bits = step_bits},
             layer, pool_);
-  if (vectors && options_.vptq != VptqVariant::kNoEqualizing) EqualizeRows(config_, layer);
+  if (vectors) EqualizeRows(config_, layer);
   return absl::OkStatus();
 }
 
@@ -112,8 +112,9 @@ absl::StatusOr<LayerResult> LayerQuantizer::Quantize(const DenseLayer& dense,
   work.target_stream = &target;
   work.input_stream = &input;
   work.current = dense;
-  if (options_.scheme.weight_format() != WeightFormat::kDense &&
-      options_.vptq != VptqVariant::kReference) {
+  const bool folds =
+      options_.vptq != VptqVariant::kReference && options_.vptq != VptqVariant::kNoInvariances;
+  if (options_.scheme.weight_format() != WeightFormat::kDense && folds) {
     TW_RETURN_IF_ERROR(Fold(work));
   }
   TW_ASSIGN_OR_RETURN(work.target, ToLayerWeights(work.current));

@@ -21,9 +21,10 @@ namespace thinwire {
 enum class VptqVariant {
   kDefault,
   kReference,  // as the published tool does, on the layer as it came
-  // The default without a step: the Hessian of scaled columns, rows that are alike, feedback.
+  // The default without a step: the Hessian of scaled columns, folds and rows that are alike,
+  // feedback of errors.
   kNoScaling,
-  kNoEqualizing,
+  kNoInvariances,
   kNoFeedback,
 };
 

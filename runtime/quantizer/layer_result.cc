@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kernels/core/atomic_file.h"
@@ -33,6 +34,12 @@ constexpr char kVptqMetadata[] = "vptq";
 constexpr char kReportMetadata[] = "report";
 constexpr char kReportName[] = "quantize_report.json";
 
+// Three digits: others depend on the order of sums over more than 4 ranks.
+double Rounded(double value) {
+  double rounded = value;
+  return absl::SimpleAtod(absl::StrFormat("%.3g", value), &rounded) ? rounded : value;
+}
+
 // {"q": {"weights": "vptq-v4-k256", "relative_error": 0.01}, ...}
 nlohmann::ordered_json ReportOf(const LayerResult& result) {
   nlohmann::ordered_json report = nlohmann::ordered_json::object();
@@ -46,7 +53,8 @@ nlohmann::ordered_json ReportOf(const LayerResult& result) {
       continue;
     }
     report[std::string(RoleWord(role))] = {
-        {"weights", weights}, {"relative_error", result.errors[static_cast<size_t>(role)]}};
+        {"weights", weights},
+        {"relative_error", Rounded(result.errors[static_cast<size_t>(role)])}};
   }
   return report;
 }
@@ -240,7 +248,9 @@ absl::Status LayerFiles::Write(int64_t layer, const LayerResult& result) const {
       specs.push_back(std::move(spec));
     }
   }
-  std::map<std::string, std::string> metadata = {{kReportMetadata, ReportOf(result).dump()}};
+  // Other programs want to be told that tensors lie as PyTorch's, where there is any metadata.
+  std::map<std::string, std::string> metadata = {{"format", "pt"},
+                                                 {kReportMetadata, ReportOf(result).dump()}};
   if (!modules.layers.empty()) metadata[kVptqMetadata] = VptqConfigJson(modules).dump();
   TW_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::Create(path, specs, metadata));
   for (const auto& [name, values] : vectors) {

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kernels/core/copy.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/vptq_linear/vptq_weights.h"
@@ -166,11 +166,17 @@ absl::StatusOr<SurveyedLayer> VptqSurvey::Survey(const DenseLayer& dense,
     auto& shapes = survey.shapes[static_cast<size_t>(role)];
     auto& options = survey.options[static_cast<size_t>(role)];
     shapes = CandidateShapes(linear.out_features, linear.in_features, centibits);
+    if (shapes.empty()) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "--bits %.2f: expected about as many as vectors for %s, %d x %d, can take",
+          0.01 * centibits, RoleWord(role), linear.out_features, linear.in_features));
+    }
     std::optional<VptqColumns> columns;
     std::optional<double> sensitivity;
     for (size_t i = 0; i < shapes.size(); ++i) {
       VptqOptions quick = VptqOptionsOf(shapes[i]);
       quick.kmeans_iterations = kIterations;
+      quick.careful_start = false;
       quick.refits = quick.sweeps = 0;
       quick.seed = seed_;
       if (i == 0 || shapes[i].norm != shapes[i - 1].norm) {

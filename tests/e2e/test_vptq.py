@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
 import pathlib
 import shutil
+import signal
 import struct
 import sys
+import time
 
 import support
 from support import LLAMA, OPT
@@ -175,6 +178,36 @@ class QuantizeToVectorsTest(support.QuantizeTestCase):
                 tp if tp > 1 else 0).stdout)["perplexity"]
             self.assertAlmostEqual(perplexity(2) / perplexity(1), 1.0, delta=0.01)
 
+    def test_a_budget_is_kept_and_a_killed_run_goes_on(self):
+        model = support.NANO_MODELS / "tiny-mistral"
+        flags = ["--weights", "vptq", "--bits", 4.5, "--nsamples", 8, "--seqlen", 32]
+        made = self.quantize(model, *flags, calib="self")
+        linear = json.loads(self.succeed(["inspect", made, "--json"]).stdout)["linear"]
+        self.assertGreater(linear["bits_per_weight"], 4.3)
+        self.assertLessEqual(linear["bits_per_weight"], 4.5)
+        report = json.loads((made / "quantize_report.json").read_text())["layers"]
+        self.assertEqual(len(report), 3)
+        shapes = {entry["weights"] for layer in report for entry in layer.values()}
+        self.assertGreater(len(shapes), 1)
+        self.assertTrue(all(0 < entry["relative_error"] < 0.1
+                            for layer in report for entry in layer.values()), report)
+        out = self.folder / "resumed"
+        partial = pathlib.Path(f"{out}.partial")
+        args = self.quantize_args(model, out, *flags, calib="self")
+        with support.Running(args) as running:
+            while not list(partial.glob("model-00001-*.safetensors")):
+                self.assertIsNone(running.process.poll(), running.result())
+                time.sleep(0.002)
+            for pid in running.processes():
+                os.kill(pid, signal.SIGKILL)
+            running.wait()
+        self.assertTrue((partial / "shapes.json").exists())
+        self.succeed(args)
+        self.assertEqual(support.contents(made), support.contents(out))
+        if support.MPIEXEC:
+            shared = self.quantize(model, *flags, calib="self", name="by-4", ranks=4)
+            self.assertEqual(support.contents(made), support.contents(shared))
+
     def test_more_bits_lose_less_and_the_published_choices_more(self):
         exact = self.perplexity(OPT)
         loss = lambda *flags, name: self.perplexity(
@@ -193,6 +226,11 @@ class QuantizeToVectorsTest(support.QuantizeTestCase):
         for flags, words in (
                 (["--weights", "vptq-v4-k100"], ["--weights", "power of two", "vptq-v4-k100"]),
                 (["--weights", "vptq-v17-k256"], ["vectors of 1 to 16"]),
+                (["--weights", "vptq-b2.10"], ["--weights", "vptq-b2.10"]),
+                (["--weights", "vptq"], ["--bits", "vptq"]),
+                (["--weights", "gptq4", "--bits", 2.5], ["--bits", "gptq4"]),
+                (["--weights", "vptq", "--bits", 2.5, "--vptq", "reference"],
+                 ["--bits", "--vptq"]),
                 (["--weights", "gptq5"], ["--weights", "gptq5"]),
                 (["--weights", "gptq4", "--vptq", "reference"], ["--vptq reference"])):
             result = support.run(self.quantize_args(OPT, self.folder / "none", *flags))
