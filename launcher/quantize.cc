@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
+#include "kernels/core/device.h"
 #include "kernels/core/mapped_file.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/core/thread_pool.h"
@@ -150,6 +151,11 @@ class QuantizeCommand : public Command {
     app_->add_option("--tp", tp_, "Largest --tp to run the result with; its divisors will do, too")
         ->check(CLI::Range(1, 65536))
         ->default_str("the largest of 8, 4, 2, 1 that the model allows; any for --kv alone");
+    app_->add_option("--device", device_,
+                     "Where weights are quantised; cuda: the n-th rank of a host on its n-th GPU. "
+                     "Calibration runs on the processors with either")
+        ->check(CLI::IsMember({"cpu", "cuda"}))
+        ->capture_default_str();
     app_->add_option("--threads", threads_, "Threads of a rank; 0: its share of the processors")
         ->check(CLI::Range(0, 4096))
         ->capture_default_str();
@@ -162,6 +168,7 @@ class QuantizeCommand : public Command {
     TW_RETURN_IF_ERROR(UsageError(ReadFlags()));
     ThreadPool pool(job.NumThreads(threads_));
     job.world().set_timeout(kPatience);
+    TW_RETURN_IF_ERROR(ChooseDevice(job, pool));
     TW_RETURN_IF_ERROR(CheckQuantizeOptions(options_, job.world(), pool));
     if (refine_steps_ > 0) {
       TW_RETURN_IF_ERROR(CheckRefinable(options_.model_dir, options_.layer.scheme));
@@ -255,6 +262,16 @@ class QuantizeCommand : public Command {
     options_.calibration.info.seqlen = seqlen_;
     options_.tool_version = THINWIRE_VERSION;
     return absl::OkStatus();
+  }
+
+  absl::Status ChooseDevice(Job& job, ThreadPool& pool) {
+    if (device_ == "cpu") return absl::OkStatus();
+    options_.device = Device::Cuda(job.bootstrap().local_rank());
+    Stream stream = Stream::Cpu(&pool);
+    const absl::Status mine =
+        UsageError(Annotate(CheckDeviceUsable(options_.device), "--device cuda"));
+    const absl::Status agreed = AgreeOnStatus(mine, job.world(), stream);
+    return mine.ok() ? agreed : mine;
   }
 
   // A size that leaves whole clusters of 16 channels in every block. A checkpoint that no cluster
@@ -404,6 +421,7 @@ class QuantizeCommand : public Command {
   int64_t refine_steps_ = 0;
   std::optional<int> tp_;
   int threads_ = 0;
+  std::string device_ = "cpu";
 };
 
 }  // namespace

@@ -230,9 +230,7 @@ class Quantizer {
                       .start = centroids,
                       .careful = options_.careful_start},
                      pool_, stream_);
-    if (!fitted.ok()) {
-      return gpu_.Fail(fitted.status());
-    }
+    if (!fitted.ok()) return gpu_.Fail(fitted.status());
     centroids = *std::move(fitted);
     RoundToHalves(centroids);
   }

@@ -34,11 +34,11 @@ constexpr double kTargetDamping = 0.03;
 constexpr int kDampingRetries = 4;
 
 absl::StatusOr<std::vector<double>> DampedFactor(const std::vector<double>& hessian, int64_t width,
-                                                 double damping) {
+                                                 double damping, Stream* gpu) {
   for (int attempt = 0;; ++attempt, damping *= 10.0) {
     std::vector<double> factor = hessian;
     DampHessian(Damping::kRelative, damping, width, absl::MakeSpan(factor));
-    const absl::Status status = UpperFactorOfInverse(width, absl::MakeSpan(factor));
+    const absl::Status status = UpperFactorOfInverse(width, absl::MakeSpan(factor), gpu);
     if (status.ok()) return factor;
     if (attempt == kDampingRetries) return status;
   }
@@ -285,9 +285,10 @@ absl::Status LayerQuantizer::QuantizeVectors(LinearRole role, const SecondMoment
   std::vector<float> target = linear.weight;
   if (ours) {
     TW_ASSIGN_OR_RETURN(const std::vector<double> factor,
-                        DampedFactor(hessian, width, kTargetDamping));
-    target = AsymmetricTarget(linear.out_features, width, linear.weight,
-                              moments.TargetShift(centred), factor, /*strength=*/1.0, pool_);
+                        DampedFactor(hessian, width, kTargetDamping, gpu_));
+    TW_ASSIGN_OR_RETURN(target, AsymmetricTarget(linear.out_features, width, linear.weight,
+                                                 moments.TargetShift(centred), factor,
+                                                 /*strength=*/1.0, pool_, gpu_));
   }
   VptqOptions vptq = VptqOptionsOf(work.shapes[static_cast<size_t>(role)]);
   vptq.recipe = ours ? VptqRecipe::kBest : VptqRecipe::kPublished;
@@ -299,7 +300,7 @@ absl::Status LayerQuantizer::QuantizeVectors(LinearRole role, const SecondMoment
                     .in_features = width,
                     .weights = target,
                     .hessian = hessian},
-                   vptq, pool_);
+                   vptq, pool_, /*columns=*/nullptr, gpu_);
   if (!made.ok()) return Annotate(made.status(), RoleWord(role));
   VptqResult& result = *made;
   SetWeights(Dequantize(result.codes), centred ? moments.Mean() : std::vector<double>(), linear);
@@ -318,11 +319,13 @@ absl::Status LayerQuantizer::QuantizeLinear(LinearRole role, const SecondMoments
   const std::vector<double> hessian = InOrder(moments.Hessian(centred), order);
   const std::vector<double> shift = InOrder(moments.TargetShift(centred), order);
   const std::vector<float> weights = ColumnsInOrder(linear, order);
-  TW_ASSIGN_OR_RETURN(const std::vector<double> factor, DampedFactor(hessian, width, kDamping));
+  TW_ASSIGN_OR_RETURN(const std::vector<double> factor,
+                      DampedFactor(hessian, width, kDamping, gpu_));
   TW_ASSIGN_OR_RETURN(const std::vector<double> target_factor,
-                      DampedFactor(hessian, width, kTargetDamping));
-  const std::vector<float> target = AsymmetricTarget(linear.out_features, width, weights, shift,
-                                                     target_factor, /*strength=*/1.0, pool_);
+                      DampedFactor(hessian, width, kTargetDamping, gpu_));
+  TW_ASSIGN_OR_RETURN(const std::vector<float> target,
+                      AsymmetricTarget(linear.out_features, width, weights, shift, target_factor,
+                                       /*strength=*/1.0, pool_, gpu_));
   const std::vector<int32_t> groups = GroupOffsets(width, options_.group_size);
   TW_ASSIGN_OR_RETURN(GptqResult result, Gptq({.out_features = linear.out_features,
                                                .in_features = width,
@@ -336,7 +339,7 @@ absl::Status LayerQuantizer::QuantizeLinear(LinearRole role, const SecondMoments
                                                .search_weights = SearchWeights::kConditional,
                                                .sweeps = 3,
                                                .refits = 1},
-                                              pool_));
+                                              pool_, gpu_));
   if (!linear.bias.empty()) {
     const std::vector<float> correction =
         BiasCorrection(weights, result.codes, VectorInOrder(moments.Mean(), order));

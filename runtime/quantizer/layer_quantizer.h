@@ -43,12 +43,15 @@ struct LayerQuantizerOptions {
 // with the same result.
 class LayerQuantizer {
  public:
+  // `gpu`: a GPU's stream, where weights are quantised then; null: on the pool. Calibration runs on
+  // the pool with either.
   LayerQuantizer(const LayerQuantizerOptions& options, const ModelConfig* config, LayerPass* pass,
-                 Communicator* world, ThreadPool* pool)
+                 Communicator* world, ThreadPool* pool, Stream* gpu = nullptr)
       : options_(options),
         config_(*config),
         pass_(*pass),
         pool_(*pool),
+        gpu_(gpu),
         sums_(config, pass, world, pool, options.num_windows) {}
 
   // `target`: the residual that enters the layer in the model as it came; `input`: in the model
@@ -75,6 +78,7 @@ class LayerQuantizer {
   const ModelConfig& config_;
   LayerPass& pass_;
   ThreadPool& pool_;
+  Stream* const gpu_;  // or null
   CalibrationSums sums_;
 };
 

@@ -201,10 +201,17 @@ absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, 
   const LayerFiles files(folder.partial(), &source, &config, gptq, options.layer.tp);
   LayerQuantizerOptions layer_options = options.layer;
   layer_options.num_windows = static_cast<int64_t>(options.calibration.windows.size());
-  LayerQuantizer quantizer(layer_options, &config, pass.get(), &world, &pool);
+  std::optional<Stream> gpu;
+  if (options.device.kind == DeviceKind::kCuda) {
+    auto opened = Stream::Cuda(options.device, &pool);
+    TW_RETURN_IF_ERROR(AgreeOnStatus(opened.status(), world, stream));
+    gpu.emplace(*std::move(opened));
+  }
+  Stream* const on_gpu = gpu.has_value() ? &*gpu : nullptr;
+  LayerQuantizer quantizer(layer_options, &config, pass.get(), &world, &pool, on_gpu);
   ReferenceQuantizer reference(options.layer, options.algorithm == "reference",
                                static_cast<uint64_t>(options.seed), &config, pass.get(), &world,
-                               &pool);
+                               &pool, on_gpu);
   TW_ASSIGN_OR_RETURN(const std::vector<LayerShapes> shapes,
                       ShapesOf(options, config, source, folder, world, pool));
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {

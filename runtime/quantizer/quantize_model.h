@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "kernels/core/device.h"
 #include "kernels/core/thread_pool.h"
 #include "parallel/comm/communicator.h"
 #include "runtime/quantizer/calibration_set.h"
@@ -22,6 +23,10 @@ struct QuantizeOptions {
   CalibrationSet calibration;
   int64_t seed = 0;
   std::string tool_version;
+  // Where weights are quantised: the CPU or a GPU, of one kind on all ranks. A GPU makes a result
+  // of its own, as good and the same every time. Calibration, and the choice of shapes within a
+  // budget of bits, run on the CPU with either.
+  Device device;
 };
 
 // Told of a layer that is done; `resumed`: by an earlier run.

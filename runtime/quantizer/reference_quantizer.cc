@@ -272,7 +272,8 @@ absl::Status ReferenceQuantizer::QuantizeWeights(const DenseLayer& dense, Work& 
     while (true) {
       factor = hessian;
       DampHessian(Damping::kMeanDiagonal, damping, linear.in_features, absl::MakeSpan(factor));
-      const absl::Status status = UpperFactorOfInverse(linear.in_features, absl::MakeSpan(factor));
+      const absl::Status status =
+          UpperFactorOfInverse(linear.in_features, absl::MakeSpan(factor), gpu_);
       if (status.ok()) break;
       damping *= 10.0;
       if (damping > 1e3) return status;
@@ -288,7 +289,7 @@ absl::Status ReferenceQuantizer::QuantizeWeights(const DenseLayer& dense, Work& 
               .hessian = hessian,
               .factor = factor,
               .group_offsets = groups},
-             {.bits = options_.scheme.weight_bits, .static_groups = clustered_}, pool_));
+             {.bits = options_.scheme.weight_bits, .static_groups = clustered_}, pool_, gpu_));
     work.result.errors[static_cast<size_t>(role)] = result.relative_error;
     work.result.weight(role) = std::move(result.codes);
   }

@@ -22,18 +22,19 @@ namespace thinwire {
 // order; keys are clustered after the rotary embedding.
 class ReferenceQuantizer {
  public:
-  // `clustered` false: every site is one cluster in the model's order, weight groups have
-  // options.group_size columns.
+  // `gpu`: as LayerQuantizer's. `clustered` false: every site is one cluster in the model's order,
+  // weight groups have options.group_size columns.
   ReferenceQuantizer(const LayerQuantizerOptions& options, bool clustered, uint64_t seed,
                      const ModelConfig* config, LayerPass* pass, Communicator* world,
-                     ThreadPool* pool)
+                     ThreadPool* pool, Stream* gpu = nullptr)
       : options_(options),
         clustered_(clustered),
         seed_(seed),
         config_(*config),
         pass_(*pass),
         world_(*world),
-        pool_(*pool) {}
+        pool_(*pool),
+        gpu_(gpu) {}
 
   // Collective over the world. `input`: the residual that enters the layer in the model whose
   // layers so far are quantised.
@@ -53,6 +54,7 @@ class ReferenceQuantizer {
   LayerPass& pass_;
   Communicator& world_;
   ThreadPool& pool_;
+  Stream* const gpu_;  // or null
 };
 
 }  // namespace thinwire
