@@ -40,6 +40,8 @@ absl::StatusOr<Device> ChooseDevice(const EngineFlags& flags, const WireOptions&
     setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
     // The same for connections: all of them now, none in the first steps.
     setenv("NCCL_RUNTIME_CONNECT", "0", /*overwrite=*/0);
+    // Ranks need not capture a step at the same time, as NCCL wants to register its buffers.
+    setenv("NCCL_GRAPH_REGISTER", "0", /*overwrite=*/0);
   }
   const Device gpu = Device::Cuda(job.bootstrap().local_rank() % std::max(1, NumCudaDevices()));
   if (flags.share_gpus) {
@@ -117,6 +119,8 @@ void EngineFlags::AddTo(CLI::App& app) {
   app.add_flag("--share-gpus", share_gpus,
                "Let ranks of a host share GPUs where there are fewer: slow, for tests; what ranks "
                "send goes through sockets");
+  app.add_flag("--no-cuda-graphs", no_cuda_graphs,
+               "On GPUs, enqueue every kernel of a decode step anew instead of replaying graphs");
   app.add_option("--threads", threads, "Threads of each rank; 0: its share of the host")
       ->type_name("N")
       ->check(CLI::Range(0, 1024))
@@ -214,6 +218,7 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
   EngineOptions options;
   TW_ASSIGN_OR_RETURN(options.device, ChooseDevice(flags, *wire, *layout, job));
   options.share_gpus = flags.share_gpus;
+  options.captures_steps = !flags.no_cuda_graphs;
   options.on_hang = [&job](const absl::Status& why) {
     PrintError(absl::StrCat("rank ", job.rank(), ": ", why.message()));
     job.bootstrap().Abort(1);

@@ -31,6 +31,7 @@ struct EngineFlags {
   std::string wire_table = "cached";
   std::string device = "auto";
   bool share_gpus = false;
+  bool no_cuda_graphs = false;
   int threads = 0;
   std::string kv_memory;
   std::string prefix_cache = "off";

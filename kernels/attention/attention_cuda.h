@@ -1,44 +1,16 @@
 // What the CUDA kernels of attention take: plain structs of device pointers. Private to
 // kernels/attention.
-//
-// The query rows of a sequence and a KV head, row r being head r % group of token r / group, are
-// cut into blocks of at most kCudaRows (decoding) or kPromptRows (prompts), their keys into splits.
-// A block of threads takes one item: a block of rows, a split and a KV head. Where a block of rows
-// has several splits, each leaves a partial result, and a second kernel combines them. The cut
-// depends on the sequence alone, so that results do not depend on what else is in the call.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
 
+#include "kernels/attention/attention_items.h"
 #include "kernels/attention/kv_codes.h"
 #include "kernels/core/dtype.h"
 
 namespace thinwire {
-
-inline constexpr int kCudaRows = 8;
-inline constexpr int kPromptRows = 64;
-
-// Keys of an item of the kernels for few rows; a multiple of 16.
-inline constexpr int kMaxSplitKeys = 4096;
-
-struct AttentionItem {
-  int32_t seq;
-  int32_t first_row;
-  int32_t num_rows;
-  int32_t key_begin;  // a multiple of 16
-  int32_t key_end;
-  int32_t partial;  // where the partial result goes, -1: this item is all there is
-};
-
-struct AttentionCombine {
-  int32_t seq;
-  int32_t first_row;
-  int32_t num_rows;
-  int32_t first_partial;
-  int32_t num_partials;
-};
 
 // How rows of codes of a head lie in planes (kv_codes.h).
 inline constexpr int kMaxRowPlanes = 4;
@@ -87,8 +59,10 @@ struct AttentionCall {
   const int32_t* exact_rows;  // null: none
   AttentionSide k;
   AttentionSide v;
-  const AttentionItem* items;
+  const AttentionItem* items;  // of few rows
   int32_t num_items;
+  const AttentionItem* prompt_items;
+  int32_t num_prompt_items;
   const AttentionCombine* combines;
   int32_t num_combines;
   // Of a partial: the maximum in units of log2 and the sum of weights, [num_partials, num_kv_heads,

@@ -17,6 +17,8 @@
 
 namespace thinwire {
 
+class StepSequences;
+
 // Row slots[t] % page_size of page slots[t] / page_size, head h, gets the codes
 //   clamp(round_half_even(x[order[j]] / step[j] + zero[j]), 0, 2^bits - 1)
 // of token t, division and sum rounded to fp32 each. exact_k[exact_rows[t], h, :] = k[t, h, :];
@@ -37,6 +39,9 @@ struct CodedKvWriteArgs {
   // On a GPU: int64[1], lowered to the index of the first value that cannot be stored, for
   // CodedKvWriteError; so that the call need not wait. Empty: it waits. The CPU has no use for it.
   TensorView first_wrong;
+  // On a GPU: the arrays of sequences and tokens, uploaded before for all layers. Null: the call
+  // uploads them.
+  const StepSequences* step = nullptr;
 };
 
 // InvalidArgument names token, K or V, head and channel of a NaN or an infinity, or of a value that
@@ -70,8 +75,9 @@ struct CodedPagedAttentionArgs {
   ConstTensorView exact_v;
   int64_t num_heads = 0;
   float scale = 1.0f;
-  int64_t window = 0;            // 0: unlimited
-  bool batch_invariant = false;  // as PagedAttentionArgs
+  int64_t window = 0;                   // 0: unlimited
+  bool batch_invariant = false;         // as PagedAttentionArgs
+  const StepSequences* step = nullptr;  // the same
 };
 
 // Scores, weights and sums in fp32. A query's result is a function of its q, of the rows it attends

@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<K, V, kWarps>*>(memory);
   const AttentionItem item = call.items[blockIdx.x];
+  if (item.num_rows == 0) return;
   const int kv_head = blockIdx.y;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;

@@ -13,6 +13,8 @@
 
 namespace thinwire {
 
+class StepSequences;
+
 // k_pages[slots[t] / page_size, h, slots[t] % page_size, :] = k[t, h, :]; likewise v.
 struct KvWriteArgs {
   ConstTensorView k;                // [num_tokens, num_kv_heads * head_dim] dtype of the pages;
@@ -20,6 +22,9 @@ struct KvWriteArgs {
   absl::Span<const int64_t> slots;  // [num_tokens] page * page_size + row; distinct
   TensorView k_pages;  // [num_pages, num_kv_heads, page_size, head_dim] fp32 | fp16 | bf16
   TensorView v_pages;
+  // On a GPU: the arrays of sequences and tokens, uploaded before for all layers. Null: the call
+  // uploads them.
+  const StepSequences* step = nullptr;
 };
 absl::Status KvWrite(const KvWriteArgs& args, Stream& stream);
 
@@ -46,6 +51,7 @@ struct PagedAttentionArgs {
   // Whether a query's result must be the same bits however its sequence is split into calls and its
   // heads into ranks: one order of summation, that of many queries, for all. CPU only.
   bool batch_invariant = false;
+  const StepSequences* step = nullptr;  // as in KvWriteArgs
 };
 
 // Scores and sums in fp32; on a GPU, weights of more than 16 query rows (tokens times heads a KV

@@ -1,5 +1,4 @@
 // The host's part of attention on a GPU: cuts a call into items and launches the kernels.
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -7,26 +6,14 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_device.h"
+#include "kernels/attention/step_sequences.h"
 #include "kernels/core/copy.h"
 #include "kernels/core/cuda_status.h"
 
 namespace thinwire {
 namespace {
 
-// A sequence with more rows than this is a prompt.
-constexpr int64_t kFewRows = 16;
-// Blocks of rows beyond this are work enough without splits, whose partials would need memory.
-constexpr int64_t kMostSplitBlocks = 8;
-
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Keys of a split of `keys`: enough for a block of threads to be worth its start and its partial
-// result, few enough for a single long sequence to spread over the GPU. Blocks for codes have twice
-// as many threads as those for floats.
-int64_t SplitKeys(int64_t keys, bool coded) {
-  const int64_t split = std::clamp<int64_t>(CeilDiv(keys, 4 * 256) * 256, 512, kMaxSplitKeys);
-  return coded ? split : split / 2;
-}
 
 // What both operators' arguments say of their sequences.
 struct Sequences {
@@ -36,58 +23,6 @@ struct Sequences {
   absl::Span<const int32_t> page_ids;
   absl::Span<const int32_t> exact_rows;
 };
-
-struct Plan {
-  std::vector<AttentionItem> few;
-  std::vector<AttentionItem> prompt;
-  std::vector<AttentionCombine> combines;
-  int32_t num_partials = 0;
-};
-
-Plan MakePlan(const AttentionCall& call, const Sequences& seqs, bool prompt_fits) {
-  Plan plan;
-  for (size_t s = 0; s < seqs.context_lens.size(); ++s) {
-    const int64_t num_tokens = seqs.token_offsets[s + 1] - seqs.token_offsets[s];
-    const int64_t num_rows = num_tokens * call.group;
-    const int64_t before = seqs.context_lens[s] - num_tokens;
-    const bool prompt = prompt_fits && num_rows > kFewRows;
-    const int64_t most = prompt ? kPromptRows : kCudaRows;
-    const int64_t num_blocks = CeilDiv(num_rows, most);
-    for (int64_t b = 0; b < num_blocks; ++b) {
-      const int64_t first = b * most, count = std::min(most, num_rows - first);
-      const int64_t end = before + (first + count - 1) / call.group + 1;
-      const int64_t first_end = before + first / call.group + 1;
-      int64_t begin = call.window > 0 ? std::max<int64_t>(0, first_end - call.window) : 0;
-      begin = begin / 16 * 16;
-      const int64_t split = prompt || num_blocks > kMostSplitBlocks
-                                ? end - begin
-                                : SplitKeys(end - begin, call.k.order != nullptr);
-      const int64_t num_splits = CeilDiv(end - begin, split);
-      AttentionItem item = {static_cast<int32_t>(s),
-                            static_cast<int32_t>(first),
-                            static_cast<int32_t>(count),
-                            0,
-                            0,
-                            -1};
-      if (num_splits > 1) {
-        plan.combines.push_back({item.seq, item.first_row, item.num_rows, plan.num_partials,
-                                 static_cast<int32_t>(num_splits)});
-      }
-      for (int64_t i = 0; i < num_splits; ++i) {
-        item.key_begin = static_cast<int32_t>(begin + i * split);
-        item.key_end = static_cast<int32_t>(std::min(end, begin + (i + 1) * split));
-        if (num_splits > 1) item.partial = plan.num_partials++;
-        (prompt ? plan.prompt : plan.few).push_back(item);
-      }
-    }
-  }
-  // The longest first, so that the last ones to run are short.
-  std::stable_sort(plan.prompt.begin(), plan.prompt.end(),
-                   [](const AttentionItem& a, const AttentionItem& b) {
-                     return a.key_end - a.key_begin > b.key_end - b.key_begin;
-                   });
-  return plan;
-}
 
 // Ints for the device, one array after the other.
 class Ints {
@@ -114,56 +49,88 @@ class Ints {
   std::vector<int32_t> ints_;
 };
 
-absl::Status Run(AttentionCall call, const Sequences& seqs, CodeWidths widths, Stream& stream) {
+// step: null, or the same sequences on the device.
+absl::Status Run(AttentionCall call, const Sequences& seqs, const StepSequences* step,
+                 CodeWidths widths, Stream& stream) {
   const bool few_fit = FewRowsFit(call);
   if (call.head_dim > kMaxPlainHeadDim && !few_fit) {
     return absl::UnimplementedError(absl::StrCat("attention on ", DeviceName(stream.device()),
                                                  ": expected heads of at most ", kMaxPlainHeadDim,
                                                  " channels, found ", call.head_dim));
   }
-  const Plan plan = MakePlan(call, seqs, PromptFits(call));
+  const cudaStream_t native = CudaStream(stream);
+  const auto launch = [&]() -> absl::Status {
+    if (call.num_prompt_items > 0) {
+      TW_RETURN_IF_CUDA_ERROR(LaunchPrompt(call, native), stream.device());
+    }
+    if (call.num_items == 0) return absl::OkStatus();
+    if (few_fit) {
+      TW_RETURN_IF_CUDA_ERROR(LaunchFewRows(call, widths, native), stream.device());
+    } else {
+      TW_RETURN_IF_CUDA_ERROR(LaunchPlain(call, native), stream.device());
+    }
+    TW_RETURN_IF_CUDA_ERROR(LaunchCombine(call, native), stream.device());
+    return absl::OkStatus();
+  };
+  const auto partial_bytes = [&](int64_t num_partials) {
+    return num_partials * call.num_kv_heads * kCudaRows * (2 + call.head_dim) * int64_t{4};
+  };
+  const auto set_partials = [&](std::byte* memory, int64_t num_partials) {
+    call.partial_values = reinterpret_cast<float*>(memory);
+    call.partial_weights =
+        call.partial_values + num_partials * call.num_kv_heads * kCudaRows * call.head_dim;
+  };
+  if (step != nullptr) {
+    const StepSequences::Layout& layout = step->layout();
+    const StepSequences::Addresses& there = step->addresses();
+    // No more than items.
+    const int64_t num_partials = layout.num_combines > 0 ? layout.num_few : 0;
+    TW_ASSIGN_OR_RETURN(std::byte* const scratch, stream.Scratch(partial_bytes(num_partials)));
+    set_partials(scratch, num_partials);
+    call.token_offsets = there.token_offsets;
+    call.context_lens = there.context_lens;
+    call.page_offsets = there.page_offsets;
+    call.page_ids = there.page_ids;
+    call.exact_rows = seqs.exact_rows.empty() ? nullptr : there.exact_rows_of_seqs;
+    call.items = static_cast<const AttentionItem*>(there.few);
+    call.num_items = static_cast<int32_t>(layout.num_few);
+    call.prompt_items = static_cast<const AttentionItem*>(there.prompt);
+    call.num_prompt_items = static_cast<int32_t>(layout.num_prompt);
+    call.combines = static_cast<const AttentionCombine*>(there.combines);
+    call.num_combines = static_cast<int32_t>(layout.num_combines);
+    return launch();
+  }
+  const AttentionItems items = CutIntoItems({.group = call.group,
+                                             .window = call.window,
+                                             .coded = call.k.order != nullptr,
+                                             .has_prompts = PromptFits(call)},
+                                            seqs.token_offsets, seqs.context_lens);
   Ints ints;
   const int64_t token_offsets = ints.Add(seqs.token_offsets);
   const int64_t context_lens = ints.Add(seqs.context_lens);
   const int64_t page_offsets = ints.Add(seqs.page_offsets);
   const int64_t exact_rows = ints.Add(seqs.exact_rows);
-  const int64_t few = ints.Add(absl::MakeConstSpan(plan.few));
-  const int64_t prompt = ints.Add(absl::MakeConstSpan(plan.prompt));
-  const int64_t combines = ints.Add(absl::MakeConstSpan(plan.combines));
+  const int64_t few = ints.Add(absl::MakeConstSpan(items.few));
+  const int64_t prompt = ints.Add(absl::MakeConstSpan(items.prompt));
+  const int64_t combines = ints.Add(absl::MakeConstSpan(items.combines));
   const int64_t page_ids = ints.Add(seqs.page_ids);
-  const int64_t partial_rows = int64_t{plan.num_partials} * call.num_kv_heads * kCudaRows;
-  TW_ASSIGN_OR_RETURN(
-      std::byte* const scratch,
-      stream.Scratch(ints.size_bytes() + partial_rows * (2 + call.head_dim) * int64_t{4}));
+  TW_ASSIGN_OR_RETURN(std::byte* const scratch,
+                      stream.Scratch(ints.size_bytes() + partial_bytes(items.num_partials)));
   TW_RETURN_IF_ERROR(ints.CopyTo(scratch, stream));
+  set_partials(scratch + ints.size_bytes(), items.num_partials);
   const auto* device_ints = reinterpret_cast<const int32_t*>(scratch);
   call.token_offsets = device_ints + token_offsets;
   call.context_lens = device_ints + context_lens;
   call.page_offsets = device_ints + page_offsets;
   call.page_ids = device_ints + page_ids;
   call.exact_rows = seqs.exact_rows.empty() ? nullptr : device_ints + exact_rows;
-  call.partial_values = reinterpret_cast<float*>(scratch + ints.size_bytes());
-  call.partial_weights = call.partial_values + partial_rows * call.head_dim;
-
-  cudaStream_t const native = CudaStream(stream);
-  if (!plan.prompt.empty()) {
-    call.items = reinterpret_cast<const AttentionItem*>(device_ints + prompt);
-    call.num_items = static_cast<int32_t>(plan.prompt.size());
-    TW_RETURN_IF_CUDA_ERROR(LaunchPrompt(call, native), stream.device());
-  }
-  if (!plan.few.empty()) {
-    call.items = reinterpret_cast<const AttentionItem*>(device_ints + few);
-    call.num_items = static_cast<int32_t>(plan.few.size());
-    if (few_fit) {
-      TW_RETURN_IF_CUDA_ERROR(LaunchFewRows(call, widths, native), stream.device());
-    } else {
-      TW_RETURN_IF_CUDA_ERROR(LaunchPlain(call, native), stream.device());
-    }
-    call.combines = reinterpret_cast<const AttentionCombine*>(device_ints + combines);
-    call.num_combines = static_cast<int32_t>(plan.combines.size());
-    TW_RETURN_IF_CUDA_ERROR(LaunchCombine(call, native), stream.device());
-  }
-  return absl::OkStatus();
+  call.items = reinterpret_cast<const AttentionItem*>(device_ints + few);
+  call.num_items = static_cast<int32_t>(items.few.size());
+  call.prompt_items = reinterpret_cast<const AttentionItem*>(device_ints + prompt);
+  call.num_prompt_items = static_cast<int32_t>(items.prompt.size());
+  call.combines = reinterpret_cast<const AttentionCombine*>(device_ints + combines);
+  call.num_combines = static_cast<int32_t>(items.combines.size());
+  return launch();
 }
 
 template <typename Args>
@@ -236,7 +203,7 @@ absl::Status PagedAttentionCuda(const PagedAttentionArgs& args, Stream& stream) 
   call.k = FloatSide(args.k_pages);
   call.v = FloatSide(args.v_pages);
   return Run(call, {args.token_offsets, args.context_lens, args.page_offsets, args.page_ids, {}},
-             {0, 0}, stream);
+             args.step, {0, 0}, stream);
 }
 
 absl::Status CodedPagedAttentionCuda(const CodedPagedAttentionArgs& args, Stream& stream) {
@@ -248,14 +215,21 @@ absl::Status CodedPagedAttentionCuda(const CodedPagedAttentionArgs& args, Stream
   return Run(
       call,
       {args.token_offsets, args.context_lens, args.page_offsets, args.page_ids, args.exact_rows},
-      {Width(*args.k_codes), Width(*args.v_codes)}, stream);
+      args.step, {Width(*args.k_codes), Width(*args.v_codes)}, stream);
 }
 
 absl::Status KvWriteCuda(const KvWriteArgs& args, Stream& stream) {
   const auto num_tokens = static_cast<int64_t>(args.slots.size());
-  TW_ASSIGN_OR_RETURN(std::byte* const scratch, stream.Scratch(8 * num_tokens));
-  TW_RETURN_IF_ERROR(Copy(ConstTensorView(args.slots.data(), DType::kI64, {num_tokens}),
-                          TensorView(scratch, DType::kI64, {num_tokens}, stream.device()), stream));
+  const int64_t* slots = nullptr;
+  if (args.step != nullptr) {
+    slots = args.step->addresses().slots;
+  } else {
+    TW_ASSIGN_OR_RETURN(std::byte* const scratch, stream.Scratch(8 * num_tokens));
+    TW_RETURN_IF_ERROR(Copy(ConstTensorView(args.slots.data(), DType::kI64, {num_tokens}),
+                            TensorView(scratch, DType::kI64, {num_tokens}, stream.device()),
+                            stream));
+    slots = reinterpret_cast<const int64_t*>(scratch);
+  }
   KvWriteCall call = {};
   call.k = args.k.raw();
   call.v = args.v.raw();
@@ -267,7 +241,7 @@ absl::Status KvWriteCuda(const KvWriteArgs& args, Stream& stream) {
   call.num_kv_heads = static_cast<int32_t>(args.k_pages.dim(1));
   call.head_dim = static_cast<int32_t>(args.k_pages.dim(3));
   call.page_size = static_cast<int32_t>(args.k_pages.dim(2));
-  call.slots = reinterpret_cast<const int64_t*>(scratch);
+  call.slots = slots;
   call.k_side = FloatSide(args.k_pages);
   call.v_side = FloatSide(args.v_pages);
   TW_RETURN_IF_CUDA_ERROR(LaunchKvWrite(call, CudaStream(stream)), stream.device());
@@ -278,17 +252,29 @@ absl::StatusOr<int64_t> CodedKvWriteCuda(const CodedKvWriteArgs& args, Stream& s
   TW_RETURN_IF_ERROR(CheckCodesOn(*args.k_codes, stream.device()));
   TW_RETURN_IF_ERROR(CheckCodesOn(*args.v_codes, stream.device()));
   const auto num_tokens = static_cast<int64_t>(args.slots.size());
-  // The index of the first wrong value, slots, exact rows.
-  std::vector<int64_t> ints = {kNoWrongValue};
-  ints.insert(ints.end(), args.slots.begin(), args.slots.end());
-  ints.resize(ints.size() + (args.exact_rows.size() + 1) / 2);
-  if (!args.exact_rows.empty()) {
-    std::memcpy(ints.data() + 1 + num_tokens, args.exact_rows.data(), 4 * args.exact_rows.size());
+  const bool waits = args.first_wrong.empty();
+  const bool exact = !args.exact_rows.empty();
+  std::byte* scratch = nullptr;
+  const int64_t* slots = nullptr;
+  const int32_t* exact_rows = nullptr;
+  if (args.step != nullptr && !waits) {
+    slots = args.step->addresses().slots;
+    exact_rows = exact ? args.step->addresses().exact_rows_of_tokens : nullptr;
+  } else {
+    // The index of the first wrong value, slots, exact rows.
+    std::vector<int64_t> ints = {kNoWrongValue};
+    ints.insert(ints.end(), args.slots.begin(), args.slots.end());
+    ints.resize(ints.size() + (args.exact_rows.size() + 1) / 2);
+    if (exact) {
+      std::memcpy(ints.data() + 1 + num_tokens, args.exact_rows.data(), 4 * args.exact_rows.size());
+    }
+    const auto num_ints = static_cast<int64_t>(ints.size());
+    TW_ASSIGN_OR_RETURN(scratch, stream.Scratch(8 * num_ints));
+    TW_RETURN_IF_ERROR(Copy(ConstTensorView(ints.data(), DType::kI64, {num_ints}),
+                            TensorView(scratch, DType::kI64, {num_ints}, stream.device()), stream));
+    slots = reinterpret_cast<const int64_t*>(scratch) + 1;
+    if (exact) exact_rows = reinterpret_cast<const int32_t*>(slots + num_tokens);
   }
-  const auto num_ints = static_cast<int64_t>(ints.size());
-  TW_ASSIGN_OR_RETURN(std::byte* const scratch, stream.Scratch(8 * num_ints));
-  TW_RETURN_IF_ERROR(Copy(ConstTensorView(ints.data(), DType::kI64, {num_ints}),
-                          TensorView(scratch, DType::kI64, {num_ints}, stream.device()), stream));
   KvWriteCall call = {};
   call.k = args.k.raw();
   call.v = args.v.raw();
@@ -300,14 +286,10 @@ absl::StatusOr<int64_t> CodedKvWriteCuda(const CodedKvWriteArgs& args, Stream& s
   call.num_kv_heads = static_cast<int32_t>(args.k_codes->num_heads());
   call.head_dim = static_cast<int32_t>(args.k_codes->head_dim());
   call.page_size = static_cast<int32_t>(args.k_pages.dim(2));
-  const auto* device_ints = reinterpret_cast<const int64_t*>(scratch);
-  call.slots = device_ints + 1;
-  if (!args.exact_rows.empty()) {
-    call.exact_rows = reinterpret_cast<const int32_t*>(device_ints + 1 + num_tokens);
-  }
+  call.slots = slots;
+  call.exact_rows = exact_rows;
   call.k_side = CodedSide(args.k_pages, *args.k_codes, args.exact_k);
   call.v_side = CodedSide(args.v_pages, *args.v_codes, args.exact_v);
-  const bool waits = args.first_wrong.empty();
   call.first_wrong = static_cast<unsigned long long*>(waits ? static_cast<void*>(scratch)
                                                             : args.first_wrong.mutable_raw());
   TW_RETURN_IF_CUDA_ERROR(LaunchCodedKvWrite(call, CudaStream(stream)), stream.device());

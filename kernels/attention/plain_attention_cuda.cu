@@ -59,6 +59,7 @@ __global__ void __launch_bounds__(kThreads) Plain(const AttentionCall call) {
   float* const q = memory;                    // [kCudaRows, dim] by K's positions, in log2 units
   float* const o = memory + kCudaRows * dim;  // [kCudaRows, dim] by V's positions
   const AttentionItem item = call.items[blockIdx.x];
+  if (item.num_rows == 0) return;
   const int kv_head = blockIdx.y;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int head_at = kv_head * dim;

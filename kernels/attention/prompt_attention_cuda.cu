@@ -50,7 +50,7 @@ template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, kDim == 64 ? 4 : 2) Prompt(const AttentionCall call) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<kDim>*>(memory);
-  const AttentionItem item = call.items[blockIdx.x];
+  const AttentionItem item = call.prompt_items[blockIdx.x];
   const int kv_head = blockIdx.y;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
@@ -221,7 +221,8 @@ cudaError_t Launch(const AttentionCall& call, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(Prompt<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  Prompt<T, kDim><<<dim3(call.num_items, call.num_kv_heads), kThreads, kBytes, stream>>>(call);
+  Prompt<T, kDim>
+      <<<dim3(call.num_prompt_items, call.num_kv_heads), kThreads, kBytes, stream>>>(call);
   return cudaGetLastError();
 }
 
@@ -233,8 +234,7 @@ cudaError_t LaunchDim(const AttentionCall& call, cudaStream_t stream) {
 }  // namespace
 
 bool PromptFits(const AttentionCall& call) {
-  return call.k.order == nullptr && call.page_dtype != DType::kF32 &&
-         (call.head_dim == 64 || call.head_dim == 128);
+  return HasPromptKernel(call.k.order != nullptr, call.page_dtype, call.head_dim);
 }
 
 cudaError_t LaunchPrompt(const AttentionCall& call, cudaStream_t stream) {

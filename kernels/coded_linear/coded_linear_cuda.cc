@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "kernels/coded_linear/coded_layout.h"
 #include "kernels/coded_linear/coded_linear_device.h"
 #include "kernels/core/copy.h"
@@ -182,6 +184,40 @@ class WidenedWeights : public StreamState {
   Buffer buffer_;
 };
 
+// Ints that kernels read again in each call with the same weights, kept with the stream: so that
+// calls need not upload them, and can be captured in graphs.
+class KeptInts : public StreamState {
+ public:
+  explicit KeptInts(Device device) : device_(device) {}
+
+  // `ints` on the device, for the weights at `codes`, few tokens or many.
+  absl::StatusOr<const std::byte*> Get(const std::byte* codes, bool many,
+                                       const std::vector<int32_t>& ints, Stream& stream) {
+    Kept& kept = kept_[{codes, many}];
+    // Other weights may have come to lie where these did.
+    if (kept.here != ints) {
+      TW_RETURN_IF_ERROR(stream.Synchronize());
+      const auto size = static_cast<int64_t>(ints.size());
+      kept.here.clear();
+      TW_ASSIGN_OR_RETURN(kept.there, Buffer::Allocate(4 * size, device_));
+      // Pageable memory: the driver has taken a copy when this returns.
+      TW_RETURN_IF_ERROR(Copy(ConstTensorView(ints.data(), DType::kI32, {size}),
+                              TensorView(kept.there.data(), DType::kI32, {size}, device_), stream));
+      kept.here = ints;
+    }
+    return kept.there.data();
+  }
+
+ private:
+  struct Kept {
+    std::vector<int32_t> here;
+    Buffer there;
+  };
+
+  Device device_;
+  absl::flat_hash_map<std::pair<const std::byte*, bool>, Kept> kept_;
+};
+
 Steps GroupSteps(const CodedWeights& weights) {
   return MakeSteps(weights, weights.group_offsets(), {});
 }
@@ -338,23 +374,18 @@ absl::Status IntegerLinearCuda(const IntegerLinearArgs& args, Stream& stream) {
     const std::vector<int32_t> next_parts = NextParts(weights, steps, many_call.one_part);
     ints.insert(ints.end(), next_parts.begin(), next_parts.end());
   }
-  const auto num_ints = static_cast<int64_t>(ints.size());
+  TW_ASSIGN_OR_RETURN(const std::byte* const there,
+                      stream.State<KeptInts>().Get(reinterpret_cast<const std::byte*>(call.codes),
+                                                   many, ints, stream));
   const int64_t partial_bytes = many ? 0 : PartialBytes(call, args.codes.dim(0));
   const int64_t x_bytes =
       ReadsDirectly(args.codes, steps)
           ? 0
           : args.codes.dim(0) * int64_t{call.num_steps} * StepColumns(weights.bits());
-  TW_ASSIGN_OR_RETURN(std::byte* const scratch,
-                      stream.Scratch(Aligned(4 * num_ints) + partial_bytes + x_bytes));
-  // Pageable memory: the driver has taken a copy when this returns.
-  TW_RETURN_IF_ERROR(Copy(ConstTensorView(ints.data(), DType::kI32, {num_ints}),
-                          TensorView(scratch, DType::kI32, {num_ints}, stream.device()), stream));
-  SetSteps(steps, scratch, call);
-  if (!many && HasPartials(call)) {
-    call.partials = reinterpret_cast<float*>(scratch + Aligned(4 * num_ints));
-  }
-  TW_RETURN_IF_ERROR(
-      SetX(args.codes, steps, scratch + Aligned(4 * num_ints) + partial_bytes, call, stream));
+  TW_ASSIGN_OR_RETURN(std::byte* const scratch, stream.Scratch(partial_bytes + x_bytes));
+  SetSteps(steps, there, call);
+  if (!many && HasPartials(call)) call.partials = reinterpret_cast<float*>(scratch);
+  TW_RETURN_IF_ERROR(SetX(args.codes, steps, scratch + partial_bytes, call, stream));
   SetY(args.y, args.bias, call);
   call.gains = static_cast<const float*>(args.gains.raw());
   call.offset = static_cast<const float*>(args.offset.raw());
@@ -364,7 +395,7 @@ absl::Status IntegerLinearCuda(const IntegerLinearArgs& args, Stream& stream) {
   }
   many_call.linear = call;
   many_call.columns = static_cast<int32_t>(call.num_steps * StepColumns(call.bits));
-  many_call.next_parts = reinterpret_cast<const int32_t*>(scratch) + num_step_ints;
+  many_call.next_parts = reinterpret_cast<const int32_t*>(there) + num_step_ints;
   const int64_t rows = CeilDiv(weights.out_features(), kPanelRows) * kPanelRows;
   const int64_t rows_at_a_time =
       std::min(rows, std::max<int64_t>(128, kWidenedBytes / many_call.columns / 128 * 128));

@@ -29,6 +29,10 @@ absl::Status StreamWaitEvent(void* stream, void* event, Device device);
 absl::Status SynchronizeEvent(void* event, Device device);
 absl::StatusOr<bool> EventHappened(void* event, Device device);
 absl::StatusOr<double> EventMilliseconds(void* start, void* end, Device device);
+absl::Status BeginCapture(void* stream, Device device);
+absl::StatusOr<void*> EndCapture(void* stream, Device device);  // a graph that can be launched
+void DestroyGraph(void* graph, Device device);
+absl::Status LaunchGraph(void* graph, void* stream, Device device);
 absl::StatusOr<DeviceProperties> GetProperties(Device device);
 absl::StatusOr<bool> CanAccessPeer(Device device, Device peer);
 

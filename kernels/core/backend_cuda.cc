@@ -127,6 +127,40 @@ absl::StatusOr<double> EventMilliseconds(void* start, void* end, Device device) 
   return milliseconds;
 }
 
+absl::Status BeginCapture(void* stream, Device device) {
+  TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device.index), device);
+  // Relaxed: NCCL makes its calls from threads of its own.
+  return CudaStatus(
+      cudaStreamBeginCapture(static_cast<cudaStream_t>(stream), cudaStreamCaptureModeRelaxed),
+      "cudaStreamBeginCapture", device);
+}
+
+absl::StatusOr<void*> EndCapture(void* stream, Device device) {
+  cudaGraph_t graph = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(static_cast<cudaStream_t>(stream), &graph);
+  if (ended != cudaSuccess) {
+    (void)cudaGetLastError();  // else the next launch would report it
+    if (graph != nullptr) LogCudaFailure(cudaGraphDestroy(graph), "cudaGraphDestroy", device);
+    return CudaStatus(ended, "cudaStreamEndCapture", device);
+  }
+  cudaGraphExec_t instance = nullptr;
+  const cudaError_t made = cudaGraphInstantiate(&instance, graph, 0);
+  LogCudaFailure(cudaGraphDestroy(graph), "cudaGraphDestroy", device);
+  TW_RETURN_IF_ERROR(CudaStatus(made, "cudaGraphInstantiate", device));
+  return instance;
+}
+
+void DestroyGraph(void* graph, Device device) {
+  LogCudaFailure(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)), "cudaGraphExecDestroy",
+                 device);
+}
+
+absl::Status LaunchGraph(void* graph, void* stream, Device device) {
+  return CudaStatus(
+      cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), static_cast<cudaStream_t>(stream)),
+      "cudaGraphLaunch", device);
+}
+
 absl::StatusOr<bool> CanAccessPeer(Device device, Device peer) {
   int can = 0;
   TW_RETURN_IF_CUDA_ERROR(cudaDeviceCanAccessPeer(&can, device.index, peer.index), device);

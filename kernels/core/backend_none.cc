@@ -31,6 +31,10 @@ absl::Status StreamWaitEvent(void*, void*, Device) { return NoCuda(); }
 absl::Status SynchronizeEvent(void*, Device) { return NoCuda(); }
 absl::StatusOr<bool> EventHappened(void*, Device) { return NoCuda(); }
 absl::StatusOr<double> EventMilliseconds(void*, void*, Device) { return NoCuda(); }
+absl::Status BeginCapture(void*, Device) { return NoCuda(); }
+absl::StatusOr<void*> EndCapture(void*, Device) { return NoCuda(); }
+void DestroyGraph(void*, Device) { TW_CHECK(false); }
+absl::Status LaunchGraph(void*, void*, Device) { return NoCuda(); }
 absl::StatusOr<DeviceProperties> GetProperties(Device) { return NoCuda(); }
 absl::StatusOr<bool> CanAccessPeer(Device, Device) { return NoCuda(); }
 

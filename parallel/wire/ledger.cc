@@ -55,6 +55,18 @@ Ledger& Ledger::operator+=(const Ledger& other) {
   return *this;
 }
 
+Ledger Ledger::BytesSince(const Ledger& before) const {
+  Ledger since;
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    const LedgerEntry &now = entries_[i], &then = before.entries_[i];
+    since.entries_[i] = {.logical_bytes = now.logical_bytes - then.logical_bytes,
+                         .payload_bytes = now.payload_bytes - then.payload_bytes,
+                         .metadata_bytes = now.metadata_bytes - then.metadata_bytes,
+                         .calls = now.calls - then.calls};
+  }
+  return since;
+}
+
 std::string Ledger::Serialize() const {
   std::string bytes(sizeof(entries_), '\0');
   std::memcpy(bytes.data(), entries_.data(), sizeof(entries_));

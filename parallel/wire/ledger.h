@@ -48,6 +48,8 @@ class Ledger {
   const LedgerEntry& at(Site site) const { return entries_[Index(site)]; }
   LedgerEntry Total() const;
   Ledger& operator+=(const Ledger& other);
+  // What has been recorded since this was `before`, but for times.
+  Ledger BytesSince(const Ledger& before) const;
   void Clear() { entries_ = {}; }
 
   // The entries as little-endian int64, in the order of Site and of LedgerEntry's members.

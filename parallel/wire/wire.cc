@@ -50,6 +50,7 @@ std::vector<int64_t> Wire::OffsetsOf(absl::Span<const int32_t> picked, int64_t n
 absl::StatusOr<TensorView> Wire::Bytes(Buffer& buffer, int64_t bytes, Device device) {
   if (buffer.size_bytes() < bytes) {
     TW_ASSIGN_OR_RETURN(buffer, Buffer::Allocate(bytes, device));
+    ++num_allocations_;
   }
   return TensorView(buffer.data(), DType::kU8, {bytes}, device);
 }

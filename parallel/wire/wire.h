@@ -132,6 +132,11 @@ class Wire {
   Communicator& tp() { return *tp_; }
   Communicator& world() { return *world_; }
   const Ledger& ledger() const { return *ledger_; }
+  // Counts again what calls have sent that a graph repeats.
+  void RecordAgain(const Ledger& sent) { *ledger_ += sent; }
+  // How often memory of this has given way to larger memory: calls captured before must not be
+  // repeated.
+  int64_t num_allocations() const { return num_allocations_; }
 
  private:
   class Recording;
@@ -165,7 +170,7 @@ class Wire {
   }
 
   // [bytes] uint8 of `buffer`, which grows where it has to.
-  static absl::StatusOr<TensorView> Bytes(Buffer& buffer, int64_t bytes, Device device);
+  absl::StatusOr<TensorView> Bytes(Buffer& buffer, int64_t bytes, Device device);
   // A view of fp16 scratch in the shape of `like`; invalidated by the next call.
   absl::StatusOr<TensorView> Fp16Scratch(const ConstTensorView& like);
 
@@ -177,6 +182,7 @@ class Wire {
   Buffer scratch_;
   Buffer outgoing_;
   Buffer incoming_;
+  int64_t num_allocations_ = 0;
 };
 
 }  // namespace thinwire

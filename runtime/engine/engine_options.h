@@ -16,9 +16,10 @@ namespace thinwire {
 
 struct EngineOptions {
   std::string model_dir;
-  DType dtype = DType::kF32;  // of activations and the KV cache
-  Device device;              // of this rank: what its tensors are on and its kernels run on
-  bool share_gpus = false;    // several ranks may have one GPU; the environment tells NCCL so
+  DType dtype = DType::kF32;   // of activations and the KV cache
+  Device device;               // of this rank: what its tensors are on and its kernels run on
+  bool share_gpus = false;     // several ranks may have one GPU; the environment tells NCCL so
+  bool captures_steps = true;  // on a GPU, decode steps are CUDA graphs
   WireOptions wire;
   StrategyCacheOptions strategy_cache;  // of --wire auto
   int64_t page_size = 16;               // tokens of a KV page

@@ -200,6 +200,7 @@ absl::Status EngineRank::Load(const LoadProgress& progress) {
                           absl::StrCat("activations of ", options_.max_step_tokens, " tokens"));
   }
   decoder_ = *std::move(decoder);
+  decoder_->set_captures_steps(options_.captures_steps);
   return absl::OkStatus();
 }
 

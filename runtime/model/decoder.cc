@@ -10,7 +10,6 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/convert/convert.h"
 #include "kernels/core/check.h"
-#include "kernels/core/copy.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/linear/linear.h"
@@ -18,8 +17,6 @@
 #include "runtime/model/embed_tokens.h"
 
 namespace thinwire {
-namespace {}  // namespace
-
 absl::StatusOr<Decoder> Decoder::Create(const ModelConfig& config, const ShardPlan& plan,
                                         DecoderWeights weights, DType dtype, int64_t max_tokens,
                                         Stream& stream) {
@@ -39,9 +36,15 @@ absl::StatusOr<Decoder> Decoder::Create(const ModelConfig& config, const ShardPl
   };
   TW_RETURN_IF_ERROR(allocate(decoder.x_, hidden, dtype));
   if (device != Device::Cpu()) {
-    for (Tensor* tensor : {&decoder.ids_, &decoder.positions_}) {
-      TW_ASSIGN_OR_RETURN(*tensor, Tensor::Allocate(DType::kI32, {max_tokens}, device));
-    }
+    const std::vector<LayerWeights>& layers = decoder.weights_.layers;
+    decoder.sequences_.emplace(
+        StepLayers{.num_heads = plan.heads().size(),
+                   .num_kv_heads = plan.kv_heads().size(),
+                   .head_dim = config.head_dim,
+                   .window = config.sliding_window,
+                   .page_dtype = dtype,
+                   .coded = !layers.empty() && layers.front().k_codes.has_value()},
+        device);
   }
   TW_ASSIGN_OR_RETURN(decoder.layers_,
                       LayerRunner::Create(config, plan, dtype, max_tokens, stream));
@@ -83,8 +86,7 @@ KvCacheShape Decoder::CacheShape(int64_t page_size) const {
 
 int64_t Decoder::activation_bytes() const {
   int64_t bytes = layers_->size_bytes();
-  for (const Tensor* tensor :
-       {&ids_, &positions_, &x_, &embedded_, &outputs_, &projected_, &logits_part_}) {
+  for (const Tensor* tensor : {&x_, &embedded_, &outputs_, &projected_, &logits_part_}) {
     bytes += tensor->size_bytes();
   }
   return bytes;
@@ -99,13 +101,23 @@ absl::Status Decoder::CheckKvStored(absl::Span<const int64_t> first_wrong) const
   return absl::OkStatus();
 }
 
-absl::StatusOr<ConstTensorView> Decoder::There(absl::Span<const int32_t> ids, Tensor& room,
-                                               Stream& stream) {
-  const ConstTensorView here(ids.data(), DType::kI32, {static_cast<int64_t>(ids.size())});
-  if (room.empty() || ids.empty()) return here;
-  const TensorView there = room.mutable_view().Rows(0, here.dim(0));
-  TW_RETURN_IF_ERROR(Copy(here, there, stream));
-  return there;
+ConstTensorView Decoder::There(absl::Span<const int32_t> ids, StepArray array) const {
+  if (sequences_.has_value()) return sequences_->other(array);
+  return ConstTensorView(ids.data(), DType::kI32, {static_cast<int64_t>(ids.size())});
+}
+
+absl::Status Decoder::RunLayers(const StepBatch& batch, Residual& residual, PagedKvCache& cache,
+                                Wire& wire, Stream& stream) {
+  const auto enqueue = [&](Residual& after) -> absl::Status {
+    for (size_t l = 0; l < weights_.layers.size(); ++l) {
+      TW_RETURN_IF_ERROR(layers_->Run(weights_.layers[l], static_cast<int64_t>(l), after, batch,
+                                      cache, wire, stream));
+    }
+    return absl::OkStatus();
+  };
+  const bool decodes = batch.num_tokens() == static_cast<int64_t>(batch.context_lens.size());
+  if (!sequences_.has_value() || !captures_steps_ || !decodes) return enqueue(residual);
+  return graphs_.Run(sequences_->layout(), enqueue, residual, wire, stream);
 }
 
 absl::Status Decoder::Forward(const StepBatch& host_batch, PagedKvCache& cache, Wire& wire,
@@ -113,16 +125,28 @@ absl::Status Decoder::Forward(const StepBatch& host_batch, PagedKvCache& cache, 
   // Weights are cut as the wire carries them.
   TW_CHECK_EQ(wire.exact(), plan_.residual_cut() == ResidualCut::kByOutputs);
   StepBatch batch = host_batch;
-  TW_ASSIGN_OR_RETURN(batch.positions_there, There(batch.positions, positions_, stream));
+  if (sequences_.has_value()) {
+    TW_RETURN_IF_ERROR(
+        sequences_->Upload({.token_offsets = batch.token_offsets,
+                            .context_lens = batch.context_lens,
+                            .page_offsets = batch.page_offsets,
+                            .page_ids = batch.page_ids,
+                            .slots = batch.slots,
+                            .exact_rows_of_seqs = batch.exact_rows_of_seqs,
+                            .exact_rows_of_tokens = batch.exact_rows_of_tokens,
+                            .others = {batch.token_ids, batch.positions, batch.output_tokens}},
+                           stream));
+    batch.step = &*sequences_;
+  }
+  batch.positions_there = There(batch.positions, kPositions);
   const int64_t num_tokens = batch.num_tokens();
   const Mesh& mesh = plan_.mesh();
   Residual residual = {.x = x_.mutable_view().Rows(0, num_tokens), .rows = {0, num_tokens}};
   if (plan_.first_stage()) {
-    TW_ASSIGN_OR_RETURN(const ConstTensorView token_ids, There(batch.token_ids, ids_, stream));
     TW_RETURN_IF_ERROR(EmbedTokens({.weights = &weights_,
                                     .spec = &spec_,
                                     .plan = &plan_,
-                                    .token_ids = token_ids,
+                                    .token_ids = There(batch.token_ids, kTokenIds),
                                     .positions = batch.positions_there,
                                     .narrow = embedded_.mutable_view(),
                                     .x = residual.x},
@@ -134,10 +158,7 @@ absl::Status Decoder::Forward(const StepBatch& host_batch, PagedKvCache& cache, 
     residual.whole = wire.keeps_all_rows(num_tokens);
     residual.last_sum = Site::kStageHop;
   }
-  for (size_t l = 0; l < weights_.layers.size(); ++l) {
-    TW_RETURN_IF_ERROR(layers_->Run(weights_.layers[l], static_cast<int64_t>(l), residual, batch,
-                                    cache, wire, stream));
-  }
+  TW_RETURN_IF_ERROR(RunLayers(batch, residual, cache, wire, stream));
   if (plan_.last_stage()) return KeepOutputs(batch, residual, wire, stream);
   if (residual.lacks_delta) {
     const Range rows = residual.rows;
@@ -158,8 +179,8 @@ absl::Status Decoder::KeepOutputs(const StepBatch& batch, const Residual& residu
   Range kept = {0, num_outputs_};
   if (!residual.whole) kept = {offsets[plan_.tp_rank()], offsets[plan_.tp_rank() + 1]};
   const TensorView own = outputs.Rows(kept.begin, kept.size());
-  TW_ASSIGN_OR_RETURN(const ConstTensorView rows,
-                      There(batch.output_tokens.subspan(kept.begin, kept.size()), ids_, stream));
+  const ConstTensorView rows =
+      There(batch.output_tokens, kOutputTokens).Rows(kept.begin, kept.size());
   TW_RETURN_IF_ERROR(Embedding({.ids = rows, .table = residual.x, .out = own}, stream));
   if (residual.lacks_delta) {
     TW_RETURN_IF_ERROR(Embedding(

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "absl/status/statusor.h"
+#include "kernels/attention/step_sequences.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor.h"
 #include "parallel/plan/shard_plan.h"
@@ -16,6 +17,7 @@
 #include "runtime/model/decoder_weights.h"
 #include "runtime/model/layer_runner.h"
 #include "runtime/model/step_batch.h"
+#include "runtime/model/step_graphs.h"
 
 namespace thinwire {
 
@@ -34,6 +36,10 @@ class Decoder {
 
   Decoder(Decoder&&) = default;
   Decoder& operator=(Decoder&&) = default;
+
+  // Whether steps of one token of each sequence are captured as CUDA graphs and replayed, on a GPU.
+  // To begin with they are.
+  void set_captures_steps(bool captures) { captures_steps_ = captures; }
 
   // Runs this rank's layers over the batch: from token ids on the first stage, otherwise from the
   // residual that the previous stage sends; K and V go to `cache`. Sends the residual on, or on the
@@ -65,9 +71,12 @@ class Decoder {
 
   absl::Status KeepOutputs(const StepBatch& batch, const Residual& residual, Wire& wire,
                            Stream& stream);
-  // `ids` where the model runs: in `room`, or on the CPU as they are.
-  static absl::StatusOr<ConstTensorView> There(absl::Span<const int32_t> ids, Tensor& room,
-                                               Stream& stream);
+  // Where the model runs, arrays of a step lie as these of StepSequences::Arrays::others.
+  enum StepArray : size_t { kTokenIds, kPositions, kOutputTokens };
+  // `ids` where the model runs: `array` of sequences_, or on the CPU as they are.
+  ConstTensorView There(absl::Span<const int32_t> ids, StepArray array) const;
+  absl::Status RunLayers(const StepBatch& batch, Residual& residual, PagedKvCache& cache,
+                         Wire& wire, Stream& stream);
 
   ModelConfig config_;
   DecoderSpec spec_;
@@ -78,14 +87,17 @@ class Decoder {
   std::optional<LayerRunner> layers_;
 
   // Activations of one step; the first dim of each is max_tokens.
-  Tensor ids_;          // int32: token ids, then output tokens; empty on the CPU
-  Tensor positions_;    // int32; the same
   Tensor x_;            // [, hidden] the residual
   Tensor embedded_;     // [, embed_dim] where embeddings are projected
   Tensor outputs_;      // [, hidden] fp32: final hidden states of the output tokens
   Tensor projected_;    // [kMaxLogitRows, embed_dim] fp32 where embeddings are projected
   Tensor logits_part_;  // [kMaxLogitRows, vocab part] fp32, with several tensor-parallel ranks
   int64_t num_outputs_ = 0;
+
+  // On a GPU.
+  std::optional<StepSequences> sequences_;
+  StepGraphs graphs_;
+  bool captures_steps_ = true;
 };
 
 }  // namespace thinwire

@@ -275,11 +275,6 @@ absl::StatusOr<LayerRunner::Input> LayerRunner::CodeSite(const SiteCoding& codin
   return Input{.codes = codes, .gains = gains};
 }
 
-TensorView LayerRunner::CodesView(int64_t num_tokens, int64_t width) {
-  return TensorView(codes_.mutable_view().mutable_raw(), DType::kU8, {num_tokens, width},
-                    codes_.view().device());
-}
-
 absl::StatusOr<ConstTensorView> LayerRunner::GatherInput(ConstTensorView order, ConstTensorView x,
                                                          Stream& stream) {
   const int64_t width = std::max(
@@ -342,22 +337,22 @@ absl::Status LayerRunner::ApplyLinears(const std::vector<LinearWeights>& linears
   return absl::OkStatus();
 }
 
-absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer, TensorView qkv,
-                                 TensorView out, const StepBatch& batch, PagedKvCache& cache,
-                                 const Wire& wire, Stream& stream) {
-  const int64_t head_dim = config_.head_dim;
+absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer, ConstTensorView q,
+                                 ConstTensorView k, ConstTensorView v, TensorView out,
+                                 const StepBatch& batch, PagedKvCache& cache, const Wire& wire,
+                                 Stream& stream) {
   const int64_t num_heads = plan_.heads().size();
-  const int64_t num_kv_heads = plan_.kv_heads().size();
-  const ConstTensorView q = qkv.Columns(0, num_heads * head_dim);
-  const ConstTensorView k = qkv.Columns(num_heads * head_dim, num_kv_heads * head_dim);
-  const ConstTensorView v =
-      qkv.Columns((num_heads + num_kv_heads) * head_dim, num_kv_heads * head_dim);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   const TensorView k_pages = cache.k_pages(cache_layer);
   const TensorView v_pages = cache.v_pages(cache_layer);
   if (!layer.k_codes.has_value()) {
-    TW_RETURN_IF_ERROR(KvWrite(
-        {.k = k, .v = v, .slots = batch.slots, .k_pages = k_pages, .v_pages = v_pages}, stream));
+    TW_RETURN_IF_ERROR(KvWrite({.k = k,
+                                .v = v,
+                                .slots = batch.slots,
+                                .k_pages = k_pages,
+                                .v_pages = v_pages,
+                                .step = batch.step},
+                               stream));
     return PagedAttention({.q = q,
                            .out = out,
                            .token_offsets = batch.token_offsets,
@@ -369,7 +364,8 @@ absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer,
                            .num_heads = num_heads,
                            .scale = scale,
                            .window = config_.sliding_window,
-                           .batch_invariant = wire.exact()},
+                           .batch_invariant = wire.exact(),
+                           .step = batch.step},
                           stream);
   }
   const TensorView exact_k = cache.exact_k(cache_layer);
@@ -387,7 +383,8 @@ absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer,
        .exact_k = exact_k,
        .exact_v = exact_v,
        .first_wrong =
-           first_wrong_.empty() ? TensorView() : first_wrong_.mutable_view().Rows(cache_layer, 1)},
+           first_wrong_.empty() ? TensorView() : first_wrong_.mutable_view().Rows(cache_layer, 1),
+       .step = batch.step},
       stream));
   return CodedPagedAttention(
       {.q = q,
@@ -406,7 +403,8 @@ absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer,
        .num_heads = num_heads,
        .scale = scale,
        .window = config_.sliding_window,
-       .batch_invariant = wire.exact()},
+       .batch_invariant = wire.exact(),
+       .step = batch.step},
       stream);
 }
 
@@ -439,7 +437,7 @@ absl::Status LayerRunner::AttentionHalf(const LayerWeights& layer, int64_t cache
   TW_RETURN_IF_ERROR(Look(hook, QuantSite::kV, v));
   if (layer.q.coded()) TW_RETURN_IF_ERROR(Round(layer.q, q, stream));
   const TensorView attended = attended_.mutable_view().Rows(0, num_tokens);
-  TW_RETURN_IF_ERROR(Attend(layer, cache_layer, qkv, attended, batch, cache, wire, stream));
+  TW_RETURN_IF_ERROR(Attend(layer, cache_layer, q, k, v, attended, batch, cache, wire, stream));
   TW_RETURN_IF_ERROR(Look(hook, QuantSite::kOutIn, attended));
   TW_ASSIGN_OR_RETURN(const Input out_in,
                       CodeSite(layer.out_in, attended, Site::kAttentionOut, wire, stream));

@@ -88,16 +88,19 @@ class LayerRunner {
   absl::StatusOr<Input> CodeSite(const SiteCoding& coding, TensorView x, Site site, Wire& wire,
                                  Stream& stream);
   static absl::Status Round(const SiteCoding& coding, TensorView x, Stream& stream);
-  TensorView CodesView(int64_t num_tokens, int64_t width);
+  TensorView CodesView(int64_t num_tokens, int64_t width) {
+    return TensorView(codes_.mutable_view().mutable_raw(), DType::kU8, {num_tokens, width},
+                      codes_.view().device());
+  }
 
   absl::Status ApplyLinears(const std::vector<LinearWeights>& linears, const Input& input,
                             TensorView y, const Wire& wire, Stream& stream);
   // Columns of x in another order; valid until the next call.
   absl::StatusOr<ConstTensorView> GatherInput(ConstTensorView order, ConstTensorView x,
                                               Stream& stream);
-  absl::Status Attend(const LayerWeights& layer, int64_t cache_layer, TensorView qkv,
-                      TensorView out, const StepBatch& batch, PagedKvCache& cache, const Wire& wire,
-                      Stream& stream);
+  absl::Status Attend(const LayerWeights& layer, int64_t cache_layer, ConstTensorView q,
+                      ConstTensorView k, ConstTensorView v, TensorView out, const StepBatch& batch,
+                      PagedKvCache& cache, const Wire& wire, Stream& stream);
   // Each half leaves its sum in delta_, in the rows that the residual then has.
   absl::Status AttentionHalf(const LayerWeights& layer, int64_t cache_layer, const Input& input,
                              Residual& residual, const StepBatch& batch, PagedKvCache& cache,

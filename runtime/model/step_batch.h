@@ -8,6 +8,8 @@
 
 namespace thinwire {
 
+class StepSequences;
+
 // Tokens of all sequences of the step, one sequence after the other. All on the host, borrowed.
 struct StepBatch {
   // Per token.
@@ -28,6 +30,8 @@ struct StepBatch {
 
   // `positions` again, int32 [num_tokens], where the model runs; on the CPU it may be empty.
   ConstTensorView positions_there;
+  // On a GPU: all that attention wants, uploaded. Null: operators upload it.
+  const StepSequences* step = nullptr;
 
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
 };

@@ -2,6 +2,7 @@
 Skipped where there are fewer than two GPUs."""
 
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from support import LLAMA, OPT
 PROMPTS = [{"id": str(i), "token_ids": [5, 17 * i + 3, 40 + i]} for i in range(6)]
 STEP_TIMEOUT_S = 4
 BOUND_S = 10
+# gpu_fault.cu of tests/support.
+FAULT_LIBRARY = os.environ.get("THINWIRE_GPU_FAULT_LIBRARY", "")
 
 
 def num_gpus():
@@ -45,6 +48,8 @@ class GpuMeshTest(support.TestCase):
                 with self.subTest(model=model.name, flags=flags):
                     self.assertEqual(self.tokens(model, "--device", "cuda", *flags, ranks=ranks),
                                      expected)
+                    self.assertEqual(self.tokens(model, "--device", "cuda", "--no-cuda-graphs",
+                                                 *flags, ranks=ranks), expected)
 
     def test_vector_quantised_models_answer_as_the_cpu_does(self):
         for source in (OPT, LLAMA):
@@ -87,21 +92,42 @@ class GpuFaultTest(support.TestCase):
                               "cuda", "--kv-memory", "4T"], ranks=2)
         self.check_error(result, 1, "KV cache of", "free", "out of memory")
 
+    @unittest.skipUnless(FAULT_LIBRARY, "THINWIRE_GPU_FAULT_LIBRARY names no library")
+    def test_a_kernel_that_faults_ends_the_job_with_a_reason(self):
+        prompts = self.write("endless.jsonl", self.ENDLESS)
+        for flags, ranks in (((), 0), (("--tp", 2), 2)):
+            with self.subTest(flags=flags):
+                fault = pathlib.Path(prompts).with_name(f"fault{ranks}")
+                env = {"LD_PRELOAD": FAULT_LIBRARY, "THINWIRE_GPU_FAULT": str(fault)}
+                with support.Running(["run", "--model", OPT, "--prompts", prompts, "--json",
+                                      "--ignore-eos", "--device", "cuda", *flags], ranks=ranks,
+                                     env=env) as running:
+                    self.wait_for_output(running)
+                    fault.touch()
+                    result = self.end_in_time(running)
+                self.assertIn("illegal memory access", result.stderr)
+
+    def wait_for_output(self, running):
+        give_up = time.monotonic() + support.TIMEOUT_S
+        while not running.output()[0]:
+            self.assertLess(time.monotonic(), give_up, running.result())
+            time.sleep(0.05)
+
+    def end_in_time(self, running):
+        start = time.monotonic()
+        result = running.wait(start - running.start + support.TIMEOUT_S)
+        self.assertLess(time.monotonic() - start, BOUND_S, result)
+        self.assertNotEqual(result.exit_code, 0, result)
+        return result
+
     def check(self, number, *mesh):
         prompts = self.write("endless.jsonl", self.ENDLESS)
         with support.Running(["run", "--model", OPT, "--prompts", prompts, "--json",
                               "--ignore-eos", "--device", "cuda", *mesh, "--step-timeout",
                               STEP_TIMEOUT_S], ranks=2) as running:
-            give_up = time.monotonic() + support.TIMEOUT_S
-            while not running.output()[0]:
-                self.assertLess(time.monotonic(), give_up, running.result())
-                time.sleep(0.05)
+            self.wait_for_output(running)
             os.kill(running.rank_process(1), number)
-            start = time.monotonic()
-            result = running.wait(start - running.start + support.TIMEOUT_S)
-            self.assertLess(time.monotonic() - start, BOUND_S, result)
-            self.assertNotEqual(result.exit_code, 0, result)
-            return result
+            return self.end_in_time(running)
 
     def test_a_killed_rank_ends_the_job(self):
         self.check(signal.SIGKILL, "--tp", 2)
