@@ -1,4 +1,4 @@
-// NVIDIA's cuBLAS, opened when it is first needed, as cuBLASLt is (cublas_lt.h) and for its
+// NVIDIA's cuBLAS, opened when it is first needed, as cuBLASLt is (cublas_lt_cuda.h) and for its
 // reasons: only quantisation on GPUs needs it.
 #pragma once
 

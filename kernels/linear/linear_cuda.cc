@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/convert/convert.h"
 #include "kernels/core/cuda_status.h"
-#include "kernels/linear/cublas_lt.h"
+#include "kernels/linear/cublas_lt_cuda.h"
 
 namespace thinwire {
 namespace {

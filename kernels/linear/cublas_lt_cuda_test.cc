@@ -1,4 +1,4 @@
-#include "kernels/linear/cublas_lt.h"
+#include "kernels/linear/cublas_lt_cuda.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
