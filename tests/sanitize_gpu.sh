@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs test programs of GPU kernels under NVIDIA's compute-sanitizer, and prints a line for each run.
+# Runs test programs of GPU kernels under compute-sanitizer, and prints a line for each run.
 #   tests/sanitize_gpu.sh memcheck PROGRAM...    accesses out of bounds or misaligned
 #   tests/sanitize_gpu.sh racecheck PROGRAM...   unordered accesses of shared memory; slow
 #   e.g. tests/sanitize_gpu.sh memcheck build/cuda-release/kernels/*/*_cuda_test
