@@ -16,6 +16,18 @@ namespace {
 
 constexpr int64_t kMaxMessageBytes = int64_t{1} << 32;
 
+// Of a byte string: MPI passes on so much at once. It would ask for the sender's help with more,
+// who may by then be inside a GPU's driver, waiting for what the receiver has to do first.
+constexpr int64_t kMostAtOnce = 2048;
+
+// Calls pass(begin, count) for one piece of `bytes` bytes after the other.
+absl::Status InPieces(int64_t bytes, absl::FunctionRef<absl::Status(int64_t, int64_t)> pass) {
+  for (int64_t begin = 0; begin < bytes; begin += kMostAtOnce) {
+    TW_RETURN_IF_ERROR(pass(begin, std::min(kMostAtOnce, bytes - begin)));
+  }
+  return absl::OkStatus();
+}
+
 TensorView BytesView(void* data, int64_t size) { return TensorView(data, DType::kU8, {size}); }
 
 }  // namespace
@@ -110,8 +122,10 @@ absl::Status Wire::SendBytes(absl::string_view bytes, int peer, Stream& stream) 
   recording.InTransfer();
   recording.AddMetadata(8);
   absl::Status status = world_->Send(BytesView(&length, sizeof(length)), peer, stream);
-  if (status.ok() && length > 0) {
-    status = world_->Send(ConstTensorView(bytes.data(), DType::kU8, {length}), peer, stream);
+  if (status.ok()) {
+    status = InPieces(length, [&](int64_t begin, int64_t count) {
+      return world_->Send(ConstTensorView(bytes.data() + begin, DType::kU8, {count}), peer, stream);
+    });
   }
   return recording.Done(status);
 }
@@ -128,7 +142,9 @@ absl::StatusOr<std::string> Wire::RecvBytes(int peer, Stream& stream) {
   std::string bytes;
   if (status.ok() && length > 0) {
     bytes.resize(length);
-    status = world_->Recv(BytesView(bytes.data(), length), peer, stream);
+    status = InPieces(length, [&](int64_t begin, int64_t count) {
+      return world_->Recv(BytesView(bytes.data() + begin, count), peer, stream);
+    });
   }
   TW_RETURN_IF_ERROR(recording.Done(status));
   return bytes;

@@ -110,7 +110,7 @@ class Wire {
   absl::Status SendInGroup(Site site, ConstTensorView in, int tp_peer, Stream& stream);
   absl::Status RecvInGroup(Site site, TensorView out, int tp_peer, Stream& stream);
 
-  // A byte string of any length: 8 bytes of length, then the bytes.
+  // A byte string of any length: 8 bytes of length, then the bytes, in pieces of 2 KiB.
   absl::Status SendBytes(absl::string_view bytes, int peer, Stream& stream);
   absl::StatusOr<std::string> RecvBytes(int peer, Stream& stream);
 

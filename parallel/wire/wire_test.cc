@@ -81,11 +81,13 @@ TEST(WireTest, MessagesArriveInOrderAndAreCountedByTheSender) {
     if (rank == 0) {
       ASSERT_TRUE(wire.SendBytes("plan", 1, stream).ok());
       ASSERT_TRUE(wire.SendBytes("", 1, stream).ok());
-      EXPECT_EQ(ledger.at(Site::kControl).payload_bytes, 4);
-      EXPECT_EQ(ledger.at(Site::kControl).metadata_bytes, 16);
+      ASSERT_TRUE(wire.SendBytes(std::string(5000, 'x') + "end", 1, stream).ok());
+      EXPECT_EQ(ledger.at(Site::kControl).payload_bytes, 4 + 5003);
+      EXPECT_EQ(ledger.at(Site::kControl).metadata_bytes, 24);
     } else {
       EXPECT_EQ(wire.RecvBytes(0, stream).value(), "plan");
       EXPECT_EQ(wire.RecvBytes(0, stream).value(), "");
+      EXPECT_EQ(wire.RecvBytes(0, stream).value(), std::string(5000, 'x') + "end");
       EXPECT_EQ(ledger.Total().payload_bytes, 0);
       EXPECT_EQ(ledger.Total().calls, 0);
     }
