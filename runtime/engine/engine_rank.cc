@@ -254,10 +254,16 @@ absl::Status EngineRank::ConnectWires() {
   wire_.emplace(tp_.get(), stages_ != nullptr ? stages_.get() : &group_ranks(), options_.wire,
                 &ledger_);
   if (options_.wire.automatic && tp_->size() > 1) {
+    std::unique_ptr<Communicator> hosts;
+    if (on_gpu()) {
+      const int place = layout_.RankInGroup(rank());
+      TW_ASSIGN_OR_RETURN(hosts, group_ranks().Split(mesh().pp_rank(place), mesh().tp_rank(place)));
+    }
+    Communicator& control = hosts != nullptr ? *hosts : *tp_;
     TW_ASSIGN_OR_RETURN(CachedStrategies strategies,
-                        LoadOrMeasureStrategies(options_.strategy_cache, *tp_, options_.wire,
-                                                config().hidden, options_.max_step_tokens,
-                                                options_.dtype, kMeasuringBudget, stream_));
+                        LoadOrMeasureStrategies(
+                            options_.strategy_cache, *tp_, control, options_.wire, config().hidden,
+                            options_.max_step_tokens, options_.dtype, kMeasuringBudget, stream_));
     strategies_age_ = strategies.age;
     wire_->UseTable(std::move(strategies.table));
   }

@@ -30,8 +30,7 @@ absl::Status CheckDistinct(absl::Span<const GpuPlace> places) {
 }
 
 absl::Status CheckRunsOnGpus(const WireOptions& wire, const RankLayout& layout) {
-  const bool exact = wire.strategy.kind == WireStrategy::Kind::kExact;
-  if (exact || (wire.automatic && layout.mesh(0).tp_size > 1)) {
+  if (wire.strategy.kind == WireStrategy::Kind::kExact) {
     return absl::UnimplementedError(
         absl::StrCat("--wire ", WireName(wire), " on GPUs; expected --device cpu"));
   }

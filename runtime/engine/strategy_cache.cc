@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/core/atomic_file.h"
+#include "kernels/core/device_properties.h"
 #include "kernels/core/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "parallel/wire/message.h"
@@ -34,21 +35,27 @@ constexpr absl::Duration kClockSkew = absl::Minutes(5);
 
 using Host = std::array<char, kMaxHostBytes>;
 
-// "node7 net:[4026531840]".
-Host ThisHost() {
+// "node7 net:[4026531840]", with a GPU also its name.
+Host ThisHost(Device device) {
   Host host = {};
   char name[128] = {};
   gethostname(name, sizeof(name) - 1);
   std::error_code error;
   const std::string network = fs::read_symlink("/proc/self/ns/net", error).string();
-  const std::string text = absl::StrCat(name, " ", network).substr(0, kMaxHostBytes - 1);
+  std::string text = absl::StrCat(name, " ", network);
+  if (device != Device::Cpu()) {
+    const absl::StatusOr<DeviceProperties> gpu = GetDeviceProperties(device);
+    absl::StrAppend(&text, " ", gpu.ok() ? gpu->name : DeviceName(device));
+  }
+  text = text.substr(0, kMaxHostBytes - 1);
   std::copy(text.begin(), text.end(), host.begin());
   return host;
 }
 
 bool IsOfTransports(absl::string_view variable) {
   for (const absl::string_view prefix :
-       {"OMPI_MCA_btl", "OMPI_MCA_pml", "OMPI_MCA_mtl", "OMPI_MCA_coll"}) {
+       {"OMPI_MCA_btl", "OMPI_MCA_pml", "OMPI_MCA_mtl", "OMPI_MCA_coll", "NCCL_ALGO", "NCCL_HOSTID",
+        "NCCL_NET", "NCCL_P2P", "NCCL_PROTO", "NCCL_SHM"}) {
     if (variable.substr(0, prefix.size()) == prefix) return true;
   }
   return false;
@@ -162,16 +169,17 @@ absl::StatusOr<std::optional<CachedStrategies>> Broadcast(
 }  // namespace
 
 absl::StatusOr<CachedStrategies> LoadOrMeasureStrategies(const StrategyCacheOptions& cache,
-                                                         Communicator& tp,
+                                                         Communicator& tp, Communicator& control,
                                                          const WireOptions& options, int64_t width,
                                                          int64_t max_rows, DType dtype,
                                                          absl::Duration budget, Stream& stream) {
-  const Host host = ThisHost();
+  const Host host = ThisHost(stream.device());
   std::vector<Host> hosts(tp.size());
+  Stream host_stream = Stream::Cpu(&stream.pool());
   constexpr auto kBytes = static_cast<int64_t>(sizeof(Host));
-  TW_RETURN_IF_ERROR(tp.AllGather(ConstTensorView(host.data(), DType::kU8, {kBytes}),
-                                  TensorView(hosts.data(), DType::kU8, {kBytes * tp.size()}),
-                                  stream));
+  TW_RETURN_IF_ERROR(control.AllGather(ConstTensorView(host.data(), DType::kU8, {kBytes}),
+                                       TensorView(hosts.data(), DType::kU8, {kBytes * tp.size()}),
+                                       host_stream));
   nlohmann::json topology = {{"wire_version", kWireVersion},
                              {"hosts", nlohmann::json::array()},
                              {"threads", stream.pool().num_threads()},
@@ -198,7 +206,7 @@ absl::StatusOr<CachedStrategies> LoadOrMeasureStrategies(const StrategyCacheOpti
     absl::StatusOr<CachedStrategies> read = ReadFile(path, topology, width, cache.max_age);
     if (read.ok()) found = *std::move(read);
   }
-  TW_ASSIGN_OR_RETURN(found, Broadcast(found, width, tp, stream));
+  TW_ASSIGN_OR_RETURN(found, Broadcast(found, width, control, host_stream));
   if (found.has_value()) return *std::move(found);
   CachedStrategies measured = {.table = {}, .age = absl::ZeroDuration()};
   TW_ASSIGN_OR_RETURN(measured.table,

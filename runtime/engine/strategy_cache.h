@@ -32,11 +32,12 @@ struct CachedStrategies {
   absl::Duration age;  // zero: measured now
 };
 
-// Collective over `tp`, which has several ranks; the arguments after `cache` are
+// Collective over `tp`, which has several ranks, and `control`, a communicator of the same ranks
+// for host memory: `tp` itself, unless it is for GPUs. The arguments after them are
 // MeasureStrategies'. Rank 0's file and options count. A table that is not there, too old, or
 // cannot be read is measured and kept; one that cannot be kept is used all the same.
 absl::StatusOr<CachedStrategies> LoadOrMeasureStrategies(const StrategyCacheOptions& cache,
-                                                         Communicator& tp,
+                                                         Communicator& tp, Communicator& control,
                                                          const WireOptions& options, int64_t width,
                                                          int64_t max_rows, DType dtype,
                                                          absl::Duration budget, Stream& stream);

@@ -32,8 +32,8 @@ class StrategyCacheTest : public ::testing::Test {
         ThreadPool pool(1);
         Stream stream = Stream::Cpu(&pool);
         const WireOptions options = ParseWireOptions("auto", "auto").value();
-        found[rank] = LoadOrMeasureStrategies(cache_, *tp[rank], options, width, 16, DType::kF32,
-                                              absl::Milliseconds(100), stream)
+        found[rank] = LoadOrMeasureStrategies(cache_, *tp[rank], *tp[rank], options, width, 16,
+                                              DType::kF32, absl::Milliseconds(100), stream)
                           .value();
       });
     }
