@@ -101,7 +101,8 @@ class QuantizeCommand : public Command {
     app_->add_option("--bits", bits_,
                      "With --weights vptq: bits of a weight on average, codebooks and all counted; "
                      "each matrix gets the vectors that lose least so")
-        ->check(CLI::Range(1.0, 8.0));
+        ->check(CLI::Range(1.0, 8.0))
+        ->excludes(scheme);
     app_->add_option("--acts", acts_, "Bits of activations between operators: 16, 8 or 4")
         ->check(CLI::IsMember({16, 8, 4}))
         ->excludes(scheme)
@@ -212,9 +213,6 @@ class QuantizeCommand : public Command {
             "--bits: expected with --weights vptq, and only there, found --weights ", weights_));
       }
       if (bits_.has_value()) {
-        if (vptq_ == "reference") {
-          return absl::InvalidArgumentError("--bits: expected --vptq default, found reference");
-        }
         // At most what was said, in hundredths; 2.1 is a little less than 210 of them.
         scheme.vptq.centibits = static_cast<int>(std::floor(100.0 * *bits_ + 1e-6));
       } else if (absl::StartsWith(weights_, "vptq-")) {
@@ -234,6 +232,10 @@ class QuantizeCommand : public Command {
         return absl::InvalidArgumentError(
             "nothing to quantise: expected --scheme, or fewer bits by --weights, --acts or --kv");
       }
+    }
+    if (scheme.vptq.centibits > 0 && vptq_ == "reference") {
+      return absl::InvalidArgumentError(
+          "--vptq: expected default within a budget of bits, found reference");
     }
     if (options_.layer.group_size == 0) {
       return absl::InvalidArgumentError("--group-size: expected at least 1, or -1, found 0");

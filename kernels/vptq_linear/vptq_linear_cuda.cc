@@ -13,6 +13,7 @@ namespace {
 // Weights that are laid out at a time: what stays in the second-level cache until it is multiplied,
 // but enough rows for a product that fills the GPU.
 constexpr int64_t kWidenedBytes = int64_t{32} << 20;
+constexpr int64_t kMostWidenedRows = 65408;  // of a grid, in whole blocks
 constexpr int64_t kFewestWidenedRows = 2048;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -91,7 +92,7 @@ absl::Status Tables(const VptqLinearArgs& args, Stream& stream) {
   call.x_stride = int64_t{call.num_units} * kVptqUnitColumns;
   call.num_blocks = std::max(1, Attribute(cudaDevAttrMultiProcessorCount, stream.device()));
   call.shared_memory_bytes = Attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device());
-  call.early_launches = Attribute(cudaDevAttrComputeCapabilityMajor, stream.device()) >= 9;
+  call.early_launches = VptqWaitsInKernels();
 
   const int64_t tokens = args.x.dim(0);
   Places places;
@@ -211,9 +212,10 @@ absl::Status VptqLinearManyTokensCuda(const VptqLinearArgs& args, Stream& stream
   const VptqWeights& weights = *args.weights;
   const DType dtype = args.x.dtype();
   const int64_t in = weights.in_features(), out = weights.out_features();
-  const int64_t rows_at_a_time = std::min(
-      out, std::max(kFewestWidenedRows,
-                    kWidenedBytes / std::max<int64_t>(1, DTypeBytes(dtype, in)) / 128 * 128));
+  const int64_t rows_at_a_time =
+      std::min({out, kMostWidenedRows,
+                std::max(kFewestWidenedRows,
+                         kWidenedBytes / std::max<int64_t>(1, DTypeBytes(dtype, in)) / 128 * 128)});
   cudaStream_t const native = CudaStream(stream);
   // Not the stream's scratch, which the dense linear has use for.
   TW_ASSIGN_OR_RETURN(

@@ -111,6 +111,10 @@ struct VptqResult {
   float* partials;  // [splits, num_tokens, out_features], null: one split
   int32_t splits;
 };
+// Whether these kernels were compiled so that they wait for what they read of the kernel ahead (PTX
+// of 9.0 on): only then may they begin early.
+bool VptqWaitsInKernels();
+
 // Adds the splits in order. early: begins while the kernel ahead still runs.
 cudaError_t LaunchVptqAdd(const VptqResult& result, bool early, cudaStream_t stream);
 

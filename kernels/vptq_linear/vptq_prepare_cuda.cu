@@ -179,6 +179,11 @@ cudaError_t LaunchVptqPrepare(const VptqPrepareCall& call, cudaStream_t stream) 
   return cudaGetLastError();
 }
 
+bool VptqWaitsInKernels() {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, Add) == cudaSuccess && attributes.ptxVersion >= 90;
+}
+
 cudaError_t LaunchVptqAdd(const VptqResult& result, bool early, cudaStream_t stream) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3((result.out_features + 127) / 128, result.num_tokens);

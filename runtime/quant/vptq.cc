@@ -84,8 +84,10 @@ class Quantizer {
     for (Book& book : books_) {
       Fit(targets_, column_weights, options_.kmeans_iterations, book, false);
     }
+    TW_RETURN_IF_ERROR(gpu_.status());
     moved_ = targets_;
     if (options_.residual) FitResiduals(column_weights);
+    TW_RETURN_IF_ERROR(gpu_.status());
     Feedback();
     if (best_) {
       for (int64_t i = 0; i < in_ && options_.feedback; ++i) {
@@ -94,6 +96,7 @@ class Quantizer {
       }
       for (int refit = 0; refit < options_.refits; ++refit) {
         for (Book& book : books_) Refit(column_weights, book);
+        TW_RETURN_IF_ERROR(gpu_.status());
         Feedback();
       }
       Descend();

@@ -81,6 +81,8 @@ absl::StatusOr<std::string> ModelDigest(const std::string& model_dir) {
   return digest.HexDigest();
 }
 
+absl::string_view DeviceWord(DeviceKind kind) { return kind == DeviceKind::kCuda ? "cuda" : "cpu"; }
+
 std::string Difference(const ThinwireFile& found, const ThinwireFile& wanted) {
   const CalibrationInfo& then = found.calibration;
   const CalibrationInfo& now = wanted.calibration;
@@ -114,11 +116,13 @@ std::string Difference(const ThinwireFile& found, const ThinwireFile& wanted) {
 
 }  // namespace
 
-OutputFolder::OutputFolder(std::string model_dir, std::string out_dir, const ThinwireFile& made_by)
+OutputFolder::OutputFolder(std::string model_dir, std::string out_dir, const ThinwireFile& made_by,
+                           DeviceKind device)
     : model_dir_(std::move(model_dir)),
       out_(WithoutTrailingSlashes(std::move(out_dir))),
       partial_(out_ + ".partial"),
-      made_by_(made_by) {}
+      made_by_(made_by),
+      device_(device) {}
 
 absl::Status OutputFolder::CheckFree() const {
   std::error_code error;
@@ -130,6 +134,7 @@ absl::Status OutputFolder::CheckFree() const {
 absl::Status OutputFolder::Open() const {
   TW_RETURN_IF_ERROR(CheckFree());
   TW_ASSIGN_OR_RETURN(const std::string digest, ModelDigest(model_dir_));
+  const std::string origin = absl::StrCat(digest, " ", DeviceWord(device_), "\n");
   const std::string digest_path = absl::StrCat(partial_, "/", kDigestName);
   std::error_code error;
   if (!fs::exists(absl::StrCat(partial_, "/", kThinwireFileName), error)) {
@@ -139,7 +144,7 @@ absl::Status OutputFolder::Open() const {
                                  absl::StrCat(partial_, ": cannot create the folder"));
     }
     // thinwire.json last: where it is, the digest is.
-    absl::Status written = WriteFileAtomically(digest_path, digest + "\n");
+    absl::Status written = WriteFileAtomically(digest_path, origin);
     if (written.ok()) written = WriteThinwireFile(partial_, made_by_);
     if (!written.ok()) RemoveIfEmpty();
     return written;
@@ -152,8 +157,10 @@ absl::Status OutputFolder::Open() const {
     TW_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(digest_path));
     const absl::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
                                  file.bytes().size());
-    if (absl::StripSuffix(text, "\n") != digest) {
+    if (!absl::StartsWith(text, digest)) {
       difference = absl::StrCat("a --model that is not ", model_dir_, " as it is now");
+    } else if (text != origin) {
+      difference = absl::StrCat("another --device, now ", DeviceWord(device_));
     }
   }
   if (!difference.empty()) {
@@ -164,6 +171,8 @@ absl::Status OutputFolder::Open() const {
   for (const fs::directory_entry& entry : fs::directory_iterator(partial_, error)) {
     if (IsTemporary(entry.path().filename().string())) fs::remove(entry.path(), error);
   }
+  // What was being refined is refined anew, if at all.
+  fs::remove_all(refined(), error);
   return absl::OkStatus();
 }
 
@@ -200,7 +209,9 @@ std::string OutputFolder::refined() const { return absl::StrCat(partial_, "/refi
 
 absl::Status OutputFolder::PublishRefined() const {
   std::error_code error;
-  fs::remove(absl::StrCat(refined(), "/", kDigestName), error);
+  for (const char* name : {kDigestName, kShapePlanName}) {
+    fs::remove(absl::StrCat(refined(), "/", name), error);
+  }
   fs::rename(refined(), out_, error);
   if (error) {
     return absl::ErrnoToStatus(error.value(), absl::StrCat(refined(), ": cannot rename to ", out_));

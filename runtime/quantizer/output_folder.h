@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "kernels/core/device.h"
 #include "runtime/checkpoint/gptq_config.h"
 #include "runtime/checkpoint/thinwire_file.h"
 #include "runtime/checkpoint/vptq_config.h"
@@ -16,7 +17,10 @@ namespace thinwire {
 class OutputFolder {
  public:
   // `out_dir` may end in slashes.
-  OutputFolder(std::string model_dir, std::string out_dir, const ThinwireFile& made_by);
+  // `device`: of what kind the quantising devices are; an earlier run on another kind is not gone
+  // on with, for its numbers are a little different.
+  OutputFolder(std::string model_dir, std::string out_dir, const ThinwireFile& made_by,
+               DeviceKind device);
 
   const std::string& path() const { return out_; }
   const std::string& partial() const { return partial_; }
@@ -49,6 +53,7 @@ class OutputFolder {
   const std::string out_;
   const std::string partial_;
   const ThinwireFile made_by_;
+  const DeviceKind device_;
 };
 
 }  // namespace thinwire

@@ -123,7 +123,7 @@ absl::StatusOr<ModelConfig> CheckedConfig(const QuantizeOptions& options) {
 }
 
 OutputFolder MakeFolder(const QuantizeOptions& options) {
-  return {options.model_dir, options.out_dir, MakeThinwireFile(options)};
+  return {options.model_dir, options.out_dir, MakeThinwireFile(options), options.device.kind};
 }
 
 // Whether an earlier run did the layer: rank 0 looks, as others might see what it writes meanwhile.

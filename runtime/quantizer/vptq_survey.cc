@@ -173,6 +173,7 @@ absl::StatusOr<SurveyedLayer> VptqSurvey::Survey(const DenseLayer& dense,
     }
     std::optional<VptqColumns> columns;
     std::optional<double> sensitivity;
+    bool measured_enough = false;
     for (size_t i = 0; i < shapes.size(); ++i) {
       VptqOptions quick = VptqOptionsOf(shapes[i]);
       quick.kmeans_iterations = kIterations;
@@ -186,10 +187,13 @@ absl::StatusOr<SurveyedLayer> VptqSurvey::Survey(const DenseLayer& dense,
       if (!made.ok()) return Annotate(made.status(), RoleWord(role));
       const int64_t bits = VptqBits(shapes[i], linear.out_features, linear.in_features);
       options.push_back({.bits = bits, .loss = made->relative_error});
-      if (sensitivity.has_value() || made->relative_error <= 0.0 ||
-          100 * bits < centibits * linear.out_features * linear.in_features) {
+      // At about the bits that are wanted; of cheaper ones where the others lose nothing.
+      const bool enough = 100 * bits >= centibits * linear.out_features * linear.in_features;
+      if (made->relative_error <= 0.0 ||
+          (measured_enough || (sensitivity.has_value() && !enough))) {
         continue;
       }
+      measured_enough = enough;
       SetWeights(Dequantize(made->codes), centred ? moments->Mean() : std::vector<double>(),
                  layer.at(role));
       TW_ASSIGN_OR_RETURN(const LayerWeights changed, ToLayerWeights(layer));
