@@ -30,6 +30,9 @@ absl::StatusOr<Context> ReadContext(const TlsFiles& files) {
   Context context(SSL_CTX_new(TLS_server_method()));
   if (context == nullptr) return absl::ResourceExhaustedError("HTTP: no memory for TLS");
   SSL_CTX_set_min_proto_version(context.get(), TLS1_2_VERSION);
+  // Without one, clients that show certificates could not resume their sessions.
+  constexpr unsigned char kSessions[] = "thinwire";
+  SSL_CTX_set_session_id_context(context.get(), kSessions, sizeof(kSessions) - 1);
   SSL_CTX_set_options(context.get(), SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION);
   const bool fits =
       SSL_CTX_use_certificate_chain_file(context.get(), files.cert.c_str()) == 1 &&
