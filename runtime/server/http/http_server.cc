@@ -216,7 +216,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions&
   std::unique_ptr<TlsContext> tls;
   if (!options.tls_cert.empty()) {
     TW_ASSIGN_OR_RETURN(
-        tls, TlsContext::Load({options.tls_cert, options.tls_key, options.tls_client_ca}));
+        tls,
+        TlsContext::Load({options.tls_cert, options.tls_key, options.tls_client_ca}, options.warn));
   }
   impl->server = std::make_unique<Listener>(
       std::move(tls), &impl->sockets,

@@ -57,8 +57,8 @@ absl::StatusOr<Context> ReadContext(const TlsFiles& files) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TlsContext>> TlsContext::Load(const TlsFiles& files) {
-  std::unique_ptr<TlsContext> tls(new TlsContext(files));
+absl::StatusOr<std::unique_ptr<TlsContext>> TlsContext::Load(const TlsFiles& files, Warn warn) {
+  std::unique_ptr<TlsContext> tls(new TlsContext(files, std::move(warn)));
   tls->stamp_ = StampOf(files);
   TW_ASSIGN_OR_RETURN(tls->context_, ReadContext(files));
   return tls;
@@ -76,6 +76,11 @@ std::unique_ptr<SSL, FreeSsl> TlsContext::NewConnection() {
       if (context.ok()) {
         context_ = *std::move(context);
         stamp_ = std::move(stamp);
+      } else if (stamp != unusable_) {
+        unusable_ = std::move(stamp);
+        if (warn_ != nullptr) {
+          warn_(absl::StrCat(context.status().message(), "; goes on with what was read before"));
+        }
       }
     }
   }
