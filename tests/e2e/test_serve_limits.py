@@ -101,12 +101,16 @@ class RatesTest(support.TestCase):
         self.assertEqual(status, 429)
         self.assertIn("too many requests", text)
         self.assertGreater(int(headers["Retry-After"]), 1)
+        body["n"] = 2
+        self.assertEqual([post("c")[0], post("c")[0]], [200, 429])
         _, metrics, _ = server.http("GET", "/metrics")
-        self.assertIn('thinwire_rejections_total{reason="resource_exhausted"} 2', metrics)
+        self.assertIn('thinwire_rejections_total{reason="resource_exhausted"} 3', metrics)
 
     def test_what_is_wrong_in_a_file_is_named(self):
         for text, found in (("max-wait = none\n", "--max-wait"), ("tp-size = 2\n", "'tp-size'"),
-                            ("[run]\nprompt = 'a'\n", "[run]"), ("config = 'x'\n", "'config'")):
+                            ("[run]\nprompt = 'a'\n", "[run]"), ("config = 'x'\n", "'config'"),
+                            ("max-queue = 9\nlog-level = 'error'\nmax-queue = 8\n", "'max-queue'"),
+                            ("client-header = 'a#b'\n", "line 1")):
             config = self.write("wrong.toml", text)
             self.fail_alike(["serve", "--model", OPT, "--config", config], 2, found, ranks=False)
         self.fail_alike(["serve", "--model", OPT, "--config", "/no/such.toml"], 2, "/no/such.toml",
