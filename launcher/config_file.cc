@@ -1,21 +1,49 @@
 #include "launcher/config_file.h"
 
 #include <CLI/CLI.hpp>
+#include <set>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 
 namespace thinwire {
 namespace {
+
+// The library cuts lines at the first '#', wherever it is.
+bool HasQuotedComment(absl::string_view line) {
+  while (true) {
+    const size_t mark = line.find_first_of("'\"#");
+    if (mark == absl::string_view::npos || line[mark] == '#') return false;
+    const size_t end = line.find(line[mark], mark + 1);
+    if (end == absl::string_view::npos) return false;
+    if (line.substr(mark, end - mark).find('#') != absl::string_view::npos) return true;
+    line.remove_prefix(end + 1);
+  }
+}
 
 class ConfigFormat final : public CLI::ConfigBase {
  public:
   explicit ConfigFormat(const CLI::App* app) : app_(app) {}
 
   std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
-    std::vector<CLI::ConfigItem> items = CLI::ConfigBase::from_config(input);
+    std::stringstream lines;
+    std::string line;
+    for (int number = 1; std::getline(input, line); ++number) {
+      if (HasQuotedComment(line)) {
+        throw CLI::ConfigError(
+            absl::StrCat("--config: line ", number, ": expected no '#' in quotes"));
+      }
+      lines << line << '\n';
+    }
+    std::vector<CLI::ConfigItem> items = CLI::ConfigBase::from_config(lines);
+    std::set<std::string> names;
     for (CLI::ConfigItem& item : items) {
+      if (item.parents.empty() && !names.insert(item.name).second) {
+        throw CLI::ConfigError(absl::StrCat("--config: '", item.name, "' is there twice"));
+      }
       if (!item.parents.empty()) {
         throw CLI::ConfigError(absl::StrCat("--config: expected options of one command, found [",
                                             item.parents.front(), "]"));

@@ -165,6 +165,7 @@ class ServeCommand : public Command {
     http.tls_cert = flags_.tls_cert;
     http.tls_key = flags_.tls_key;
     http.tls_client_ca = flags_.tls_client_ca;
+    http.warn = [](absl::string_view message) { LogWarning(message); };
     http.num_threads = flags_.http_threads;
     http.vllm_metrics = flags_.metrics_compat == "vllm";
     if (!flags_.http.empty()) {

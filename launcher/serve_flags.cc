@@ -49,11 +49,12 @@ void ServeFlags::AddTo(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
       ->capture_default_str();
   app.add_option("--max-queue-tokens", max_queued_tokens,
-                 "Tokens that requests that wait may become")
+                 "Tokens that requests that wait may become, 512 of an answer without max_tokens")
       ->type_name("N")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();
-  app.add_option("--rate-limit", rate_limit, "Requests a second of each client; 0: any")
+  app.add_option("--rate-limit", rate_limit,
+                 "Requests a second of each client, each choice counted; 0: any")
       ->type_name("R")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();

@@ -41,6 +41,14 @@ void SharedPages::Hold(int32_t page) {
   if (holders_[page]++ == 0) idle_.erase(idle_since_[page]);
 }
 
+void SharedPages::Touch(const PageKey& key) {
+  const auto it = by_key_.find(key);
+  if (it == by_key_.end() || !idle(it->second)) return;
+  idle_.erase(idle_since_[it->second]);
+  idle_since_[it->second] = time_++;
+  idle_.emplace(idle_since_[it->second], it->second);
+}
+
 void SharedPages::Release(int32_t page) {
   TW_CHECK_GE(holders_[page], 1);
   if (--holders_[page] > 0) return;

@@ -44,6 +44,9 @@ class SharedPages {
   // One more holder of a page that Find has just returned.
   void Hold(int32_t page);
 
+  // Counts the idle page of a key as let go of just now; of a held one or none does nothing.
+  void Touch(const PageKey& key);
+
   // One holder less. Of a sequence's pages the last comes first, so that what is given up first is
   // what needs all the others.
   void Release(int32_t page);

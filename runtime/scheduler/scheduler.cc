@@ -107,11 +107,16 @@ std::optional<Binding> Scheduler::Adopt(SeqId id, int64_t num_tokens) {
 }
 
 void Scheduler::Release(Seq& seq) {
+  // Who reads others' pages without the first found them by it: it stays as long as they do. This
+  // sequence's own takes its place where it has been given up meanwhile.
+  const bool first_named = limits_.own_first_page && seq.num_named > 0;
+  if (first_named) pages_.Name(seq.pages.front(), seq.keys.front());
   // The last first: see SharedPages::Release.
   for (auto* pages : {&seq.reused, &seq.pages}) {
     for (auto it = pages->rbegin(); it != pages->rend(); ++it) pages_.Release(*it);
     pages->clear();
   }
+  if (first_named) pages_.Touch(seq.keys.front());
   seq.new_pages.clear();
   seq.num_named = 0;
   seq.bound = false;

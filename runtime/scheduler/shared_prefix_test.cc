@@ -175,6 +175,15 @@ TEST(SharedPrefixTest, PagesThatNobodyHoldsGiveWayFromTheEndOfTheOldest) {
   EXPECT_EQ(RunAll(limits, jobs, 1).num_reused, 8);
 }
 
+TEST(SharedPrefixTest, AFirstPageThatNobodyReadsStaysWithThoseItLeadsTo) {
+  const SchedulerLimits limits = {
+      .page_size = 4, .num_pages = 10, .max_context = 40, .own_first_page = true};
+  // The second reads three pages, the third needs one of four idle ones: the last of them.
+  const std::vector<Job> jobs = {
+      {Range(0, 17), 1}, {Range(0, 17), 1}, {Range(100, 27), 1}, {Range(0, 17), 1}};
+  EXPECT_EQ(RunAll(limits, jobs, 1).num_reused, 12 + 8);
+}
+
 TEST(SharedPrefixTest, RandomCrowdsReadWhatTheyWouldHaveWritten) {
   std::mt19937 random(5);
   Outcome all;

@@ -54,6 +54,11 @@ class ServingCore {
     return status;
   }
 
+  // The rest of a request that holds `count`, where CheckRate has let it in.
+  void ChargeRate(absl::string_view client, int64_t count) {
+    if (rates.has_value()) rates->Charge(client, count - 1, RateLimits::Clock::now());
+  }
+
   ServingLoop loop;
   std::optional<RateLimits> rates;  // nothing: no limits
   RequestIds ids;

@@ -30,7 +30,7 @@ int64_t MillisecondsNow() {
 }  // namespace
 
 ServingLoop::ServingLoop(const ServingLimits& limits) : limits_(limits) {
-  last_life_ = rate_since_ = ServingClock::now();
+  last_life_ = rate_since_ = queue_seen_ = ServingClock::now();
 }
 
 ServingLoop::~ServingLoop() = default;
@@ -84,7 +84,7 @@ ServingLoad ServingLoop::load() const {
   return load;
 }
 
-absl::Status ServingLoop::CheckRequest(const GenerationRequest& request) const {
+absl::Status ServingLoop::CheckState() const {
   if (state_ == ServingState::kStarting) {
     return WithRetryHint(absl::UnavailableError("the server is starting"), absl::Seconds(1));
   }
@@ -92,6 +92,11 @@ absl::Status ServingLoop::CheckRequest(const GenerationRequest& request) const {
     return absl::UnavailableError(absl::StrCat("the engine failed: ", load_.progress));
   }
   if (state_ != ServingState::kReady) return absl::UnavailableError("the server is draining");
+  return absl::OkStatus();
+}
+
+absl::Status ServingLoop::CheckRequest(const GenerationRequest& request) const {
+  TW_RETURN_IF_ERROR(CheckState());
   // It is written to logs.
   for (const char c : request.id) {
     if (!absl::ascii_isgraph(static_cast<unsigned char>(c))) {
@@ -175,13 +180,17 @@ absl::Status ServingLoop::CheckQueue(int64_t num_tokens) const {
 
 absl::Status ServingLoop::CheckDeadline(const QueueKey& turn,
                                         ServingClock::time_point deadline) const {
-  if (queue_rate_ == 0.0 || queue_.empty()) return absl::OkStatus();
+  const double patience = Seconds(deadline - ServingClock::now());
+  if (patience <= 0.0) {
+    return absl::DeadlineExceededError("deadline passed before the request was queued");
+  }
+  // Without a look at each of the queue where all of it takes no longer.
+  if (PredictWait(queued_tokens_) <= patience) return absl::OkStatus();
   int64_t ahead = 0;
   for (auto it = queue_.begin(); it != queue_.end() && it->first < turn; ++it) {
     ahead += it->second->num_tokens;
   }
   const double wait = PredictWait(ahead);
-  const double patience = Seconds(deadline - ServingClock::now());
   if (wait <= patience) return absl::OkStatus();
   return WithRetryHint(
       absl::ResourceExhaustedError(
@@ -207,7 +216,8 @@ absl::Status ServingLoop::Reject(const absl::Status& why) {
 
 absl::Status ServingLoop::CheckRoom() {
   const std::lock_guard lock(mutex_);
-  const absl::Status room = CheckQueue(0);
+  absl::Status room = CheckState();
+  room.Update(CheckQueue(0));
   return room.ok() ? room : Reject(room);
 }
 
@@ -388,12 +398,15 @@ void ServingLoop::MarkAlive() {
 }
 
 void ServingLoop::MeasureQueue(ServingClock::time_point now) {
-  constexpr double kWindow = 1.0;  // seconds
+  constexpr double kWindow = 1.0;   // seconds
+  constexpr double kForget = 60.0;  // without a queue: requests may be others by then
   const std::lock_guard lock(mutex_);
   if (queue_.empty()) {
     queue_measures_ = false;  // what ended does not say what could have
+    if (Seconds(now - queue_seen_) > kForget) queue_rate_ = 0.0;
     return;
   }
+  queue_seen_ = now;
   if (!queue_measures_) {
     queue_measures_ = true;
     queue_since_ = now;

@@ -25,7 +25,7 @@ namespace thinwire {
 
 struct ServingLimits {
   int64_t max_queued_requests = 1024;
-  int64_t max_queued_tokens = int64_t{1} << 20;  // prompts and what they may grow by
+  int64_t max_queued_tokens = int64_t{1} << 20;  // prompts and what they may be expected to grow by
   absl::Duration max_wait = absl::Seconds(30);   // in the queue, as predicted from the rate so far
   absl::Duration max_deadline = absl::Hours(1);  // and what requests without one have
   absl::Duration slow_reader_timeout = absl::Seconds(30);
@@ -61,12 +61,12 @@ class ServingLoop {
 
   // Queues a request. InvalidArgument: malformed, or so large that it can never run here.
   // AlreadyExists: its id is live. ResourceExhausted, with a retry hint: the queue is full, or its
-  // turn is not expected before its deadline.
+  // turn is not expected before its deadline. DeadlineExceeded: that has passed.
   // Unavailable: starting, draining or failed.
   absl::StatusOr<std::shared_ptr<Generation>> Submit(GenerationRequest request);
 
-  // What Submit would say for lack of room whatever the request, and counts it: cheaper than to
-  // parse and tokenise first.
+  // What Submit would say whatever the request, for the state or for lack of room, and counts it:
+  // cheaper than to parse and tokenise first.
   absl::Status CheckRoom();
 
   // Counts a request that was refused before it came here.
@@ -97,6 +97,7 @@ class ServingLoop {
 
   // Whether it is a change, of which listeners have heard then; kFailed and kStopped are final.
   bool SetState(ServingState state, absl::string_view why = "");
+  absl::Status CheckState() const;                                    // with the lock held
   absl::Status CheckRequest(const GenerationRequest& request) const;  // with the lock held
   absl::Status CheckQueue(int64_t num_tokens) const;                  // with the lock held
   // Whether its turn will come before its deadline; with the lock held.
@@ -166,6 +167,7 @@ class ServingLoop {
   ServingClock::time_point queue_since_;  // of this measurement of the queue's rate
   int64_t queue_done_tokens_ = 0;         // done_tokens_ then
   bool queue_measures_ = false;           // there has been a queue since then
+  ServingClock::time_point queue_seen_;   // when there was one last
 };
 
 }  // namespace thinwire

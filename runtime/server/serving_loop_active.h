@@ -35,10 +35,14 @@ inline double Seconds(ServingClock::duration duration) {
   return std::chrono::duration<double>(duration).count();
 }
 
-// Tokens of the longest text that the request may become.
+// Tokens of the text that the request may be expected to become: the longest that it allows; but
+// few texts that nothing bounds fill the context.
 inline int64_t CostOf(const GenerationRequest& request, int64_t max_positions) {
+  constexpr int64_t kUnboundedAnswer = 512;
   const auto prompt_size = static_cast<int64_t>(request.prompt_ids.size());
-  return prompt_size + std::min(request.params.max_tokens, max_positions - prompt_size);
+  const int64_t growth =
+      request.params.max_tokens < max_positions ? request.params.max_tokens : kUnboundedAnswer;
+  return prompt_size + std::min(growth, max_positions - prompt_size);
 }
 
 }  // namespace thinwire

@@ -188,6 +188,22 @@ class TlsTest(support.TestCase):
             with self.assertRaises(OSError):
                 ready(wrong)
 
+        # A client that comes again need not show its certificate again.
+        host, port = server.addresses["http"].split(":")
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            context = ssl.create_default_context(cafile=file("ca.crt"))
+            context.load_cert_chain(file("client.crt"), file("client.key"))
+            context.minimum_version = context.maximum_version = version
+            session = None
+            for resumed in (False, True):
+                with socket.create_connection((host, int(port)), timeout=30) as plain:
+                    with context.wrap_socket(plain, server_hostname="localhost",
+                                             session=session) as connection:
+                        connection.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
+                        self.assertTrue(connection.recv(100).startswith(b"HTTP/1.1 200"))
+                        self.assertEqual(connection.session_reused, resumed, version)
+                        session = connection.session
+
         # Another certificate under the same names: HTTP takes it within two seconds.
         def serial_number():
             context = ssl.create_default_context(cafile=file("ca.crt"))

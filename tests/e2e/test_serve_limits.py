@@ -65,6 +65,27 @@ class HttpLimitsTest(support.TestCase):
         status, text, _ = self.server.http("POST", "/v1/completions", body)
         self.assertEqual(status, 200, text[:200])
 
+    def test_what_was_not_taken_of_a_request_is_no_request(self):
+        inner = b"GET /livez HTTP/1.1\r\nHost: inner\r\n\r\n"
+        chunked = b"%x\r\n" % len(inner) + inner + b"\r\n0\r\n\r\n"
+        post = b"POST /v1/completions HTTP/1.1\r\n"
+        for head, body in ((b"GET /version HTTP/1.1\r\nContent-Length: %d\r\n", inner),
+                           (b"GET /version HTTP/1.1\r\nTransfer-Encoding: chunked\r\n", chunked),
+                           (b"OPTIONS / HTTP/1.1\r\nContent-Length: %d\r\n", inner),
+                           (b"GET /version HTTP/1.1\r\nContent-Length: %d\n", inner),
+                           (b"GET /version HTTP/1.1\r\nX: " + b"y" * 9000 + b"\r\n", inner),
+                           (post + b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n",
+                            chunked),
+                           (post + b"X: " + b"y" * 9000 + b"\r\nContent-Length: %d\r\n", inner)):
+            head = head % len(body) if b"%d" in head else head
+            answer = self.answer(head + b"\r\n" + body + inner)
+            self.assertEqual(answer.count("HTTP/1.1 "), 1, (head[:80], answer))
+        # Two that are taken whole, each with its answer.
+        body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
+        twice = self.answer(post + b"Content-Length: %d\r\n\r\n" % len(body) + body + inner[:-2] +
+                            b"Connection: close\r\n\r\n")
+        self.assertEqual(twice.count("HTTP/1.1 200 OK"), 2, twice)
+
 
 class RatesTest(support.TestCase):
 
@@ -80,12 +101,16 @@ class RatesTest(support.TestCase):
         self.assertEqual(status, 429)
         self.assertIn("too many requests", text)
         self.assertGreater(int(headers["Retry-After"]), 1)
+        body["n"] = 2
+        self.assertEqual([post("c")[0], post("c")[0]], [200, 429])
         _, metrics, _ = server.http("GET", "/metrics")
-        self.assertIn('thinwire_rejections_total{reason="resource_exhausted"} 2', metrics)
+        self.assertIn('thinwire_rejections_total{reason="resource_exhausted"} 3', metrics)
 
     def test_what_is_wrong_in_a_file_is_named(self):
         for text, found in (("max-wait = none\n", "--max-wait"), ("tp-size = 2\n", "'tp-size'"),
-                            ("[run]\nprompt = 'a'\n", "[run]"), ("config = 'x'\n", "'config'")):
+                            ("[run]\nprompt = 'a'\n", "[run]"), ("config = 'x'\n", "'config'"),
+                            ("max-queue = 9\nlog-level = 'error'\nmax-queue = 8\n", "'max-queue'"),
+                            ("client-header = 'a#b'\n", "line 1")):
             config = self.write("wrong.toml", text)
             self.fail_alike(["serve", "--model", OPT, "--config", config], 2, found, ranks=False)
         self.fail_alike(["serve", "--model", OPT, "--config", "/no/such.toml"], 2, "/no/such.toml",

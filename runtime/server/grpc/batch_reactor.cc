@@ -53,7 +53,8 @@ class BatchAnswer final
     if (ok) {
       item = std::make_shared<Item>();
       item->tag = request_.tag();
-      item->refused = core_->CheckRate(ClientOf(*context_, *core_));
+      item->refused = core_->loop.CheckRoom();
+      if (item->refused.ok()) item->refused = core_->CheckRate(ClientOf(*context_, *core_));
     }
     if (ok && item->refused.ok()) {
       absl::StatusOr<GenerationRequest> request = FromMessage(request_.request(), *core_);

@@ -60,6 +60,7 @@ class Listener final : public httplib::Server {
       while (svr_sock_ != INVALID_SOCKET && AnswerNext(stream)) {
       }
       stream.End();
+      stream.Linger();
     }
     sockets_->Remove(host, port);
     ::shutdown(socket, SHUT_RDWR);
@@ -83,8 +84,13 @@ class Listener final : public httplib::Server {
                  goes_on;
         }
       }
+      // What was not taken of a request would be read as the next one.
+      const std::optional<size_t> body_bytes = ReadBodyLength(stream.head());
+      const bool last = svr_sock_ == INVALID_SOCKET || !body_bytes.has_value();
       bool closed = false;
-      return process_request(stream, svr_sock_ == INVALID_SOCKET, closed, nullptr) && !closed;
+      const bool answered = process_request(stream, last, closed, nullptr);
+      const bool whole = body_bytes.has_value() && stream.TookRequest(*body_bytes);
+      return answered && whole && !closed && !last && !stream.said_close();
     }
     if (head == SocketStream::Head::kNone) return false;
     const char* status = head == SocketStream::Head::kTooLong
@@ -210,7 +216,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions&
   std::unique_ptr<TlsContext> tls;
   if (!options.tls_cert.empty()) {
     TW_ASSIGN_OR_RETURN(
-        tls, TlsContext::Load({options.tls_cert, options.tls_key, options.tls_client_ca}));
+        tls,
+        TlsContext::Load({options.tls_cert, options.tls_key, options.tls_client_ca}, options.warn));
   }
   impl->server = std::make_unique<Listener>(
       std::move(tls), &impl->sockets,

@@ -1,10 +1,12 @@
 // The HTTP listener of a server: OpenAI's API, probes, metrics, a status page.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "runtime/server/serving_core.h"
 
@@ -17,6 +19,7 @@ struct HttpOptions {
   size_t max_body_bytes = 16 << 20;
   int num_threads = 512;  // connections that are served at the same time; more wait
   bool vllm_metrics = false;
+  std::function<void(absl::string_view message)> warn;  // tells people; empty: nobody; any thread
 };
 
 // GET /livez (200 as long as the process lives), /readyz (200 when it takes requests, else 503),

@@ -74,8 +74,9 @@ absl::StatusOr<std::shared_ptr<Exchange>> Submit(const httplib::Request& http, b
                                                  const HttpContext& context) {
   ServingCore& core = *context.core;
   TW_RETURN_IF_ERROR(core.loop.CheckRoom());
-  TW_RETURN_IF_ERROR(core.CheckRate(
-      core.client_header.empty() ? http.remote_addr : http.get_header_value(core.client_header)));
+  const std::string client =
+      core.client_header.empty() ? http.remote_addr : http.get_header_value(core.client_header);
+  TW_RETURN_IF_ERROR(core.CheckRate(client));
   absl::StatusOr<OpenAiRequest> request = ParseOpenAiRequest(http.body, chat, core.model);
   const absl::StatusOr<ServingClock::time_point> deadline = DeadlineOf(http);
   std::string id = http.get_header_value("X-Request-Id");
@@ -91,6 +92,7 @@ absl::StatusOr<std::shared_ptr<Exchange>> Submit(const httplib::Request& http, b
                       absl::ToUnixSeconds(absl::Now()), chat};
   std::vector<std::shared_ptr<Generation>> generations;
   const size_t count = exchange->request.generations.size();
+  core.ChargeRate(client, static_cast<int64_t>(count));
   absl::Status refused;
   for (size_t i = 0; i < count && refused.ok(); ++i) {
     GenerationRequest generation = exchange->request.generations[i];

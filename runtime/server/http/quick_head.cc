@@ -65,4 +65,25 @@ std::optional<QuickHead> ReadQuickHead(absl::string_view head) {
   return out;
 }
 
+std::optional<size_t> ReadBodyLength(absl::string_view head) {
+  const std::optional<absl::string_view> first = TakeLine(head);
+  if (!first.has_value()) return std::nullopt;
+  size_t length = 0;
+  bool has_length = false;
+  while (!head.empty()) {
+    const std::optional<absl::string_view> line = TakeLine(head);
+    if (!line.has_value()) return std::nullopt;
+    const absl::string_view name = line->substr(0, line->find(':'));
+    if (name.empty() || name.size() == line->size()) return std::nullopt;
+    if (absl::StripAsciiWhitespace(name) != name) return std::nullopt;
+    if (absl::EqualsIgnoreCase(name, "transfer-encoding")) return std::nullopt;
+    if (!absl::EqualsIgnoreCase(name, "content-length")) continue;
+    const absl::string_view value = absl::StripAsciiWhitespace(line->substr(name.size() + 1));
+    if (has_length || !AllDigits(value) || !absl::SimpleAtoi(value, &length)) return std::nullopt;
+    has_length = true;
+  }
+  if (length > 0 && !absl::StartsWith(*first, "POST ")) return std::nullopt;
+  return length;
+}
+
 }  // namespace thinwire

@@ -22,4 +22,9 @@ struct QuickHead {
 // with the line before the empty one.
 std::optional<QuickHead> ReadQuickHead(absl::string_view head);
 
+// The bytes of the body behind a head, in the same form; nothing where parsers may disagree on
+// where the next request begins: lines that do not end plainly or are folded, names with blanks,
+// lengths told twice or otherwise than in digits, chunks, a body of another method than POST.
+std::optional<size_t> ReadBodyLength(absl::string_view head);
+
 }  // namespace thinwire

@@ -47,5 +47,31 @@ TEST(QuickHeadTest, WhatNeedsACloserLookIsLeftAlone) {
   }
 }
 
+TEST(QuickHeadTest, ABodyIsAsLongAsEveryParserWouldSay) {
+  EXPECT_EQ(ReadBodyLength("GET / HTTP/1.1\r\n"), 0u);
+  EXPECT_EQ(ReadBodyLength("GET / HTTP/1.0\r\nHost: x\r\ncontent-length: 0\r\n"), 0u);
+  EXPECT_EQ(ReadBodyLength("POST / HTTP/1.1\r\nX:\r\nContent-Length:\t12 \r\n"), 12u);
+  const std::string first = "POST / HTTP/1.1\r\n";
+  const std::string length = "Content-Length: 3\r\n";
+  for (const std::string& text : {
+           std::string(),
+           std::string("\r\n"),
+           std::string("GET / HTTP/1.1\n"),
+           absl::StrCat("GET / HTTP/1.1\r\n", length),
+           absl::StrCat(first, length, length),
+           absl::StrCat(first, "Content-Length: +3\r\n"),
+           absl::StrCat(first, "Content-Length:\r\n"),
+           absl::StrCat(first, "Content-Length : 3\r\n"),
+           absl::StrCat(first, "Content-Length: 99999999999999999999\r\n"),
+           absl::StrCat(first, "transfer-encoding: chunked\r\n"),
+           absl::StrCat(first, "Transfer-Encoding\r\n"),
+           absl::StrCat(first, " Content-Length: 3\r\n"),
+           absl::StrCat(first, "X: y\n", length),
+           absl::StrCat(first, "X: y\rContent-Length: 3\r\n"),
+       }) {
+    EXPECT_FALSE(ReadBodyLength(text).has_value()) << text;
+  }
+}
+
 }  // namespace
 }  // namespace thinwire

@@ -30,6 +30,9 @@ absl::StatusOr<Context> ReadContext(const TlsFiles& files) {
   Context context(SSL_CTX_new(TLS_server_method()));
   if (context == nullptr) return absl::ResourceExhaustedError("HTTP: no memory for TLS");
   SSL_CTX_set_min_proto_version(context.get(), TLS1_2_VERSION);
+  // Without one, clients that show certificates could not resume their sessions.
+  constexpr unsigned char kSessions[] = "thinwire";
+  SSL_CTX_set_session_id_context(context.get(), kSessions, sizeof(kSessions) - 1);
   SSL_CTX_set_options(context.get(), SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION);
   const bool fits =
       SSL_CTX_use_certificate_chain_file(context.get(), files.cert.c_str()) == 1 &&
@@ -54,8 +57,8 @@ absl::StatusOr<Context> ReadContext(const TlsFiles& files) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TlsContext>> TlsContext::Load(const TlsFiles& files) {
-  std::unique_ptr<TlsContext> tls(new TlsContext(files));
+absl::StatusOr<std::unique_ptr<TlsContext>> TlsContext::Load(const TlsFiles& files, Warn warn) {
+  std::unique_ptr<TlsContext> tls(new TlsContext(files, std::move(warn)));
   tls->stamp_ = StampOf(files);
   TW_ASSIGN_OR_RETURN(tls->context_, ReadContext(files));
   return tls;
@@ -73,6 +76,11 @@ std::unique_ptr<SSL, FreeSsl> TlsContext::NewConnection() {
       if (context.ok()) {
         context_ = *std::move(context);
         stamp_ = std::move(stamp);
+      } else if (stamp != unusable_) {
+        unusable_ = std::move(stamp);
+        if (warn_ != nullptr) {
+          warn_(absl::StrCat(context.status().message(), "; goes on with what was read before"));
+        }
       }
     }
   }
