@@ -234,8 +234,7 @@ class QuantizeCommand : public Command {
       }
     }
     if (scheme.vptq.centibits > 0 && vptq_ == "reference") {
-      return absl::InvalidArgumentError(
-          "--vptq: expected default within a budget of bits, found reference");
+      return absl::InvalidArgumentError("--bits: expected --vptq default, found reference");
     }
     if (options_.layer.group_size == 0) {
       return absl::InvalidArgumentError("--group-size: expected at least 1, or -1, found 0");

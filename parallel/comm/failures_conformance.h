@@ -114,7 +114,16 @@ TEST_P(CommunicatorConformanceTest, AbortEndsTheSplitsOfACommunicatorToo) {
   Run([](Communicator& comm, Stream& stream) {
     std::unique_ptr<Communicator> child = comm.Split(0, -comm.rank()).value();
     std::unique_ptr<Communicator> grandchild = child->Split(0, 0).value();
-    if (comm.rank() == 0) comm.Abort(absl::InternalError("all of it"));
+    // Not before all others have left Split, which an abort would end, too.
+    Tensor left = Upload(std::vector<float>(1), stream);
+    if (comm.rank() != 0) {
+      EXPECT_TRUE(IsOk(comm.Send(left.view(), 0, stream)));
+    } else {
+      for (int r = 1; r < comm.size(); ++r) {
+        EXPECT_TRUE(IsOk(comm.Recv(left.mutable_view(), r, stream)));
+      }
+      comm.Abort(absl::InternalError("all of it"));
+    }
     absl::Status status;
     if (comm.size() == 1) {
       status = grandchild->Barrier(stream);

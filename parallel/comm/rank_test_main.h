@@ -13,18 +13,21 @@ class FailurePrinter final : public testing::EmptyTestEventListener {
  public:
   FailurePrinter(int rank, int size) : rank_(rank), size_(size) {}
 
+  void OnTestStart(const testing::TestInfo& test) override { test_ = &test; }
+
   void OnTestPartResult(const testing::TestPartResult& result) override {
     if (!result.failed()) return;
-    const testing::TestInfo* test = testing::UnitTest::GetInstance()->current_test_info();
     std::fprintf(stderr, "rank %d of %d: %s:%d: in %s.%s: %s\n", rank_, size_,
                  result.file_name() != nullptr ? result.file_name() : "", result.line_number(),
-                 test != nullptr ? test->test_suite_name() : "",
-                 test != nullptr ? test->name() : "", result.summary());
+                 test_ != nullptr ? test_->test_suite_name() : "",
+                 test_ != nullptr ? test_->name() : "", result.summary());
   }
 
  private:
   const int rank_;
   const int size_;
+  // The one that runs; asking UnitTest in OnTestPartResult could wait for itself.
+  const testing::TestInfo* test_ = nullptr;
 };
 
 // Runs all tests as rank `rank` of `size`, with the usual output on rank 0 only. InitGoogleTest
