@@ -141,6 +141,8 @@ class TensorList {
       // Codes are even in [0, 2^bits): a standard deviation of 2^bits / sqrt(12).
       const double deviation = std::exp2(bits) / std::sqrt(12.0);
       Add(name + ".qweight", DType::kI32, {words(in), out}, SyntheticFill::kBits, 1.0f);
+      // The mean code lies half a step from any zero: with zeros on both sides of it in turns, what
+      // outputs share cancels out, layer after layer. With one zero for all it grows beyond fp16.
       Add(name + ".qzeros", DType::kI32, {groups, words(out)}, SyntheticFill::kCodes, 1.0f, bits);
       Add(name + ".scales", DType::kF16, {groups, out}, SyntheticFill::kUniform,
           static_cast<float>(1.0 / (deviation * std::sqrt(static_cast<double>(in)))));
@@ -221,7 +223,7 @@ absl::StatusOr<ModelConfig> SyntheticConfig(const std::string& model) {
   if (name.scheme.weight_format() == WeightFormat::kGptq) {
     config.gptq = GptqConfig{.bits = name.scheme.weight_bits,
                              .group_size = kGroupSize,
-                             .sym = true,
+                             .sym = false,
                              .zeros_as_they_are = true};
   }
   return config;

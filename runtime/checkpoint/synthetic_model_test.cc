@@ -109,7 +109,10 @@ TEST(SyntheticModelTest, CodedLayersAreReadLikeThoseOfAFolder) {
     const absl::Status read =
         linear->ReadScales({0, 768}, TensorView(scales.data(), DType::kF32, {768, 24}),
                            TensorView(zeros.data(), DType::kU8, {768, 24}));
-    ASSERT_TRUE(read.ok()) << read;  // checks that zeros are those of "sym"
+    ASSERT_TRUE(read.ok()) << read;
+    // Of zeros and codes alike the mean is 2^(bits - 1) - 1/2, so that sums of outputs do not grow.
+    const int half = 1 << (bits - 1);
+    for (int64_t i = 0; i < 768 * 24; ++i) ASSERT_EQ(zeros[i], half - i / 24 % 2) << i;
   }
 }
 

@@ -83,12 +83,13 @@ void FillFloats(const SyntheticTensor& tensor, int64_t stride, Range rows, Range
   }
 }
 
-// Word `word` of a row that repeats one code.
-uint32_t RepeatedCode(const SyntheticTensor& tensor, int64_t word) {
+// Word `word` of a row of two codes in turns.
+uint32_t CodesInTurns(const SyntheticTensor& tensor, int64_t word) {
   uint32_t bits = 0;
   for (int64_t bit = 0; bit < 32; ++bit) {
-    const int64_t of_code = (word * 32 + bit) % tensor.code_bits;
-    bits |= ((tensor.code >> of_code) & 1u) << bit;
+    const int64_t at = word * 32 + bit;
+    const uint32_t code = tensor.code - static_cast<uint32_t>(at / tensor.code_bits % 2);
+    bits |= ((code >> (at % tensor.code_bits)) & 1u) << bit;
   }
   return bits;
 }
@@ -98,7 +99,7 @@ void FillWords(const SyntheticTensor& tensor, int64_t stride, Range rows, Range 
   for (int64_t r = 0; r < rows.size(); ++r) {
     auto* to = static_cast<uint32_t*>(out.mutable_raw()) + r * out.row_stride();
     if (tensor.fill == SyntheticFill::kCodes) {
-      for (int64_t i = 0; i < columns.size(); ++i) to[i] = RepeatedCode(tensor, columns.begin + i);
+      for (int64_t i = 0; i < columns.size(); ++i) to[i] = CodesInTurns(tensor, columns.begin + i);
       continue;
     }
     ForElements<2>(tensor.seed, (rows.begin + r) * stride + columns.begin, columns.size(),

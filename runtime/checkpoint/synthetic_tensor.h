@@ -15,7 +15,7 @@ enum class SyntheticFill {
   kUniform,   // in [scale / 2, 3 scale / 2], evenly: scales
   kConstant,  // `scale`
   kBits,      // integers of random bits: packed codes
-  kCodes,     // integers whose bits repeat the code `code` of `code_bits` bits: packed zeros
+  kCodes,     // integers of codes of `code_bits` bits, `code` and `code` - 1 in turns: packed zeros
 };
 
 struct SyntheticTensor {
