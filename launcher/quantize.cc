@@ -74,6 +74,7 @@ constexpr char kExplanation[] =
     "Examples:\n"
     "  thinwire quantize --model DIR --out DIR-w4a8 --scheme w4a8 --calib wiki.train.txt\n"
     "  mpirun -np 4 thinwire quantize --model DIR --out OUT --scheme w4a4kv --calib self --tp 2\n"
+    "  thinwire quantize --model DIR --out V --weights vptq --bits 2.1 --refine 150 --calib T.txt\n"
     "  thinwire eval --model DIR-w4a8 --text wiki.test.txt";
 
 // Ranks wait for each other: for one that has a window more, or makes up the text for all. A rank
