@@ -134,7 +134,9 @@ class SoakTest(support.TestCase):
         self.soak(SECONDS / 2, 1000)
         grown = self.resident_bytes() - before
         # Allocators and thread stacks settle; what every request would leave behind does not.
-        self.assertLess(grown, 48 << 20)
+        # Sanitizers keep what was freed for a while, and look for leaks themselves at the end.
+        if not support.SANITIZERS:
+            self.assertLess(grown, 48 << 20)
         _, metrics, _ = self.server.http("GET", "/metrics")
         ended = sum(int(n) for n in re.findall(r"requests_total\{[^}]*\} (\d+)", metrics))
         # Those of HTTP come on top; late calls may never have reached the server.
