@@ -11,6 +11,7 @@
 #include "kernels/coded_linear/coded_linear_device.h"
 #include "kernels/core/copy.h"
 #include "kernels/core/cuda_status.h"
+#include "kernels/core/kept_buffer.h"
 #include "kernels/linear/linear.h"
 
 namespace thinwire {
@@ -165,24 +166,7 @@ void SetY(const TensorView& y, const ConstTensorView& bias, CodedLinearCall& cal
   call.bias = static_cast<const float*>(bias.raw());
 }
 
-// Memory for unpacked weights, kept with the stream.
-class WidenedWeights : public StreamState {
- public:
-  explicit WidenedWeights(Device device) : device_(device) {}
-
-  absl::StatusOr<std::byte*> Get(int64_t bytes, Stream& stream) {
-    if (buffer_.size_bytes() < bytes) {
-      TW_RETURN_IF_ERROR(stream.Synchronize());
-      buffer_ = Buffer();
-      TW_ASSIGN_OR_RETURN(buffer_, Buffer::Allocate(bytes, device_));
-    }
-    return buffer_.data();
-  }
-
- private:
-  Device device_;
-  Buffer buffer_;
-};
+struct WidenedWeights;  // owns memory for unpacked weights
 
 // Ints that kernels read again in each call with the same weights, kept with the stream: so that
 // calls need not upload them, and can be captured in graphs.
@@ -292,9 +276,9 @@ absl::Status CodedLinearManyTokensCuda(const CodedLinearArgs& args, Stream& stre
       std::max(kPanelRows, kWidenedBytes / DTypeBytes(dtype, in) / kPanelRows * kPanelRows));
   // Not the stream's scratch, which the dense linear has use for.
   cudaStream_t const native = CudaStream(stream);
-  TW_ASSIGN_OR_RETURN(
-      std::byte* const widened,
-      stream.State<WidenedWeights>().Get(rows_at_a_time * DTypeBytes(dtype, in), stream));
+  TW_ASSIGN_OR_RETURN(std::byte* const widened,
+                      stream.State<KeptBuffer<WidenedWeights>>().Get(
+                          rows_at_a_time * DTypeBytes(dtype, in), stream));
   WidenCall widen = {};
   widen.weights = CallOf(weights, GroupSteps(weights), weights.device_steps());
   widen.in_features = in;
@@ -399,7 +383,7 @@ absl::Status IntegerLinearCuda(const IntegerLinearArgs& args, Stream& stream) {
   const int64_t rows = CeilDiv(weights.out_features(), kPanelRows) * kPanelRows;
   const int64_t rows_at_a_time =
       std::min(rows, std::max<int64_t>(128, kWidenedBytes / many_call.columns / 128 * 128));
-  TW_ASSIGN_OR_RETURN(std::byte* const widened, stream.State<WidenedWeights>().Get(
+  TW_ASSIGN_OR_RETURN(std::byte* const widened, stream.State<KeptBuffer<WidenedWeights>>().Get(
                                                     rows_at_a_time * many_call.columns, stream));
   many_call.widened = reinterpret_cast<int8_t*>(widened);
   for (int64_t row = 0; row < weights.out_features(); row += rows_at_a_time) {

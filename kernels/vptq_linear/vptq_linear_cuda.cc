@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/core/cuda_status.h"
+#include "kernels/core/kept_buffer.h"
 #include "kernels/linear/linear.h"
 #include "kernels/vptq_linear/vptq_device.h"
 
@@ -183,24 +184,7 @@ absl::Status AnyBooks(const VptqLinearArgs& args, Stream& stream) {
   return absl::OkStatus();
 }
 
-// Memory for rows that are laid out, kept with the stream.
-class WidenedVptq : public StreamState {
- public:
-  explicit WidenedVptq(Device device) : device_(device) {}
-
-  absl::StatusOr<std::byte*> Get(int64_t bytes, Stream& stream) {
-    if (buffer_.size_bytes() < bytes) {
-      TW_RETURN_IF_ERROR(stream.Synchronize());
-      buffer_ = Buffer();
-      TW_ASSIGN_OR_RETURN(buffer_, Buffer::Allocate(bytes, device_));
-    }
-    return buffer_.data();
-  }
-
- private:
-  Device device_;
-  Buffer buffer_;
-};
+struct WidenedVptq;  // owns memory for rows that are laid out
 
 }  // namespace
 
@@ -220,7 +204,7 @@ absl::Status VptqLinearManyTokensCuda(const VptqLinearArgs& args, Stream& stream
   // Not the stream's scratch, which the dense linear has use for.
   TW_ASSIGN_OR_RETURN(
       std::byte* const widened,
-      stream.State<WidenedVptq>().Get(rows_at_a_time * DTypeBytes(dtype, in), stream));
+      stream.State<KeptBuffer<WidenedVptq>>().Get(rows_at_a_time * DTypeBytes(dtype, in), stream));
   VptqWidenCall call = {};
   call.order = DataOf<int32_t>(weights.on_device().order);
   call.scale = DataOf<float>(weights.on_device().scale);
