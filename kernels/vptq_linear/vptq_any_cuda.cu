@@ -60,6 +60,19 @@ __device__ inline void LoadCentroid(const void* book, uint32_t index, float (&to
   }
 }
 
+// The vector that a place of the codes means: a centroid, plus one of the residual book if there
+// is.
+template <typename T, int kStride>
+__device__ inline void LoadVector(const VptqDeviceGroup& group, const Indices& at,
+                                  float (&to)[kStride]) {
+  LoadCentroid<T>(group.centroids, at.index, to);
+  if (group.residual == nullptr) return;
+  float residual[kStride];
+  LoadCentroid<T>(group.residual, at.residual, residual);
+#pragma unroll
+  for (int i = 0; i < kStride; ++i) to[i] += residual[i];
+}
+
 // A block takes a vector row: its lanes columns, which it adds up at the end, lanes before warps.
 template <typename T, int kStride, int kTokens>
 __global__ void __launch_bounds__(32 * kAnyWarps) Any(const VptqAnyCall call) {
@@ -79,13 +92,7 @@ __global__ void __launch_bounds__(32 * kAnyWarps) Any(const VptqAnyCall call) {
   for (int c = threadIdx.x; c < group.num_columns; c += 32 * kAnyWarps) {
     const Indices at = IndicesAt(group, row, c);
     float w[kStride];
-    LoadCentroid<T>(group.centroids, at.index, w);
-    if (group.residual != nullptr) {
-      float r[kStride];
-      LoadCentroid<T>(group.residual, at.residual, r);
-#pragma unroll
-      for (int i = 0; i < kStride; ++i) w[i] += r[i];
-    }
+    LoadVector<T>(group, at, w);
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       const float value = x[t][c];
@@ -141,13 +148,7 @@ __global__ void __launch_bounds__(kWidenThreads) Widen(const VptqWidenCall call)
   const int row = (call.first + call.skip) / call.length + static_cast<int>(blockIdx.y);
   const Indices at = IndicesAt(group, row, c);
   float w[kStride];
-  LoadCentroid<T>(group.centroids, at.index, w);
-  if (group.residual != nullptr) {
-    float r[kStride];
-    LoadCentroid<T>(group.residual, at.residual, r);
-#pragma unroll
-    for (int i = 0; i < kStride; ++i) w[i] += r[i];
-  }
+  LoadVector<T>(group, at, w);
   const int position = group.first_position + c;
   const int column = call.order == nullptr ? position : call.order[position];
   const float scale = (call.scale == nullptr ? 1.0f : call.scale[position]) * group.book_factor;
