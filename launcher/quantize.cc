@@ -93,7 +93,7 @@ class QuantizeCommand : public Command {
         app_->add_option("--scheme", scheme_, "A scheme by name, see below")->type_name("NAME");
     app_->add_option(
             "--weights", weights_,
-            "Linear weights: fp16, gptq4, gptq3, or vectors of 8 (v) out of 4096 (k), with "
+            "Linear weights: fp16, gptq4, gptq3, gptq2, or vectors of 8 (v) out of 4096 (k), with "
             "a residual out of 256 (r): vptq-v8-k4096-r256, vptq-v4-k256; behind it -g4: columns "
             "in 4 groups with books of their own, -o1v2k256: the 1 % of columns that matter most "
             "in vectors of 2 out of 256, -raw: columns without scales")
@@ -206,6 +206,7 @@ class QuantizeCommand : public Command {
     } else {
       scheme = {.weight_bits = weights_ == "gptq4"   ? 4
                                : weights_ == "gptq3" ? 3
+                               : weights_ == "gptq2" ? 2
                                                      : 16,
                 .act_bits = acts_,
                 .kv_bits = kv_};
@@ -224,9 +225,9 @@ class QuantizeCommand : public Command {
               absl::StrCat("--weights: expected such as vptq-v8-k4096-r256, found ", weights_));
         }
         scheme.vptq = *shape;
-      } else if (weights_ != "fp16" && weights_ != "gptq4" && weights_ != "gptq3") {
+      } else if (weights_ != "fp16" && scheme.weight_bits == 16) {
         return absl::InvalidArgumentError(absl::StrCat(
-            "--weights: expected fp16, gptq4, gptq3 or such as vptq-v8-k4096-r256, found ",
+            "--weights: expected fp16, gptq4, gptq3, gptq2 or such as vptq-v8-k4096-r256, found ",
             weights_));
       }
       if (scheme == QuantScheme()) {

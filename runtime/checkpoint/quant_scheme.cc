@@ -28,7 +28,7 @@ int ConsumeBits(absl::string_view* name, std::initializer_list<int> widths) {
 absl::Status UnknownScheme(absl::string_view name) {
   return absl::InvalidArgumentError(absl::StrCat(
       "expected a scheme such as w16a16, w4a16, w4a8, w4a4, w4a4kv, w4a3kv, w3a3kv or w4a8kv4 "
-      "(weights 16, 4 or 3 bits, activations 16, 8 or 4, K and V 16, 8, 4 or 3), found ",
+      "(weights 16, 4, 3 or 2 bits, activations 16, 8 or 4, K and V 16, 8, 4 or 3), found ",
       QuotedForMessage(name)));
 }
 
@@ -113,7 +113,7 @@ absl::StatusOr<QuantScheme> ParseScheme(absl::string_view name) {
   absl::string_view rest = name;
   QuantScheme scheme;
   if (!absl::ConsumePrefix(&rest, "w")) return UnknownScheme(name);
-  scheme.weight_bits = ConsumeBits(&rest, {16, 4, 3});
+  scheme.weight_bits = ConsumeBits(&rest, {16, 4, 3, 2});
   if (scheme.weight_bits == 0 || !absl::ConsumePrefix(&rest, "a")) return UnknownScheme(name);
   const int second = ConsumeBits(&rest, {16, 8, 4, 3});
   if (second == 0) return UnknownScheme(name);

@@ -45,7 +45,7 @@ absl::StatusOr<VptqShape> ParseVptqShape(absl::string_view name);
 std::string VptqShapeName(const VptqShape& shape);
 
 struct QuantScheme {
-  int weight_bits = 16;  // 16, 4 or 3; 16 with vptq
+  int weight_bits = 16;  // 16, 4, 3 or 2; 16 with vptq
   int act_bits = 16;     // 16, 8 or 4
   int kv_bits = 16;      // 16, 8, 4 or 3
   VptqShape vptq;
@@ -60,7 +60,7 @@ struct QuantScheme {
   friend bool operator==(const QuantScheme&, const QuantScheme&) = default;
 };
 
-// Reads, for W of 16, 4, 3:
+// Reads, for W of 16, 4, 3, 2:
 // - "wWaA", A of 16, 8, 4: activations A, K and V like them;
 // - "wWaAkvK", K of 16, 8, 4, 3: activations A, K and V K;
 // - "wWaKkv", K of 8, 4, 3: K and V K, activations 16.

@@ -28,7 +28,7 @@ TEST(QuantSchemeTest, KnowsTheNamesOfThePaper) {
 
 TEST(QuantSchemeTest, EveryMixHasANameThatReadsBack) {
   std::set<std::string> names;
-  for (const int weight_bits : {16, 4, 3}) {
+  for (const int weight_bits : {16, 4, 3, 2}) {
     for (const int act_bits : {16, 8, 4}) {
       for (const int kv_bits : {16, 8, 4, 3}) {
         const QuantScheme scheme = Scheme(weight_bits, act_bits, kv_bits);
@@ -38,7 +38,7 @@ TEST(QuantSchemeTest, EveryMixHasANameThatReadsBack) {
       }
     }
   }
-  EXPECT_EQ(names.size(), 3u * 3 * 4);
+  EXPECT_EQ(names.size(), 4u * 3 * 4);
   EXPECT_EQ(SchemeName(Scheme(4, 8, 4)), "w4a8kv4");
   EXPECT_EQ(ParseScheme("w4a16kv4").value(), Scheme(4, 16, 4));
   EXPECT_EQ(ParseScheme("w16a8kv").value(), Scheme(16, 16, 8));

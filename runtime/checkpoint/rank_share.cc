@@ -11,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "kernels/core/status_macros.h"
+#include "kernels/vptq_linear/vptq_weights.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/decoder_shape.h"
@@ -47,16 +48,23 @@ Part PartOfRank(Cut cut, const ModelConfig& config, const ShardPlan& plan) {
   return {{0, 1}, 1};
 }
 
-// What a rank holds of a VPTQ layer's tensor: whole vectors, whole codebooks.
-Part VptqPartOfRank(Part cut, bool by_inputs, absl::string_view part,
-                    const VptqLayerConfig& layer) {
-  const bool indices = absl::EndsWith(part, "indices");
-  if (absl::EndsWith(part, "centroids.weight")) return {{0, 1}, 1};
-  if (by_inputs) return cut;
-  if (!indices) return {{0, 1}, 1};
-  const int64_t length = part == "outlier_indices" ? layer.outlier_length : layer.length;
-  const auto up = [length](int64_t rows) { return (rows + length - 1) / length; };
-  return {{cut.range.begin / length, up(cut.range.end)}, up(cut.total)};
+// What a tensor of a layer in vectors takes in memory (kernels/vptq_linear/vptq_weights.h), where
+// the rank has `outputs` of it and `columns` of `all_columns`.
+int64_t VptqBytes(const TensorInfo& tensor, absl::string_view part, const VptqLayerConfig& layer,
+                  Range outputs, int64_t columns, int64_t all_columns) {
+  const bool outliers = absl::StartsWith(part, "outlier");
+  const int64_t length = outliers ? layer.outlier_length : layer.length;
+  if (absl::EndsWith(part, "centroids.weight")) {
+    return tensor.size_bytes / length * VptqStride(static_cast<int>(length));
+  }
+  if (part == "res_indices") return 0;  // beside the others'
+  if (part != "indices" && part != "outlier_indices") return 4 * columns;
+  const int64_t vectors = (outputs.end + length - 1) / length - outputs.begin / length;
+  const int64_t groups = outliers ? 1 : layer.num_groups;
+  const int64_t size =
+      outliers ? layer.outlier_size : (all_columns - layer.outlier_size) / layer.num_groups;
+  const int64_t held = (size * columns + all_columns - 1) / std::max<int64_t>(1, all_columns);
+  return groups * VptqCodeBytes(vectors, held, outliers ? layer.outlier_bits : layer.code_bits());
 }
 
 // The groups that input channels `range` are in, of all there are.
@@ -84,7 +92,9 @@ absl::StatusOr<int64_t> BytesOfRank(const Checkpoint& checkpoint, absl::string_v
   absl::string_view gptq_part;
   const VptqLayerConfig* vptq = nullptr;
   if (IsVptqTensor(config, name, &gptq_part, &vptq)) {
-    part = VptqPartOfRank(part, by_inputs, gptq_part, *vptq);
+    const Features all = FeaturesOf(name, config);
+    return VptqBytes(tensor, gptq_part, *vptq, by_inputs ? Range{0, all.outputs} : part.range,
+                     by_inputs ? part.range.size() : all.inputs, all.inputs);
   } else if (config.gptq.has_value() && IsGptqTensor(checkpoint, name, &gptq_part)) {
     if (by_inputs && (gptq_part == "scales" || gptq_part == "qzeros")) {
       const std::string layer(absl::StripSuffix(name, absl::StrCat(".", gptq_part)));
@@ -95,7 +105,10 @@ absl::StatusOr<int64_t> BytesOfRank(const Checkpoint& checkpoint, absl::string_v
   } else if (by_inputs && !IsMatrix(tensor)) {
     part = {{0, 1}, 1};  // a bias that is added after the sum
   }
-  return tensor.size_bytes * part.range.size() / std::max<int64_t>(1, part.total);
+  // Codes of 2 bits take 3 in memory.
+  const int64_t bytes = gptq_part == "qweight" && config.gptq->bits == 2 ? tensor.size_bytes * 3 / 2
+                                                                         : tensor.size_bytes;
+  return bytes * part.range.size() / std::max<int64_t>(1, part.total);
 }
 
 // Bytes of one tensor-parallel rank, of a model with one stage.

@@ -14,7 +14,7 @@ namespace thinwire {
 
 struct RankShare {
   int tp = 1;
-  int64_t weight_bytes = 0;  // as stored
+  int64_t weight_bytes = 0;  // as stored, but for VPTQ and 2-bit codes, which take more in memory
   KvFootprint kv;            // of the layers and heads that it has
 };
 

@@ -25,8 +25,10 @@ constexpr absl::string_view kPrefix = "synthetic:";
 constexpr int64_t kGroupSize = 128;
 constexpr int64_t kMaxCluster = 256;
 constexpr int64_t kMinCluster = 16;
-constexpr float kRange = 4.0f;          // activations are coded in [-kRange, kRange]
-constexpr int64_t kPositionOffset = 2;  // rows of OPT's position table that belong to padding
+constexpr float kRange = 4.0f;           // activations are coded in [-kRange, kRange]
+constexpr float kResidualScale = 0.25f;  // of residual centroids
+constexpr float kOffsetScale = 0.05f;    // of columns' offsets, in their scales
+constexpr int64_t kPositionOffset = 2;   // rows of OPT's position table that belong to padding
 
 struct Name {
   std::string shape;
@@ -44,10 +46,11 @@ absl::StatusOr<Name> ParseName(const std::string& model) {
   if (parts.size() > 1) {
     absl::StatusOr<QuantScheme> scheme = ParseScheme(parts[1]);
     if (!scheme.ok()) return Annotate(scheme.status(), absl::StrCat("--model ", model));
-    if (scheme->weight_format() == WeightFormat::kVptq) {
-      return absl::UnimplementedError(
-          absl::StrCat("--model ", model, ": synthetic weights of ", parts[1],
-                       " are not supported; supported: w16a16, w4a16 and the like"));
+    if (scheme->vptq.centibits > 0) {
+      return absl::UnimplementedError(absl::StrCat(
+          "--model ", model, ": synthetic weights of ", parts[1],
+          " are not supported, since shapes within a budget are chosen by what a model loses; "
+          "supported: w16a16, w4a16, vptq-v8-k4096-r256 and the like"));
     }
     name.scheme = *scheme;
   }
@@ -134,7 +137,9 @@ class TensorList {
   }
 
   void AddLinear(const std::string& name, int64_t out, int64_t in, bool bias) {
-    if (config_.gptq.has_value()) {
+    if (config_.vptq.has_value()) {
+      AddVectors(name, out, in, *config_.vptq->Find(name));
+    } else if (config_.gptq.has_value()) {
       const int bits = config_.gptq->bits;
       const int64_t groups = (in + kGroupSize - 1) / kGroupSize;
       const auto words = [bits](int64_t n) { return (n * bits + 31) / 32; };
@@ -155,6 +160,36 @@ class TensorList {
   std::vector<SyntheticTensor> Take() { return std::move(tensors_); }
 
  private:
+  // Books and columns' scales are normal, so that what outputs have in common, a book's mean, has
+  // no sign over the columns.
+  void AddVectors(const std::string& name, int64_t out, int64_t in, const VptqLayerConfig& config) {
+    const auto unit = static_cast<float>(1.0 / std::sqrt(static_cast<double>(in)));
+    const float norm = config.norm ? 1.0f : unit;
+    const auto book = [&](const char* part, int64_t books, int bits, int length, float scale) {
+      Add(absl::StrCat(name, part), DType::kF16, {books, (int64_t{1} << bits) * length},
+          SyntheticFill::kNormal, scale * norm);
+    };
+    const auto rows = [out](int length) { return (out + length - 1) / length; };
+    const int64_t size = (in - config.outlier_size) / config.num_groups;
+    Add(name + ".indices", DType::kI32,
+        {config.num_groups, rows(config.length), (size * config.code_bits() + 31) / 32},
+        SyntheticFill::kBits, 1.0f);
+    book(".centroids.weight", config.num_groups, config.index_bits, config.length, 1.0f);
+    if (config.residual) {
+      book(".res_centroids.weight", config.num_groups, config.residual_bits, config.length,
+           kResidualScale);
+    }
+    if (config.outlier_size > 0) {
+      Add(name + ".outlier_indices", DType::kI16,
+          {1, rows(config.outlier_length), config.outlier_size}, SyntheticFill::kBits, 1.0f,
+          config.outlier_bits);
+      book(".outlier_centroids.weight", 1, config.outlier_bits, config.outlier_length, 1.0f);
+    }
+    if (!config.norm) return;
+    Add(name + ".weight_scale", DType::kF16, {in}, SyntheticFill::kNormal, unit);
+    Add(name + ".weight_bias", DType::kF16, {in}, SyntheticFill::kNormal, kOffsetScale * unit);
+  }
+
   void AddBias(const std::string& name, int64_t size) {
     Add(name + ".bias", config_.weights_dtype, {size}, SyntheticFill::kNormal, 0.01f);
   }
@@ -177,6 +212,43 @@ void AddLayer(const ModelConfig& config, const TensorNames& names, const std::st
   list.AddNorm(prefix + names.mlp_norm, names.norm_bias);
   for (const char* up : names.up) list.AddLinear(prefix + up, config.ffn, hidden, config.mlp_bias);
   list.AddLinear(prefix + names.down, hidden, config.ffn, config.mlp_bias);
+}
+
+VptqLayerConfig VectorsOf(const VptqShape& shape, int64_t in) {
+  return {.length = shape.length,
+          .index_bits = shape.index_bits,
+          .residual = shape.residual,
+          .residual_bits = shape.residual_bits,
+          .outlier_size = (in * shape.outlier_percent + 99) / 100,
+          .outlier_length = shape.outlier_length,
+          .outlier_bits = shape.outlier_bits,
+          .num_groups = shape.num_groups,
+          .norm = shape.norm};
+}
+
+// Every projection in vectors of `shape`. InvalidArgument: groups that its columns do not fill.
+absl::StatusOr<VptqConfig> VptqConfigOf(const ModelConfig& config, const VptqShape& shape) {
+  const TensorNames names = NamesOf(config);
+  VptqConfig vptq;
+  const auto add = [&](absl::string_view name, int64_t in) -> absl::Status {
+    const VptqLayerConfig layer = VectorsOf(shape, in);
+    const int64_t rest = in - layer.outlier_size;
+    if (rest % layer.num_groups != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("expected ", layer.num_groups, " equal groups of ", name, "'s ", rest,
+                       " columns beside ", layer.outlier_size, " outliers"));
+    }
+    vptq.shared[std::string(absl::StripPrefix(absl::StripPrefix(name, "self_attn."), "mlp."))] =
+        layer;
+    return absl::OkStatus();
+  };
+  for (const char* name : {"q_proj", "k_proj", "v_proj"}) {
+    TW_RETURN_IF_ERROR(add(name, config.hidden));
+  }
+  TW_RETURN_IF_ERROR(add(names.out, config.num_heads * config.head_dim));
+  for (const char* name : names.up) TW_RETURN_IF_ERROR(add(name, config.hidden));
+  TW_RETURN_IF_ERROR(add(names.down, config.ffn));
+  return vptq;
 }
 
 // The largest of 8, 4, 2, 1 blocks that down_in can be cut into, with clusters of at least 16.
@@ -225,6 +297,11 @@ absl::StatusOr<ModelConfig> SyntheticConfig(const std::string& model) {
                              .group_size = kGroupSize,
                              .sym = false,
                              .zeros_as_they_are = true};
+  }
+  if (name.scheme.weight_format() == WeightFormat::kVptq) {
+    absl::StatusOr<VptqConfig> vptq = VptqConfigOf(config, name.scheme.vptq);
+    if (!vptq.ok()) return Annotate(vptq.status(), absl::StrCat("--model ", model));
+    config.vptq = *std::move(vptq);
   }
   return config;
 }

@@ -7,7 +7,8 @@
 // it, w16a16 where absent. Such a model has no tokenizer: prompts are token ids.
 //
 // What it is like: weights are normal with a variance that keeps activations near 1, or codes in
-// groups of 128 of that variance; channels are in their own order, in clusters of up to 256 that
+// groups of 128 of that variance, or random vectors of random books, whose memory and speed are
+// those of a quantised model's; channels are in their own order, in clusters of up to 256 that
 // all have the scheme's width (a quantiser deals K's and V's bits out unequally) and ranges for
 // values near 1. No token ends a sequence.
 #pragma once
@@ -28,7 +29,8 @@ bool IsSyntheticModel(absl::string_view model);
 
 // What LoadModelConfig, ReadQuantisation and Checkpoint::Open say of a synthetic model. All names
 // its own part when it is malformed: NotFound for an unknown shape, InvalidArgument for a scheme or
-// seed, or a shape whose channels the scheme's clusters of 16 do not divide; else the errors of
+// seed, or a shape whose channels the scheme's clusters of 16 or groups of columns do not divide;
+// Unimplemented for bits on average, vptq-bN; else the errors of
 // LoadModelConfig.
 absl::StatusOr<ModelConfig> SyntheticConfig(const std::string& model);
 absl::StatusOr<std::string> SyntheticConfigText(const std::string& model);  // of its config.json

@@ -2,8 +2,10 @@
 
 #include <cmath>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/checkpoint/checkpoint.h"
@@ -12,6 +14,7 @@
 #include "runtime/checkpoint/gptq_tensors.h"
 #include "runtime/checkpoint/known_shapes.h"
 #include "runtime/checkpoint/rank_share.h"
+#include "runtime/checkpoint/vptq_tensors.h"
 
 namespace thinwire {
 namespace {
@@ -116,6 +119,57 @@ TEST(SyntheticModelTest, CodedLayersAreReadLikeThoseOfAFolder) {
   }
 }
 
+TEST(SyntheticModelTest, VectorsAreReadLikeThoseOfAFolder) {
+  // 7 % of 768 and 3072 columns are 54 and 216; the rest divides by 2.
+  for (const std::string scheme :
+       {"vptq-v8-k256-r16", "vptq-v6-k64-g2-o7v4k32", "vptq-v4-k16-raw", "vptq-v8-k65536"}) {
+    const std::string model = absl::StrCat("synthetic:opt-125m:", scheme);
+    const auto config = LoadModelConfig(model);
+    const auto checkpoint = Checkpoint::Open(model);
+    ASSERT_TRUE(config.ok() && checkpoint.ok()) << config.status() << checkpoint.status();
+    const std::string name = "model.decoder.layers.1.fc2";
+    const auto linear = VptqLinear::Open(&*checkpoint, name, 768, 3072, *config->vptq->Find(name));
+    ASSERT_TRUE(linear.ok()) << linear.status();
+    const VptqWeights whole = linear->ReadBlock({0, 768}, {0, 3072}).value();
+    const VptqWeights part = linear->ReadBlock({301, 320}, {1025, 2051}).value();
+    std::vector<float> row(3072), cut(1026);
+    double squares = 0.0;
+    for (int64_t r = 0; r < 19; ++r) {
+      whole.DequantizeRow(301 + r, absl::MakeSpan(row));
+      part.DequantizeRow(r, absl::MakeSpan(cut));
+      for (int64_t c = 0; c < 1026; ++c) ASSERT_EQ(cut[c], row[1025 + c]) << scheme;
+      for (const float w : row) squares += double{w} * w;
+    }
+    // A variance of 1 / 3072 and, with a residual, 1/16 more; books of 16 vectors stray most.
+    EXPECT_NEAR(squares / 19, 1.05, 0.35) << scheme;
+  }
+}
+
+TEST(SyntheticModelTest, VectorsTakeTheMemoryThatIsPlanned) {
+  const std::string model = "synthetic:opt-125m:vptq-v6-k4096-r4-g2-o7v3k32";
+  const auto summary = SummarizeCheckpoint(model);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_EQ(summary->scheme, "vptq-v6-k4096-r4-g2-o7v3k32");
+  const auto checkpoint = Checkpoint::Open(model);
+  const auto dense = SummarizeCheckpoint("synthetic:opt-125m");
+  int64_t bytes = 0;
+  for (const auto& [part, out, in] :
+       std::vector<std::tuple<const char*, int64_t, int64_t>>{{"self_attn.q_proj", 768, 768},
+                                                              {"self_attn.k_proj", 768, 768},
+                                                              {"self_attn.v_proj", 768, 768},
+                                                              {"self_attn.out_proj", 768, 768},
+                                                              {"fc1", 3072, 768},
+                                                              {"fc2", 768, 3072}}) {
+    const std::string name = absl::StrCat("model.decoder.layers.0.", part);
+    const auto linear =
+        VptqLinear::Open(&*checkpoint, name, out, in, *summary->config.vptq->Find(name));
+    ASSERT_TRUE(linear.ok()) << linear.status();
+    bytes += linear->ReadBlock({0, out}, {0, in})->size_bytes();
+  }
+  EXPECT_EQ(ShareOfRank(model, *summary, 1)->weight_bytes,
+            12 * bytes + dense->total.size_bytes - dense->linear.total.size_bytes);
+}
+
 TEST(SyntheticModelTest, AnyConfigIsAShape) {
   const std::string dir = absl::StrCat("synthetic:", THINWIRE_BUNDLED_MODELS, "/llama-nano");
   const auto summary = SummarizeCheckpoint(dir + ":w4a8");
@@ -130,6 +184,9 @@ TEST(SyntheticModelTest, WrongNamesSayWhatIsWrong) {
   };
   EXPECT_THAT(error("synthetic:llama-9"), AllOf(HasSubstr("llama-2-70b"), HasSubstr("llama-9")));
   EXPECT_THAT(error("synthetic:opt-66b:w5"), HasSubstr("w5"));
+  EXPECT_THAT(error("synthetic:opt-66b:vptq-b2.10"), HasSubstr("budget"));
+  EXPECT_THAT(error("synthetic:opt-66b:vptq-v8-k256-g5"),
+              AllOf(HasSubstr("5 equal groups"), HasSubstr("q_proj")));
   EXPECT_THAT(error("synthetic:opt-66b:w4a16:x"), HasSubstr("seed"));
   EXPECT_THAT(error("synthetic:"), HasSubstr("synthetic:SHAPE"));
   EXPECT_THAT(error("synthetic:a:b:c:d"), HasSubstr("synthetic:SHAPE"));

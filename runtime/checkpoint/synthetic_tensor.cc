@@ -94,6 +94,17 @@ uint32_t CodesInTurns(const SyntheticTensor& tensor, int64_t word) {
   return bits;
 }
 
+// 16-bit integers below 2^code_bits.
+void FillIndices(const SyntheticTensor& tensor, int64_t stride, Range rows, Range columns,
+                 TensorView out) {
+  const uint64_t mask = (uint64_t{1} << tensor.code_bits) - 1;
+  for (int64_t r = 0; r < rows.size(); ++r) {
+    auto* to = static_cast<uint16_t*>(out.mutable_raw()) + r * out.row_stride();
+    ForElements<4>(tensor.seed, (rows.begin + r) * stride + columns.begin, columns.size(),
+                   [&](int64_t i, uint64_t bits) { to[i] = static_cast<uint16_t>(bits & mask); });
+  }
+}
+
 void FillWords(const SyntheticTensor& tensor, int64_t stride, Range rows, Range columns,
                TensorView out) {
   for (int64_t r = 0; r < rows.size(); ++r) {
@@ -118,7 +129,10 @@ void FillSynthetic(const SyntheticTensor& tensor, Range rows, Range columns, Ten
     columns = rows;
     rows = {0, 1};
   }
-  if (!IsFloat(tensor.info.dtype)) {
+  if (tensor.info.dtype == DType::kI16) {
+    TW_CHECK(tensor.fill == SyntheticFill::kBits && out.dtype() == DType::kI16);
+    FillIndices(tensor, stride, rows, columns, out);
+  } else if (!IsFloat(tensor.info.dtype)) {
     TW_CHECK(tensor.info.dtype == DType::kI32 && out.dtype() == DType::kI32);
     FillWords(tensor, stride, rows, columns, out);
   } else if (out.dtype() == DType::kF32) {

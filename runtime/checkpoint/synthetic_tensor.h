@@ -14,12 +14,13 @@ enum class SyntheticFill {
   kNormal,    // mean 0, standard deviation `scale`: 256 quantiles of the normal distribution
   kUniform,   // in [scale / 2, 3 scale / 2], evenly: scales
   kConstant,  // `scale`
-  kBits,      // integers of random bits: packed codes
+  kBits,      // integers of random bits: packed codes; of I16 the lowest `code_bits`
   kCodes,     // integers of codes of `code_bits` bits, `code` and `code` - 1 in turns: packed zeros
 };
 
 struct SyntheticTensor {
-  TensorInfo info;  // dtype fp32, fp16, bf16, or I32 for kBits and kCodes; a vector or matrix
+  TensorInfo info;  // dtype fp32, fp16, bf16, I32 for kBits and kCodes, or I16 for kBits; of 1 to 3
+                    // dimensions
   SyntheticFill fill = SyntheticFill::kConstant;
   float scale = 1.0f;
   int code_bits = 4;

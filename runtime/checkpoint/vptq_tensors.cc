@@ -255,6 +255,11 @@ absl::Status VptqLinear::ReadCodes(const Source& source, Range vectors,
         Context(*checkpoint_, tensor), ": expected indices below ", int64_t{1} << of_bits,
         ", the number of centroids, found ", index, " in row ", row, ", position ", position));
   };
+  // Columns side by side whose first begins at a byte: rows are copied as they are.
+  const int64_t first_bit = *ends.first * step - units.begin * unit_bits;
+  const bool copied =
+      source.packed && *ends.second - *ends.first + 1 == count && first_bit % 8 == 0;
+  const int64_t last_bits = count * bits % 8;  // of the last byte, where it is not whole
   for (int64_t first = vectors.begin; first < vectors.end; first += block) {
     const Range rows = {first, std::min(vectors.end, first + block)};
     TW_RETURN_IF_ERROR(read(source.indices, rows, raw));
@@ -263,6 +268,12 @@ absl::Status VptqLinear::ReadCodes(const Source& source, Range vectors,
       const uint8_t* const from = raw.data() + (row - rows.begin) * raw_bytes;
       const uint8_t* const from_more = more.data() + (row - rows.begin) * raw_bytes;
       uint8_t* const to = out + (row - vectors.begin) * row_bytes;
+      if (copied) {
+        const int64_t copy_bytes = (count * bits + 7) / 8;
+        std::memcpy(to, from + first_bit / 8, static_cast<size_t>(copy_bytes));
+        if (last_bits > 0) to[copy_bytes - 1] &= static_cast<uint8_t>((1 << last_bits) - 1);
+        continue;
+      }
       for (int64_t j = 0; j < count; ++j) {
         const int64_t at = positions[j] * step - units.begin * unit_bits;
         int64_t code = VptqField(VptqCodeAt(from, at), 0, step);

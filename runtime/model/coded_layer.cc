@@ -238,9 +238,10 @@ class CodedLayerReader {
         order[j] = static_cast<int32_t>(columns.channels[j] - columns.range.begin);
       }
     }
-    TW_ASSIGN_OR_RETURN(out.codes,
-                        CodedWeights::Allocate(rows.size(), columns.size(), linear.bits(),
-                                               groups.offsets, Device::Cpu()));
+    // Codes of 2 bits take 3.
+    TW_ASSIGN_OR_RETURN(
+        out.codes, CodedWeights::Allocate(rows.size(), columns.size(), std::max(3, linear.bits()),
+                                          groups.offsets, Device::Cpu()));
     TW_RETURN_IF_ERROR(FillRows(linear, rows, columns, groups, *out.codes));
     if (projection.bias) {
       TW_ASSIGN_OR_RETURN(out.bias, VectorInOrder(reader, projection.name + ".bias",

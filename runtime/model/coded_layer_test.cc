@@ -20,7 +20,7 @@ using ::testing::HasSubstr;
 std::vector<Kind> PublishedKinds() {
   std::vector<Kind> kinds;
   for (const bool llama : {false, true}) {
-    for (const int bits : {4, 3}) {
+    for (const int bits : {4, 3, 2}) {
       for (const int64_t group_size : {-1, 32, 128}) {
         for (const bool desc_act : {false, true}) {
           for (const bool bias : {false, true}) {

@@ -73,8 +73,8 @@ absl::Status CheckShape(const QuantizeOptions& options, const ModelConfig& confi
   }
   if (options.layer.scheme.weight_format() == WeightFormat::kVptq &&
       (options.algorithm == "reference" || options.algorithm == "per-tensor")) {
-    return absl::UnimplementedError(
-        absl::StrCat("--rptq ", options.algorithm, ": expected --weights fp16, gptq4 or gptq3"));
+    return absl::UnimplementedError(absl::StrCat(
+        "--rptq ", options.algorithm, ": expected --weights fp16, gptq4, gptq3 or gptq2"));
   }
   if (!options.layer.act_order && options.algorithm != "default") {
     return absl::InvalidArgumentError(absl::StrCat(
