@@ -102,10 +102,28 @@ void LayerGradient::Apply(const DenseLinear& linear, const std::vector<float>& x
   });
 }
 
-absl::Status LayerGradient::Recompute(const DenseLayer& layer, absl::Span<const float> x) {
+void LayerGradient::Round(QuantSite site, const SiteRoundings* roundings, float* rows,
+                          int64_t width, int64_t stride) {
+  if (roundings == nullptr || roundings->at(site).empty()) return;
+  // Window by window: the first token of each may be exact.
+  pool_->ParallelFor(shape_.num_windows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w) {
+      const TensorView window(rows + w * shape_.seqlen * stride, DType::kF32,
+                              {shape_.seqlen, stride});
+      roundings->at(site).Apply(window.Columns(0, width));
+    }
+  });
+}
+
+absl::Status LayerGradient::Recompute(const DenseLayer& layer, absl::Span<const float> x,
+                                      const SiteRoundings* roundings) {
   const int64_t ffn = config_.ffn;
   std::copy(x.begin(), x.end(), middle_.begin());
+  const auto round = [&](QuantSite site, float* rows, int64_t width, int64_t stride) {
+    Round(site, roundings, rows, width, stride);
+  };
   TW_RETURN_IF_ERROR(ApplyNorm(layer.attention_norm, middle_, attention_in_));
+  round(QuantSite::kQkvIn, attention_in_.data(), config_.hidden, config_.hidden);
   int64_t column = 0;
   for (const LinearRole role : {LinearRole::kQ, LinearRole::kK, LinearRole::kV}) {
     Apply(layer.at(role), attention_in_, qkv_.data() + column, shape_.qkv_width());
@@ -114,25 +132,36 @@ absl::Status LayerGradient::Recompute(const DenseLayer& layer, absl::Span<const 
   TW_CHECK_EQ(column, shape_.qkv_width());
   TW_RETURN_IF_ERROR(Rotate(qkv_.data(), shape_.num_heads, false));
   TW_RETURN_IF_ERROR(Rotate(qkv_.data() + shape_.q_width(), shape_.num_kv_heads, false));
+  const int64_t q_width = shape_.q_width();
+  const int64_t kv_width = shape_.num_kv_heads * shape_.head_dim;
+  round(QuantSite::kQ, qkv_.data(), q_width, shape_.qkv_width());
+  round(QuantSite::kK, qkv_.data() + q_width, kv_width, shape_.qkv_width());
+  round(QuantSite::kV, qkv_.data() + q_width + kv_width, kv_width, shape_.qkv_width());
   attention_.Forward(qkv_.data(), attended_.data());
+  round(QuantSite::kOutIn, attended_.data(), q_width, q_width);
   Apply(layer.at(LinearRole::kOut), attended_, middle_.data(), config_.hidden, /*add=*/true);
   TW_RETURN_IF_ERROR(ApplyNorm(layer.mlp_norm, middle_, mlp_in_));
+  round(QuantSite::kMlpIn, mlp_in_.data(), config_.hidden, config_.hidden);
   Apply(layer.at(LinearRole::kUp), mlp_in_, up_.data(), ffn);
   if (gate_.empty()) {
     std::copy(up_.begin(), up_.end(), down_in_.begin());
-    return Activate(config_.activation, Matrix(down_in_, ffn), stream_);
+    TW_RETURN_IF_ERROR(Activate(config_.activation, Matrix(down_in_, ffn), stream_));
+  } else {
+    Apply(layer.at(LinearRole::kGate), mlp_in_, gate_.data(), ffn);
+    TW_RETURN_IF_ERROR(GatedActivation({.kind = config_.activation,
+                                        .gate = Matrix(gate_, ffn),
+                                        .up = Matrix(up_, ffn),
+                                        .out = Matrix(down_in_, ffn)},
+                                       stream_));
   }
-  Apply(layer.at(LinearRole::kGate), mlp_in_, gate_.data(), ffn);
-  return GatedActivation({.kind = config_.activation,
-                          .gate = Matrix(gate_, ffn),
-                          .up = Matrix(up_, ffn),
-                          .out = Matrix(down_in_, ffn)},
-                         stream_);
+  round(QuantSite::kDownIn, down_in_.data(), ffn, ffn);
+  return absl::OkStatus();
 }
 
-absl::Status LayerGradient::Forward(const DenseLayer& layer, absl::Span<float> x) {
+absl::Status LayerGradient::Forward(const DenseLayer& layer, absl::Span<float> x,
+                                    const SiteRoundings* roundings) {
   TW_CHECK_EQ(static_cast<int64_t>(x.size()), num_tokens_ * config_.hidden);
-  TW_RETURN_IF_ERROR(Recompute(layer, x));
+  TW_RETURN_IF_ERROR(Recompute(layer, x, roundings));
   std::copy(middle_.begin(), middle_.end(), x.begin());
   Apply(layer.at(LinearRole::kDown), down_in_, x.data(), config_.hidden, /*add=*/true);
   return absl::OkStatus();
@@ -169,9 +198,10 @@ void LayerGradient::DifferentiateNorm(const DenseNorm& norm, absl::Span<const fl
 }
 
 absl::Status LayerGradient::Backward(const DenseLayer& layer, absl::Span<const float> x,
-                                     absl::Span<float> dx, DenseLayer& gradient) {
+                                     absl::Span<float> dx, DenseLayer& gradient,
+                                     const SiteRoundings* roundings) {
   TW_CHECK_EQ(static_cast<int64_t>(dx.size()), num_tokens_ * config_.hidden);
-  TW_RETURN_IF_ERROR(Recompute(layer, x));
+  TW_RETURN_IF_ERROR(Recompute(layer, x, roundings));
   const int64_t hidden = config_.hidden;
   const int64_t ffn = config_.ffn;
   const auto count = static_cast<int64_t>(up_.size());

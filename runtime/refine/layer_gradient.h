@@ -11,6 +11,7 @@
 #include "kernels/core/thread_pool.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/quantizer/dense_layer.h"
+#include "runtime/quantizer/site_rounding.h"
 #include "runtime/refine/causal_attention.h"
 
 namespace thinwire {
@@ -28,18 +29,24 @@ class LayerGradient {
 
   int64_t num_tokens() const { return num_tokens_; }
 
-  // x[num_tokens, hidden], the residual, becomes what the layer makes of it.
-  absl::Status Forward(const DenseLayer& layer, absl::Span<float> x);
+  // x[num_tokens, hidden], the residual, becomes what the layer makes of it. roundings: of the
+  // sites that are coded; null: none.
+  absl::Status Forward(const DenseLayer& layer, absl::Span<float> x,
+                       const SiteRoundings* roundings = nullptr);
 
   // x: what Forward was given. dx: the derivative to what Forward made of it, which becomes that to
   // x. gradient: all of it is overwritten, in the shapes of the layer; what the layer lacks, it
-  // lacks.
+  // lacks. Through a rounding the derivative goes as if it added a constant.
   absl::Status Backward(const DenseLayer& layer, absl::Span<const float> x, absl::Span<float> dx,
-                        DenseLayer& gradient);
+                        DenseLayer& gradient, const SiteRoundings* roundings = nullptr);
 
  private:
   // Fills what is below up to the MLP's last projection.
-  absl::Status Recompute(const DenseLayer& layer, absl::Span<const float> x);
+  absl::Status Recompute(const DenseLayer& layer, absl::Span<const float> x,
+                         const SiteRoundings* roundings);
+  // Rounds [num_tokens, width], rows `stride` apart, as the site's codes do, where there are any.
+  void Round(QuantSite site, const SiteRoundings* roundings, float* rows, int64_t width,
+             int64_t stride);
   absl::Status ApplyNorm(const DenseNorm& norm, const std::vector<float>& x,
                          std::vector<float>& out);
   absl::Status Rotate(float* rows, int64_t num_heads, bool back);

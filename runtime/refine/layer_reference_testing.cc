@@ -53,6 +53,28 @@ std::vector<std::vector<double>*> LayerReference::tensors() {
   return all;
 }
 
+void LayerReference::Freeze(const SiteRoundings& roundings) {
+  added_ = {};
+  freezing_ = &roundings;
+  Run();
+  freezing_ = nullptr;
+}
+
+void LayerReference::At(QuantSite site, std::vector<double>& rows, int64_t width) const {
+  std::vector<double>& added = added_[static_cast<size_t>(site)];
+  if (freezing_ != nullptr && !freezing_->at(site).empty()) {
+    std::vector<float> rounded(rows.begin(), rows.end());
+    const auto num_tokens = static_cast<int64_t>(rows.size()) / width;
+    for (int64_t t = 0; t < num_tokens; t += seqlen_) {
+      freezing_->at(site).Apply(
+          TensorView(rounded.data() + t * width, DType::kF32, {seqlen_, width}));
+    }
+    added.resize(rows.size());
+    for (size_t i = 0; i < rows.size(); ++i) added[i] = rounded[i] - rows[i];
+  }
+  for (size_t i = 0; i < added.size(); ++i) rows[i] += added[i];
+}
+
 std::vector<double> LayerReference::Norm(size_t gain, const std::vector<double>& x) const {
   const int64_t hidden = config_.hidden;
   const std::vector<double>& offset = tensors_[gain + 1];
@@ -98,12 +120,15 @@ std::vector<double> LayerReference::Attend(const std::vector<double>& x) const {
   const int64_t width = config_.num_heads * dim;
   const int64_t kv_width = config_.num_kv_heads * dim;
   std::vector<double> q = Apply(LinearRole::kQ, x), k = Apply(LinearRole::kK, x);
-  const std::vector<double> v = Apply(LinearRole::kV, x);
+  std::vector<double> v = Apply(LinearRole::kV, x);
   if (config_.family != ModelFamily::kOpt) {
     const std::vector<float> frequencies = RopeFrequencies(config_.rope, dim);
     Rotate(frequencies, seqlen_, dim, width, q);
     Rotate(frequencies, seqlen_, dim, kv_width, k);
   }
+  At(QuantSite::kQ, q, width);
+  At(QuantSite::kK, k, kv_width);
+  At(QuantSite::kV, v, kv_width);
   const int64_t num_tokens = static_cast<int64_t>(q.size()) / width;
   std::vector<double> out(q.size(), 0.0);
   for (int64_t t = 0; t < num_tokens; ++t) {
@@ -129,6 +154,7 @@ std::vector<double> LayerReference::Attend(const std::vector<double>& x) const {
       }
     }
   }
+  At(QuantSite::kOutIn, out, width);
   return out;
 }
 
@@ -137,8 +163,11 @@ std::vector<double> LayerReference::Run() const {
   const auto add = [&](const std::vector<double>& delta) {
     for (size_t i = 0; i < x.size(); ++i) x[i] += delta[i];
   };
-  add(Apply(LinearRole::kOut, Attend(Norm(kAttentionNorm, x))));
-  const std::vector<double> normed = Norm(kMlpNorm, x);
+  std::vector<double> normed = Norm(kAttentionNorm, x);
+  At(QuantSite::kQkvIn, normed, config_.hidden);
+  add(Apply(LinearRole::kOut, Attend(normed)));
+  normed = Norm(kMlpNorm, x);
+  At(QuantSite::kMlpIn, normed, config_.hidden);
   std::vector<double> inner = Apply(LinearRole::kUp, normed);
   if (config_.family == ModelFamily::kOpt) {
     for (double& value : inner) value = ActivationReference(config_.activation, value);
@@ -148,6 +177,7 @@ std::vector<double> LayerReference::Run() const {
       inner[i] *= ActivationReference(config_.activation, gate[i]);
     }
   }
+  At(QuantSite::kDownIn, inner, config_.ffn);
   add(Apply(LinearRole::kDown, inner));
   return x;
 }

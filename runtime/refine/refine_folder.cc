@@ -18,12 +18,14 @@
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/decoder_shape.h"
 #include "runtime/checkpoint/model_config.h"
+#include "runtime/checkpoint/quantisation.h"
 #include "runtime/checkpoint/thinwire_file.h"
 #include "runtime/json/json_file.h"
 #include "runtime/model/decoder_spec.h"
 #include "runtime/model/decoder_weights.h"
 #include "runtime/quantizer/dense_layer.h"
 #include "runtime/quantizer/layer_pass.h"
+#include "runtime/quantizer/site_rounding.h"
 #include "runtime/refine/adam.h"
 #include "runtime/refine/layer_gradient.h"
 #include "runtime/refine/logit_loss.h"
@@ -126,10 +128,12 @@ absl::Status NoteSteps(const RefineOptions& options) {
 // One folder being refined.
 class Refiner {
  public:
-  Refiner(const ModelConfig& config, TrainedDecoder decoder, LogitLoss loss, int64_t batch,
-          int64_t seqlen, ThreadPool* pool)
+  // roundings: by layer, of what is coded at run time.
+  Refiner(const ModelConfig& config, TrainedDecoder decoder, std::vector<SiteRoundings> roundings,
+          LogitLoss loss, int64_t batch, int64_t seqlen, ThreadPool* pool)
       : config_(config),
         decoder_(std::move(decoder)),
+        roundings_(std::move(roundings)),
         loss_(std::move(loss)),
         gradient_(config, batch, seqlen, pool),
         pool_(pool),
@@ -149,13 +153,15 @@ class Refiner {
       const auto at = static_cast<size_t>(l);
       decoder_.Expand(l, layer_, *pool_);
       residuals_[at + 1] = residuals_[at];
-      TW_RETURN_IF_ERROR(gradient_.Forward(layer_, absl::MakeSpan(residuals_[at + 1])));
+      TW_RETURN_IF_ERROR(
+          gradient_.Forward(layer_, absl::MakeSpan(residuals_[at + 1]), &roundings_[at]));
     }
     TW_ASSIGN_OR_RETURN(const double loss, DifferentiateEnd());
     for (int64_t l = config_.num_layers - 1; l >= 0; --l) {
       decoder_.Expand(l, layer_, *pool_);
-      TW_RETURN_IF_ERROR(gradient_.Backward(layer_, residuals_[static_cast<size_t>(l)],
-                                            absl::MakeSpan(derivative_), layer_gradient_));
+      const auto at = static_cast<size_t>(l);
+      TW_RETURN_IF_ERROR(gradient_.Backward(layer_, residuals_[at], absl::MakeSpan(derivative_),
+                                            layer_gradient_, &roundings_[at]));
       decoder_.Differentiate(l, layer_gradient_, *pool_);
     }
     return loss;
@@ -206,6 +212,7 @@ class Refiner {
 
   const ModelConfig config_;
   TrainedDecoder decoder_;
+  const std::vector<SiteRoundings> roundings_;
   LogitLoss loss_;
   LayerGradient gradient_;
   ThreadPool* pool_;
@@ -218,12 +225,9 @@ class Refiner {
 }  // namespace
 
 absl::Status CheckRefinable(const std::string& model_dir, const QuantScheme& scheme) {
-  if (scheme.weight_format() != WeightFormat::kVptq || scheme.act_bits != 16 ||
-      scheme.kv_bits != 16) {
+  if (scheme.weight_format() != WeightFormat::kVptq) {
     return absl::UnimplementedError(
-        absl::StrCat("--refine: expected --weights vptq-... with activations and KV of 16 bits, "
-                     "found ",
-                     SchemeName(scheme)));
+        absl::StrCat("--refine: expected --weights vptq-..., found ", SchemeName(scheme)));
   }
   TW_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model_dir));
   if (config.norm_before) return absl::OkStatus();
@@ -254,7 +258,15 @@ absl::Status RefineFolder(const RefineOptions& options, ThreadPool& pool,
     TW_ASSIGN_OR_RETURN(loss, LogitLoss::Create(source_config, ends, &pool));
     TW_ASSIGN_OR_RETURN(target, RunModel(source, source_config, ends, options, batch, pool));
   }
-  Refiner refiner(config, std::move(decoder), *std::move(loss), batch, seqlen, &pool);
+  TW_ASSIGN_OR_RETURN(const Quantisation quantisation, ReadQuantisation(options.folder, config));
+  std::vector<SiteRoundings> roundings(static_cast<size_t>(config.num_layers));
+  for (int64_t l = 0; l < config.num_layers; ++l) {
+    const LayerCodes* codes = quantisation.layer(l);
+    if (codes == nullptr) continue;
+    roundings[static_cast<size_t>(l)] = SiteRoundings(*codes, made_by.first_token_exact);
+  }
+  Refiner refiner(config, std::move(decoder), std::move(roundings), *std::move(loss), batch, seqlen,
+                  &pool);
   Adam adam(refiner.parameters());
   WindowOrder order(num_windows, options.seed);
   for (int64_t step = 0; step < options.num_steps; ++step) {

@@ -29,7 +29,7 @@ struct RefineOptions {
 using RefineProgress = std::function<void(int64_t step, int64_t num_steps, double loss)>;
 
 // OK if what `scheme` makes of a model can be refined: Unimplemented where weights are no vectors
-// of codebooks, activations or KV are coded, or the model's norms come behind the residual sums.
+// of codebooks or the model's norms come behind the residual sums.
 absl::Status CheckRefinable(const std::string& model_dir, const QuantScheme& scheme);
 
 // Minimises the Kullback-Leibler divergence of the model's predictions from the folder's by Adam.
