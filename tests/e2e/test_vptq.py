@@ -116,6 +116,32 @@ class VptqTest(support.QuantizeTestCase):
                      if "centroids" in name or "norm" in name or "position" in name)
         self.assertGreater(half, whole / 2)
         self.assertLess(half, whole / 2 + shared)
+        for tp in (1, 2) if support.MPIEXEC else (1,):
+            report = self.folder / f"report-{tp}.json"
+            self.succeed(["run", "--model", model, "--prompts", self.prompts, "--tp", tp,
+                          "--report", report], tp if tp > 1 else 0)
+            ranks = json.loads(report.read_text())["memory"]["ranks"]
+            most = max(rank["weight_bytes"] for rank in ranks)
+            # Norms and biases are held in fp32; a rank's columns lie unequally in the groups.
+            self.assertAlmostEqual(found[tp]["rank"]["weight_bytes"] / most, 1.0, delta=0.02)
+
+    def test_what_does_not_fit_together_is_named_at_load(self):
+        model = self.folder / "vptq"
+        quantized(OPT, model, self.folder / "dense")
+        path = model / "model.safetensors"
+        tensors = read_safetensors(path)
+        module = "model.decoder.layers.2.self_attn.v_proj"
+        dtype, shape, data = tensors[f"{module}.indices"]
+        cut = (dtype, [*shape[:2], shape[2] - 1], data[:len(data) // shape[2] * (shape[2] - 1)])
+        for part, tensor in (("indices", cut), ("centroids.weight", None)):
+            changed = {name: value for name, value in tensors.items() if name != f"{module}.{part}"}
+            if tensor is not None:
+                changed[f"{module}.{part}"] = tensor
+            vptq_folders.write_safetensors(path, changed)
+            for ranks in (0, 2) if support.MPIEXEC else (0,):
+                result = support.run(["run", "--model", model, "--prompt", "x", "--tp",
+                                      max(1, ranks)], ranks)
+                self.check_error(result, 1, f"{module}.{part}", "expected", "found")
 
     def test_opt(self):
         self.check(OPT)
