@@ -22,8 +22,8 @@
 namespace thinwire {
 namespace {
 
-constexpr const char* kSchemes[] = {"w16a16", "w4a16",  "w4a8",  "w4a4",
-                                    "w4a4kv", "w4a3kv", "w3a3kv"};
+constexpr const char* kSchemes[] = {"w16a16", "w4a16",  "w4a8",   "w4a4",
+                                    "w4a4kv", "w4a3kv", "w3a3kv", "vptq-v8-k4096-r256"};
 
 // One way to run the model.
 struct Option {
@@ -57,8 +57,9 @@ class PlanCommand : public Command {
         ->type_name("S")
         ->check(CLI::Range(int64_t{0}, int64_t{1} << 28))
         ->capture_default_str();
-    app_->add_option("--scheme", scheme_,
-                     "w4a4kv, ...; absent: the folder's own, or all where it is not quantised");
+    app_->add_option(
+        "--scheme", scheme_,
+        "w4a4kv, vptq-v6-k4096, ...; absent: the folder's own, or many where it is not quantised");
     app_->add_option("--dtype", dtype_, "Of activations, and of K and V without codes")
         ->check(CLI::IsMember({"fp32", "fp16", "bf16"}))
         ->capture_default_str();
@@ -136,7 +137,7 @@ class PlanCommand : public Command {
   std::string Heading(const MemoryLoad& load) const {
     return absl::StrFormat(
         "%d GPUs of %s, %d sequences of %d tokens; GB of the GPU that needs most\n"
-        "%-8s %3s %3s %9s %9s %11s %8s %8s  %s\n",
+        "%-18s %3s %3s %9s %9s %11s %8s %8s  %s\n",
         gpus_, gpu_memory_, load.batch, load.seqlen, "scheme", "tp", "pp", "weights", "KV",
         "activations", "reserve", "total", "fits");
   }
@@ -144,7 +145,7 @@ class PlanCommand : public Command {
   static std::string ToText(const Option& option) {
     const RankMemory& memory = option.memory;
     return absl::StrFormat(
-        "%-8s %3d %3d %9.2f %9.2f %11.2f %8.2f %8.2f  %s\n", option.scheme, option.mesh.tp_size,
+        "%-18s %3d %3d %9.2f %9.2f %11.2f %8.2f %8.2f  %s\n", option.scheme, option.mesh.tp_size,
         option.mesh.pp_size, memory.weight_bytes / 1e9, memory.kv_bytes / 1e9,
         memory.activation_bytes / 1e9, memory.reserve_bytes / 1e9, memory.total() / 1e9,
         option.fits            ? absl::StrCat("yes, up to ", option.max_batch, " sequences")
