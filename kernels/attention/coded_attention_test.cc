@@ -11,6 +11,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/attention/attention_testing.h"
 #include "kernels/attention/coded_attention_testing.h"
 #include "kernels/attention/kv_codes_testing.h"
 #include "kernels/testing/cpu_targets.h"
@@ -226,36 +227,13 @@ TEST(CodedPagedAttentionTest, BatchInvariantMeansAnySplitOfTokensAndHeads) {
   ThreadPool pool(1);
   Stream stream = Stream::Cpu(&pool);
   for (const int64_t window : {0, 40}) {
+    SCOPED_TRACE(testing::Message() << "window " << window);
     const Case c = {
         {{70, 300, true}}, {Bits{4, 3}}, {Bits{3, 2}}, DType::kF32, DType::kF32, 1, 4, 16, window};
-    Problem whole(c), split(c);
-    whole.args.batch_invariant = true;
-    ASSERT_TRUE(CodedPagedAttention(whole.args, stream).ok());
-    // One query head of one token at a time, as decoding with another cut of the heads would.
-    const int64_t head_dim = whole.args.q.dim(1) / 4;
-    for (int32_t t = 0; t < 70; ++t) {
-      for (int64_t head = 0; head < 4; ++head) {
-        CodedPagedAttentionArgs args = split.args;
-        args.batch_invariant = true;
-        args.q = args.q.Rows(t, 1).Columns(head * head_dim, head_dim);
-        args.out = args.out.Rows(t, 1).Columns(head * head_dim, head_dim);
-        args.num_heads = 1;
-        const int32_t token_offsets[] = {0, 1};
-        const int32_t context_lens[] = {300 - 70 + t + 1};
-        const int32_t page_offsets[] = {0, (context_lens[0] + 15) / 16};
-        args.token_offsets = token_offsets;
-        args.context_lens = context_lens;
-        args.page_offsets = page_offsets;
-        args.page_ids = args.page_ids.subspan(0, page_offsets[1]);
-        ASSERT_TRUE(CodedPagedAttention(args, stream).ok());
-      }
-    }
-    for (int32_t t = 0; t < 70; ++t) {
-      EXPECT_EQ(std::memcmp(whole.args.out.Rows(t, 1).raw(), split.args.out.Rows(t, 1).raw(),
-                            4 * head_dim * sizeof(float)),
-                0)
-          << "token " << t << ", window " << window;
-    }
+    const Problem whole(c), split(c);
+    ExpectTheBitsOfAnySplit(
+        whole.args, split.args, c.page_size,
+        [&](const CodedPagedAttentionArgs& args) { return CodedPagedAttention(args, stream); });
   }
 }
 

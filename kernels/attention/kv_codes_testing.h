@@ -8,9 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/attention/attention_testing.h"
 #include "kernels/attention/kv_codes.h"
-#include "kernels/convert/convert.h"
-#include "kernels/core/dtype.h"
 
 namespace thinwire {
 
@@ -18,19 +17,6 @@ using Bits = std::vector<uint8_t>;  // of the units of one head
 
 inline Bits Uniform(int64_t head_dim, int bits) {
   return Bits(static_cast<size_t>(head_dim / kKvUnit), static_cast<uint8_t>(bits));
-}
-
-inline std::vector<uint8_t> Elements(DType dtype, const std::vector<float>& values) {
-  const auto n = static_cast<int64_t>(values.size());
-  std::vector<uint8_t> elements(static_cast<size_t>(DTypeBytes(dtype, n)));
-  ConvertFromFloat(values.data(), elements.data(), dtype, n);
-  return elements;
-}
-
-inline std::vector<float> Floats(DType dtype, const std::vector<uint8_t>& elements) {
-  std::vector<float> values(elements.size() * 8 / static_cast<size_t>(DTypeBits(dtype)));
-  ConvertToFloat(elements.data(), dtype, values.data(), static_cast<int64_t>(values.size()));
-  return values;
 }
 
 // Channels shuffled; the representable values of a channel reach from -range to range, off the

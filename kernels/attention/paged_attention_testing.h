@@ -12,8 +12,8 @@
 
 #include "absl/types/span.h"
 #include "gtest/gtest.h"
+#include "kernels/attention/attention_testing.h"
 #include "kernels/attention/paged_attention.h"
-#include "kernels/convert/convert.h"
 #include "kernels/core/dtype.h"
 #include "kernels/testing/rounded.h"
 
@@ -33,19 +33,6 @@ struct Case {
   int64_t page_size = 16;
   int64_t window = 0;
 };
-
-inline std::vector<uint8_t> Elements(DType dtype, const std::vector<float>& values) {
-  const auto n = static_cast<int64_t>(values.size());
-  std::vector<uint8_t> elements(static_cast<size_t>(DTypeBytes(dtype, n)));
-  ConvertFromFloat(values.data(), elements.data(), dtype, n);
-  return elements;
-}
-
-inline std::vector<float> Floats(DType dtype, const std::vector<uint8_t>& elements) {
-  std::vector<float> values(elements.size() * 8 / static_cast<size_t>(DTypeBits(dtype)));
-  ConvertToFloat(elements.data(), dtype, values.data(), static_cast<int64_t>(values.size()));
-  return values;
-}
 
 // A call's arguments and their memory. The pages of the sequences are shuffled among each other and
 // among unused ones; what no sequence may read, gaps between rows of q and all rows beyond a
