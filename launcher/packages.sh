@@ -18,7 +18,8 @@ thinwire_packages=(
 thinwire_test_packages=(
   libgtest-dev libgmock-dev libbenchmark-dev python3 clang-format
   iproute2 ethtool        # two hosts on one machine
-  python3-grpcio python3-protobuf nginx-light  # clients of serve, and a gateway before it
+  python3-grpcio python3-protobuf curl wrk python3-venv  # clients of serve
+  nginx-light             # and a gateway before it
 )
 
 # install_packages NAME...: those of the named packages that are not there yet.
@@ -45,4 +46,19 @@ install_packages() {
   "${as_root[@]}" apt-get update -qq &&
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
       apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# install_openai DIR: an interpreter, DIR/bin/python, that has the openai package, a client of serve
+# that Debian does not have. Without PyPI nothing is there, and the tests that want it say so.
+install_openai() {
+  local version=3.54.0
+  if "$1/bin/python" -c "import openai; assert openai.__version__ == '$version'" 2>/dev/null; then
+    return 0
+  fi
+  echo "== installing openai $version from PyPI"
+  rm -rf "$1"
+  python3 -m venv "$1" && timeout 300 "$1/bin/python" -m pip --disable-pip-version-check \
+    install --quiet --retries 1 --timeout 20 "openai==$version" && return 0
+  rm -rf "$1"
+  echo "== PyPI cannot be reached: the tests with openai's package will be skipped" >&2
 }

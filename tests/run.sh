@@ -22,6 +22,7 @@ fi
 
 echo "== packages"
 install_packages "${thinwire_packages[@]}" "${thinwire_test_packages[@]}"
+if [ "$without" != e2e ]; then install_openai build/openai; fi
 
 for preset in "$@"; do
   echo "== $preset: build"

@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/sampling/sampling.h"
+#include "kernels/sampling/top_log_probs.h"
 #include "kernels/testing/gpu_test.h"
 #include "kernels/testing/on_device.h"
 
@@ -96,6 +97,25 @@ TEST_F(SamplingCudaTest, LogProbabilitiesAreThoseOfTheCpu) {
       // Sums in double differ by less than a rounding of fp32.
       EXPECT_NEAR(got[r], want[r], 0x1p-23 * std::fabs(want[r]) + 1e-12);
     }
+  }
+}
+
+TEST_F(SamplingCudaTest, TheMostProbableTokensAreThoseOfTheCpuToTheBit) {
+  constexpr int64_t kRows = 3;
+  constexpr int64_t kVocab = 32001;
+  constexpr int64_t kTop = 20;
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal(0.0f, 4.0f);
+  std::vector<float> logits(kRows * kVocab);
+  for (float& logit : logits) logit = normal(random);
+  const ConstTensorView here(logits.data(), DType::kF32, {kRows, kVocab});
+  const Tensor there = OnDevice(here, stream());
+  std::vector<TokenLogProb> got(kRows * kTop), want(kRows * kTop);
+  ASSERT_TRUE(TopLogProbs({there.view(), kTop, absl::MakeSpan(got)}, stream()).ok());
+  ASSERT_TRUE(TopLogProbs({here, kTop, absl::MakeSpan(want)}, host()).ok());
+  for (size_t i = 0; i < want.size(); ++i) {
+    EXPECT_EQ(got[i].token_id, want[i].token_id);
+    EXPECT_EQ(got[i].log_prob, want[i].log_prob);
   }
 }
 

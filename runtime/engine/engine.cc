@@ -29,6 +29,21 @@ double MillisecondsSince(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
 
+// `top`: of the tokens from start + 1 on, a step's part.
+void TakeTop(const Request& request, int64_t start, const std::vector<TokenLogProb>& top,
+             std::vector<TokenLogProb>& out) {
+  const int64_t k = request.num_top;
+  if (top.empty()) return;
+  const auto num_scored = static_cast<int64_t>(request.prompt_ids.size()) - request.score_begin;
+  out.resize(num_scored * k);
+  for (int64_t i = 0; i < static_cast<int64_t>(top.size()) / k; ++i) {
+    const int64_t place = start + 1 + i - request.score_begin;
+    if (place >= 0 && place < num_scored) {
+      std::copy_n(top.begin() + i * k, k, out.begin() + place * k);
+    }
+  }
+}
+
 }  // namespace
 
 absl::string_view FinishReasonName(FinishReason reason) {
@@ -93,6 +108,11 @@ absl::Status Engine::Admit(Request& request) const {
   }
   if (!generates && !request.score_prompt) {
     return absl::InvalidArgumentError("max_tokens is 0; expected at least 1");
+  }
+  if (request.score_begin < 1 || request.num_top < 0 || request.num_top > config.vocab) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("scores from token ", request.score_begin, " with ", request.num_top,
+                     " most probable ones; expected at least 1, and 0 to ", config.vocab));
   }
   request.max_new_tokens = std::min(request.max_new_tokens, room);
   return absl::OkStatus();
@@ -192,8 +212,10 @@ StepPlan Engine::ToStepPlan(const ScheduledStep& step) const {
     seq.want_logits = live.request.want_first_logits && end == prompt_size && part.samples;
     if (live.request.score_prompt && part.start < prompt_size) {
       for (int64_t next = part.start + 1; next <= end; ++next) {
-        seq.targets.push_back(next < prompt_size ? live.tokens[next] : -1);
+        const bool scored = next >= live.request.score_begin && next < prompt_size;
+        seq.targets.push_back(scored ? live.tokens[next] : -1);
       }
+      seq.num_top = live.request.num_top;
     }
     plan.seqs.push_back(std::move(seq));
   }
@@ -275,6 +297,7 @@ void Engine::Apply(int group, const ScheduledStep& step, StepResult& result) {
       scores.resize(prompt_size - 1);
       const int64_t count = std::min(part.num_tokens, prompt_size - 1 - part.start);
       std::copy_n(seq.log_probs.begin(), std::max<int64_t>(count, 0), scores.begin() + part.start);
+      TakeTop(live.request, part.start, seq.top, live.completion.prompt_top);
     }
     if (!seq.logits.empty()) live.completion.first_logits = std::move(seq.logits);
     lanes_[group]->counters.num_prompt_tokens +=

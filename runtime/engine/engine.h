@@ -35,10 +35,11 @@ struct Completion {
   std::vector<int32_t> token_ids;  // generated; a stop token is the last of them
   FinishReason finish_reason = FinishReason::kLength;
   std::vector<float>
-      prompt_log_probs;             // [prompt - 1] where scored: of prompt token i + 1 given 0..i
-  std::vector<float> first_logits;  // [vocab] where wanted: after the prompt's last token
-  double ttft_ms = 0.0;             // from Submit to the first token (or score)
-  double total_ms = 0.0;            // from Submit to the end
+      prompt_log_probs;  // [prompt - 1] where scored: of prompt token i + 1 given 0..i
+  std::vector<TokenLogProb> prompt_top;  // [prompt - score_begin, num_top] where scored
+  std::vector<float> first_logits;       // [vocab] where wanted: after the prompt's last token
+  double ttft_ms = 0.0;                  // from Submit to the first token (or score)
+  double total_ms = 0.0;                 // from Submit to the end
 };
 
 struct Request {
@@ -47,6 +48,8 @@ struct Request {
   SamplingParams sampling;
   std::vector<int32_t> stop_token_ids;
   bool score_prompt = false;
+  int64_t score_begin = 1;  // the first prompt token that is scored; before it scores are 0
+  int32_t num_top = 0;      // for each that is scored, the most probable tokens in its place
   bool want_first_logits = false;
   std::string share_salt;  // with share_pages: reads only pages of requests that have the same
 

@@ -9,6 +9,7 @@
 #include "kernels/core/copy.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/sampling/sampling.h"
+#include "kernels/sampling/top_log_probs.h"
 
 namespace thinwire {
 namespace {
@@ -215,6 +216,18 @@ absl::Status StageRunner::ReadLogits(const StepPlan& plan, absl::Span<const Outp
                                     }
                                     return absl::OkStatus();
                                   }));
+  for (int64_t row = 0; row < n; ++row) {
+    const Output& output = outputs[row];
+    const PlannedSeq& seq = plan.seqs[output.seq];
+    if (seq.num_top == 0 || target_of(output) < 0) continue;
+    std::vector<TokenLogProb>& top = result.seqs[output.seq].top;
+    top.resize(seq.targets.size() * seq.num_top);
+    TW_RETURN_IF_ERROR(
+        TopLogProbs({.logits = logits.Rows(row, 1),
+                     .k = seq.num_top,
+                     .out = absl::MakeSpan(top).subspan(output.token * seq.num_top, seq.num_top)},
+                    *stream_));
+  }
 
   for (int64_t row = 0; row < n; ++row) {
     if (!plan.seqs[outputs[row].seq].want_logits || !is_last(outputs[row])) continue;

@@ -20,6 +20,7 @@ std::string StepPlan::Serialize() const {
     if (seq.sample) writer.Put(seq.sampling);
     writer.Put(seq.want_logits);
     writer.PutArray(seq.targets);
+    writer.Put(seq.num_top);
   }
   if (moves()) writer.Put(static_cast<int64_t>(moved.size()));
   for (const MovedSeq& seq : moved) {
@@ -48,6 +49,7 @@ absl::StatusOr<StepPlan> StepPlan::Parse(absl::string_view bytes) {
     if (seq.sample) seq.sampling = reader.Get<SamplingParams>();
     seq.want_logits = reader.Get<bool>();
     seq.targets = reader.GetArray<int32_t>();
+    seq.num_top = reader.Get<int32_t>();
     plan.seqs.push_back(std::move(seq));
   }
   const auto num_moved = plan.moves() ? reader.Get<int64_t>() : 0;
@@ -71,6 +73,7 @@ std::string StepResult::Serialize() const {
     writer.Put(seq.token_id);
     writer.PutArray(seq.logits);
     writer.PutArray(seq.log_probs);
+    writer.PutArray(seq.top);
   }
   return writer.Take();
 }
@@ -85,6 +88,7 @@ absl::StatusOr<StepResult> StepResult::Parse(absl::string_view bytes) {
     seq.token_id = reader.Get<int32_t>();
     seq.logits = reader.GetArray<float>();
     seq.log_probs = reader.GetArray<float>();
+    seq.top = reader.GetArray<TokenLogProb>();
     result.seqs.push_back(std::move(seq));
   }
   TW_RETURN_IF_ERROR(reader.status());

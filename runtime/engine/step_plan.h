@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "kernels/sampling/sampling.h"
+#include "kernels/sampling/top_log_probs.h"
 
 namespace thinwire {
 
@@ -31,6 +32,7 @@ struct PlannedSeq {
   // Return log p(targets[i] | everything up to token_ids[i]); empty, or as long as token_ids, -1
   // for none.
   std::vector<int32_t> targets;
+  int32_t num_top = 0;  // with each target, the most probable tokens in its place
 
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
 };
@@ -71,9 +73,10 @@ struct StepPlan {
 };
 
 struct SeqResult {
-  int32_t token_id = -1;         // where sampled
-  std::vector<float> logits;     // [vocab] where wanted
-  std::vector<float> log_probs;  // [targets] where given; 0 for target -1
+  int32_t token_id = -1;          // where sampled
+  std::vector<float> logits;      // [vocab] where wanted
+  std::vector<float> log_probs;   // [targets] where given; 0 for target -1
+  std::vector<TokenLogProb> top;  // [targets, num_top], the same
 };
 
 struct StepResult {

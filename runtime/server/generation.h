@@ -13,11 +13,14 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "kernels/sampling/top_log_probs.h"
 #include "runtime/batch/prompt.h"
 
 namespace thinwire {
 
 using ServingClock = std::chrono::steady_clock;
+
+inline constexpr int64_t kMaxTopLogProbs = 20;
 
 struct GenerationRequest {
   std::string id;                   // visible ASCII; no two live requests have the same
@@ -26,6 +29,7 @@ struct GenerationRequest {
   std::vector<int32_t> stop_token_ids;  // beside the model's own, which params.ignore_eos drops
   std::string share_salt;               // only requests with the same one share KV pages
   bool want_log_probs = false;          // of generated tokens, with the end
+  int64_t num_top_log_probs = 0;        // and of the most probable ones in the place of each
   ServingClock::time_point deadline = ServingClock::time_point::max();
   int priority = 0;  // [-100, 100]; one more is worth ten seconds of waiting
 };
@@ -41,9 +45,10 @@ struct GenerationEnd {
   int64_t num_prompt_tokens = 0;
   int64_t num_generated_tokens = 0;
   std::vector<float> log_probs;  // of each generated token, where wanted and the status is OK
-  double queue_ms = 0.0;         // from Submit until the engine took it
-  double prefill_ms = 0.0;       // from there to the first token
-  double decode_ms = 0.0;        // from there to the end
+  std::vector<TokenLogProb> top_log_probs;  // [num_generated_tokens, num_top_log_probs], too
+  double queue_ms = 0.0;                    // from Submit until the engine took it
+  double prefill_ms = 0.0;                  // from there to the first token
+  double decode_ms = 0.0;                   // from there to the end
 };
 
 // What has come since the last Take.

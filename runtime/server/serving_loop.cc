@@ -150,6 +150,16 @@ absl::Status ServingLoop::CheckRequest(const GenerationRequest& request) const {
     // It never will: no use in trying again.
     if (!fits.ok()) return absl::InvalidArgumentError(fits.message());
   }
+  if (request.num_top_log_probs < 0 || request.num_top_log_probs > kMaxTopLogProbs ||
+      request.num_top_log_probs > config.vocab) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the ", request.num_top_log_probs, " most probable tokens; expected 0 to ",
+                     std::min<int64_t>(kMaxTopLogProbs, config.vocab)));
+  }
+  if (request.num_top_log_probs > 0 && !request.want_log_probs) {
+    return absl::InvalidArgumentError(
+        "the most probable tokens are wanted, but no log probabilities");
+  }
   if (request.want_log_probs) {
     // The first group scores the whole text, of which generation computes all but the last token.
     const absl::Status fits = engine_->scheduler(0).CheckFits(prompt_size + growth, 0);

@@ -26,6 +26,7 @@ struct ServingLoop::Active {
   StopText stop{{}};
   std::vector<int32_t> token_ids;  // generated
   std::vector<float> log_probs;
+  std::vector<TokenLogProb> top_log_probs;
   EndReason reason = EndReason::kStop;  // where it waits for its log probabilities
   std::string last_text;                // and the text that the end brings
   std::optional<ServingClock::time_point> admitted, first_token, last_token;

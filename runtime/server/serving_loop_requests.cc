@@ -97,9 +97,12 @@ void ServingLoop::Score(std::unique_ptr<Active> active) {
   request.prompt_ids = self.request.prompt_ids;
   request.prompt_ids.insert(request.prompt_ids.end(), self.token_ids.begin(), self.token_ids.end());
   request.score_prompt = true;
+  request.score_begin = static_cast<int64_t>(self.request.prompt_ids.size());
+  request.num_top = static_cast<int32_t>(self.request.num_top_log_probs);
   request.on_done = [this, &self](Completion completion) {
     const std::vector<float>& all = completion.prompt_log_probs;
     self.log_probs.assign(all.end() - static_cast<int64_t>(self.token_ids.size()), all.end());
+    self.top_log_probs = std::move(completion.prompt_top);
     OnDone(self, completion.finish_reason);
   };
   const absl::StatusOr<int64_t> id = engine_->Submit(std::move(request));
@@ -207,7 +210,10 @@ void ServingLoop::Finish(Active& active, EndReason reason, const absl::Status& s
   end.reason = reason;
   end.num_prompt_tokens = static_cast<int64_t>(active.request.prompt_ids.size());
   end.num_generated_tokens = static_cast<int64_t>(active.token_ids.size());
-  if (status.ok()) end.log_probs = std::move(active.log_probs);
+  if (status.ok()) {
+    end.log_probs = std::move(active.log_probs);
+    end.top_log_probs = std::move(active.top_log_probs);
+  }
   const ServingClock::time_point admitted = active.admitted.value_or(now);
   const ServingClock::time_point first = active.first_token.value_or(now);
   end.queue_ms = Seconds(admitted - active.submitted) * 1e3;

@@ -407,15 +407,28 @@ TEST(ServingLoopTest, LogProbabilitiesComeWithTheEnd) {
   Server server;
   GenerationRequest request = Make("scored", 12);
   request.want_log_probs = true;
+  request.num_top_log_probs = 3;
   const Answer answer = Read(**server.loop.Submit(request));
   ASSERT_TRUE(answer.end.status.ok()) << answer.end.status;
   ASSERT_EQ(answer.end.log_probs.size(), 12u);
+  ASSERT_EQ(answer.end.top_log_probs.size(), 36u);
+  for (size_t i = 0; i < 12; ++i) {
+    const TokenLogProb* const top = &answer.end.top_log_probs[3 * i];
+    EXPECT_EQ(top[0].token_id, answer.token_ids[i]);
+    EXPECT_EQ(top[0].log_prob, answer.end.log_probs[i]);
+    EXPECT_GE(top[1].log_prob, top[2].log_prob);
+  }
   // Greedy tokens are the most probable ones: none is rarer than a uniform draw.
   for (const float log_prob : answer.end.log_probs) {
     EXPECT_LE(log_prob, 0.0f);
     EXPECT_GT(log_prob, -std::log(1024.0f));
   }
   ExpectIdle(server.loop);
+  request.num_top_log_probs = 21;
+  EXPECT_TRUE(absl::IsInvalidArgument(server.loop.Submit(request).status()));
+  request.num_top_log_probs = 1;
+  request.want_log_probs = false;
+  EXPECT_TRUE(absl::IsInvalidArgument(server.loop.Submit(request).status()));
 }
 
 TEST(ServingLoopTest, LogProbabilitiesNeedRoomForTheLastToken) {

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -228,6 +229,20 @@ class AnswersTest(ServeTestCase):
         for choice in answer["choices"]:
             self.assertEqual(len(choice["logprobs"]["token_logprobs"]), 5)
         self.assertEqual(answer["usage"]["completion_tokens"], 20)
+        line = {"prompt": "She", "max_tokens": 40, "ignore_eos": True}
+        completion = self.inference.generate(**line, log_probs=True, top_log_probs=20).completion
+        choice, = self.server.post("/v1/completions", **line, temperature=0,
+                                   logprobs=20)["choices"]
+        for i, top in enumerate(completion.top_log_probs):
+            # Greedy: the chosen token is the first.
+            self.assertEqual((top.token_ids[0], top.log_probs[0]),
+                             (choice["token_ids"][i], completion.log_probs[i]))
+            self.assertEqual(list(top.log_probs), sorted(top.log_probs, reverse=True))
+            self.assertLess(sum(map(math.exp, top.log_probs)), 1)
+            named = set(choice["logprobs"]["top_logprobs"][i].values())
+            self.assertEqual(max(named), top.log_probs[0])
+            self.assertLessEqual(named, set(top.log_probs))
+        self.assertEqual(len(completion.top_log_probs), 40)
 
     def test_probes_metrics_and_page(self):
         self.server.post("/v1/completions", prompt="a", max_tokens=2)

@@ -1,9 +1,7 @@
-"""Servers as others run them: behind nginx with the example configuration, over TLS, and asked by
-the `openai` package where it is installed."""
+"""Servers as others run them: behind nginx with the example configuration, and over TLS."""
 
 import contextlib
 import http.client
-import importlib.util
 import json
 import os
 import shutil
@@ -39,7 +37,8 @@ def free_port():
 
 @unittest.skipUnless(NGINX, "no nginx here (package nginx-light)")
 @serve_support.needs_grpc
-class NginxTest(support.TestCase):
+class NginxTestCase(support.TestCase):
+    """Two replicas behind nginx."""
 
     def setUp(self):
         super().setUp()
@@ -86,6 +85,9 @@ class NginxTest(support.TestCase):
         return list(self.inference.generate(token_ids=[5, i % 900], max_tokens=24,
                                             ignore_eos=True).token_ids)
 
+
+class RollingTest(NginxTestCase):
+
     def test_replicas_come_and_go_under_load_and_nobody_notices(self):
         self.inference = serve_support.Inference(f"127.0.0.1:{self.ports[8001]}",
                                                  options=[("grpc.service_config", RETRY)])
@@ -124,6 +126,86 @@ class NginxTest(support.TestCase):
             for thread in threads:
                 thread.join()
         self.assertEqual(errors[:3], [], (self.folder / "errors.log").read_text()[-2000:])
+        self.assertGreater(min(counts), 10, counts)
+
+
+def cut_off(error):
+    """Whether nginx ended a stream whose replica was lost: what it says then is INTERNAL, without
+    the details that the replicas' own statuses have."""
+    return error.code() == grpc.StatusCode.INTERNAL and "grpc-status-details-bin" not in dict(
+        error.trailing_metadata() or ())
+
+
+class KillsTest(NginxTestCase):
+    """Replicas are killed, one after the other, THINWIRE_GATEWAY_KILLS times (2), and come back."""
+
+    ATTEMPTS = 40
+
+    def ask_over_stream(self, i):
+        """As who reads a stream must: what was emitted before the loss is thrown away."""
+        return [token for event in self.inference.stream(token_ids=[5, i % 900], max_tokens=24,
+                                                         ignore_eos=True)
+                for token in event.token_ids]
+
+    def ask_until_answered(self, ask, i):
+        """The answer, asked for again where the error says that this is of use."""
+        for _ in range(self.ATTEMPTS):
+            try:
+                return ask(i)
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE and not cut_off(error):
+                    raise
+            except (OSError, http.client.HTTPException):
+                pass  # the gateway's connection
+            except AssertionError as error:
+                if not str(error).startswith(("HTTP status 502", "HTTP status 503")):
+                    raise
+            with self.lock:
+                self.retries += 1
+            time.sleep(0.1)
+        raise AssertionError(f"no answer to {i} in {self.ATTEMPTS} attempts")
+
+    def test_no_request_is_lost_by_those_who_ask_again(self):
+        self.inference = serve_support.Inference(f"127.0.0.1:{self.ports[8001]}")
+        self.addCleanup(self.inference.close)
+        self.inference.call("GetModelInfo")
+        kills = int(os.environ.get("THINWIRE_GATEWAY_KILLS", 2))
+        self.lock, self.retries = threading.Lock(), 0
+        asks = (self.ask_over_http, self.ask_over_grpc, self.ask_over_stream)
+        expected = [self.ask_over_grpc(i) for i in range(50)]
+        stop, lost, counts = threading.Event(), [], [0] * len(asks)
+
+        def load(way, i):
+            while not stop.is_set():
+                i = (i + 1) % len(expected)
+                try:
+                    if self.ask_until_answered(asks[way], i) != expected[i]:
+                        lost.append(f"another answer to {i}")
+                except Exception as error:  # whatever it is, the request is lost
+                    lost.append(error)
+                with self.lock:
+                    counts[way] += 1
+
+        threads = [threading.Thread(target=load, args=(way, 7 * n)) for n in range(3)
+                   for way in range(len(asks))]
+        for thread in threads:
+            thread.start()
+        try:
+            for kill in range(kills):
+                time.sleep(0.3 + 0.1 * (kill % 5))
+                which = kill % 2
+                os.kill(self.replicas[which].leader(), signal.SIGKILL)
+                self.assertNotEqual(self.replicas[which].running.wait().exit_code, 0)
+                time.sleep(0.2)
+                self.replicas[which] = self.replica(*[(8080, 50051), (8180, 50151)][which])
+                time.sleep(1.2)  # nginx tries it again
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        print(f"{kills} kills: {counts} answers over HTTP, gRPC and its streams, "
+              f"{self.retries} asked for again, {len(lost)} lost")
+        self.assertEqual(lost[:3], [], (self.folder / "errors.log").read_text()[-2000:])
         self.assertGreater(min(counts), 10, counts)
 
 
@@ -258,25 +340,6 @@ class ToolsTest(support.TestCase):
     def setUpClass(cls):
         cls.server = Server(OPT, "--metrics", "127.0.0.1:0", "--metrics-compat", "vllm")
         cls.addClassCleanup(cls.server.close)
-
-    @unittest.skipUnless(importlib.util.find_spec("openai"), "no Python package openai here")
-    def test_the_openai_package(self):
-        import openai
-        client = openai.OpenAI(base_url=f"http://{self.server.addresses['http']}/v1", api_key="x")
-        self.assertEqual(client.models.list().data[0].id, "opt-nano")
-        chat = {"model": "opt-nano", "messages": [{"role": "user", "content": "Who is he?"}],
-                "max_tokens": 12, "seed": 3}
-        answer = client.chat.completions.create(**chat)
-        pieces = [chunk.choices[0].delta.content or ""
-                  for chunk in client.chat.completions.create(**chat, stream=True)]
-        self.assertEqual("".join(pieces), answer.choices[0].message.content)
-        text = client.completions.create(model="opt-nano", prompt="The", max_tokens=5,
-                                         temperature=0).choices[0].text
-        self.assertTrue(text)
-        with self.assertRaises(openai.NotFoundError):
-            client.completions.create(model="other", prompt="The")
-        with self.assertRaises(openai.BadRequestError):
-            client.completions.create(model="opt-nano", prompt="The", temperature=-1)
 
     def test_bench_serve_measures(self):
         report, = self.succeed(["bench", "serve", "--url",

@@ -58,7 +58,9 @@ class SoakTest(support.TestCase):
     def stream(self, client, dice):
         """One call that ends well, is cancelled, is late, or is read slowly."""
         fate = dice.choice(["read", "cancel", "late", "slow"])
+        scored = {"log_probs": True, "top_log_probs": 5} if dice.random() < 0.2 else {}
         call = client.stream(
+            **scored,
             token_ids=[dice.randrange(4, 1000) for _ in range(dice.randrange(1, 40))],
             max_tokens=dice.randrange(1, 60), ignore_eos=True,
             timeout=dice.uniform(0.001, 0.2) if fate == "late" else support.TIMEOUT_S)
@@ -79,7 +81,8 @@ class SoakTest(support.TestCase):
     def leave_http(self, dice):
         host, port = self.server.addresses["http"].split(":")
         body = json.dumps({"prompt": [5, dice.randrange(900)], "max_tokens": 300, "n": 2,
-                           "ignore_eos": True, "stream": dice.random() < 0.5})
+                           "ignore_eos": True, "stream": dice.random() < 0.5,
+                           "logprobs": dice.choice([None, 3])})
         with socket.create_connection((host, int(port)), timeout=60) as connection:
             connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: "
                                f"{len(body)}\r\n\r\n{body}".encode())

@@ -110,6 +110,7 @@ absl::StatusOr<GenerationRequest> FromMessage(const v1::GenerateRequest& message
   }
   request.share_salt = message.cache_salt();
   request.want_log_probs = message.log_probs();
+  request.num_top_log_probs = message.top_log_probs();
   return request;
 }
 
@@ -139,6 +140,15 @@ v1::Completion ToMessage(const GenerationEnd& end) {
   message.mutable_timing()->set_prefill_ns(Nanoseconds(end.prefill_ms));
   message.mutable_timing()->set_decode_ns(Nanoseconds(end.decode_ms));
   message.mutable_log_probs()->Add(end.log_probs.begin(), end.log_probs.end());
+  for (size_t i = 0; i < end.top_log_probs.size(); ++i) {
+    // As many for each generated token.
+    const size_t num_top = end.top_log_probs.size() / end.log_probs.size();
+    v1::TopLogProbs* const top = i % num_top == 0
+                                     ? message.add_top_log_probs()
+                                     : message.mutable_top_log_probs(static_cast<int>(i / num_top));
+    top->add_token_ids(end.top_log_probs[i].token_id);
+    top->add_log_probs(end.top_log_probs[i].log_prob);
+  }
   return message;
 }
 

@@ -147,8 +147,9 @@ bool Continue(Exchange& exchange, httplib::DataSink& sink) {
     exchange.Cancel(delta.end->status);
     done = true;
   } else {
-    events =
-        OpenAiChunk(exchange.answer, static_cast<int64_t>(index), delta, !exchange.begun[index]);
+    events = OpenAiChunk(exchange.answer, exchange.request, static_cast<int64_t>(index),
+                         exchange.choices[index], delta, !exchange.begun[index],
+                         *exchange.core->model.tokenizer);
     exchange.begun[index] = true;
     if (exchange.set->ended()) {
       if (exchange.request.include_usage) {

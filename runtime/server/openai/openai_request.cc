@@ -190,24 +190,16 @@ absl::StatusOr<std::vector<int32_t>> ReadMessages(const Json& object, const Serv
   return model.chat_template->Encode(messages, *model.tokenizer);
 }
 
-absl::Status ReadLogProbs(const Json& object, OpenAiRequest& request) {
+absl::Status ReadLogProbs(const Json& object, OpenAiRequest& request, int64_t& top) {
   if (request.chat) {
     TW_RETURN_IF_ERROR(ReadMember(object, "logprobs", request.log_probs));
-    int64_t top = 0;
-    TW_RETURN_IF_ERROR(ReadMember(object, "top_logprobs", 0, 20, top));
-    if (top > 0) {
-      return absl::InvalidArgumentError(
-          "\"top_logprobs\": only 0 is supported, the tokens that were chosen");
+    TW_RETURN_IF_ERROR(ReadMember(object, "top_logprobs", 0, kMaxTopLogProbs, top));
+    if (top > 0 && !request.log_probs) {
+      return absl::InvalidArgumentError("\"top_logprobs\": expected \"logprobs\" to be true");
     }
-  } else if (const Json* value = FindMember(object, "logprobs")) {
-    if (*value != 0) {
-      return absl::InvalidArgumentError(
-          "\"logprobs\": only 0 is supported, the tokens that were chosen");
-    }
+  } else if (FindMember(object, "logprobs") != nullptr) {
+    TW_RETURN_IF_ERROR(ReadMember(object, "logprobs", 0, kMaxTopLogProbs, top));
     request.log_probs = true;
-  }
-  if (request.log_probs && request.stream) {
-    return absl::InvalidArgumentError("\"logprobs\" is not supported together with \"stream\"");
   }
   return absl::OkStatus();
 }
@@ -260,7 +252,7 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiRequest(absl::string_view body, bool ch
   TW_RETURN_IF_ERROR(ReadMember(object, "ignore_eos", base.params.ignore_eos));
   TW_RETURN_IF_ERROR(ReadSalt(object, base.share_salt));
   TW_RETURN_IF_ERROR(ReadStop(object, base.params.stop));
-  TW_RETURN_IF_ERROR(ReadLogProbs(object, request));
+  TW_RETURN_IF_ERROR(ReadLogProbs(object, request, base.num_top_log_probs));
   if (const Json* options = FindMember(object, "stream_options")) {
     if (!options->is_object()) return UnexpectedMember("stream_options", "an object", *options);
     TW_RETURN_IF_ERROR(ReadMember(*options, "include_usage", request.include_usage));

@@ -1,9 +1,11 @@
 #include "runtime/server/openai/openai_response.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 
 namespace thinwire {
 namespace {
@@ -42,28 +44,53 @@ Json Usage(const OpenAiRequest& request, const std::vector<OpenAiChoice>& choice
           {"total_tokens", prompt + completion}};
 }
 
+// JSON has no infinity: a token that cannot be has OpenAI's number for it.
+Json LogProb(float log_prob) { return std::max(log_prob, -9999.0f); }
+
+// One token of a chat's "logprobs".
+Json TokenEntry(const std::string& token, float log_prob) {
+  return {{"token", token},
+          {"logprob", LogProb(log_prob)},
+          {"bytes", std::vector<uint8_t>(token.begin(), token.end())}};
+}
+
 Json LogProbs(const OpenAiChoice& choice, bool chat, const Tokenizer& tokenizer) {
+  const auto text_of = [&](int32_t id) {
+    return tokenizer.Decode({&id, 1}, /*skip_special_tokens=*/false);
+  };
+  const absl::Span<const TokenLogProb> all = choice.end.top_log_probs;
+  const size_t count = choice.end.log_probs.size();
+  const size_t num_top = count == 0 ? 0 : all.size() / count;
   Json content = Json::array();
   Json tokens = Json::array();
   Json log_probs = Json::array();
+  Json tops = Json::array();
   Json offsets = Json::array();
   size_t offset = 0;
-  for (size_t i = 0; i < choice.end.log_probs.size(); ++i) {
-    const std::string token =
-        tokenizer.Decode({&choice.token_ids[i], 1}, /*skip_special_tokens=*/false);
-    content.push_back({{"token", token},
-                       {"logprob", choice.end.log_probs[i]},
-                       {"bytes", std::vector<uint8_t>(token.begin(), token.end())},
-                       {"top_logprobs", Json::array()}});
+  for (size_t i = 0; i < count; ++i) {
+    const std::string token = text_of(choice.token_ids[i]);
+    const float log_prob = choice.end.log_probs[i];
+    Json entries = Json::array();
+    Json by_text = Json::object();
+    for (const TokenLogProb& top : all.subspan(i * num_top, num_top)) {
+      const std::string text = text_of(top.token_id);
+      entries.push_back(TokenEntry(text, top.log_prob));
+      // Of tokens with one text, the most probable.
+      if (!by_text.contains(text)) by_text[text] = LogProb(top.log_prob);
+    }
+    if (num_top > 0 && !by_text.contains(token)) by_text[token] = LogProb(log_prob);
+    content.push_back(TokenEntry(token, log_prob));
+    content.back()["top_logprobs"] = std::move(entries);
     tokens.push_back(token);
-    log_probs.push_back(choice.end.log_probs[i]);
+    log_probs.push_back(LogProb(log_prob));
+    tops.push_back(std::move(by_text));
     offsets.push_back(offset);
     offset += token.size();
   }
-  if (chat) return {{"content", content}};
+  if (chat) return {{"content", content}, {"refusal", nullptr}};
   return {{"tokens", tokens},
           {"token_logprobs", log_probs},
-          {"top_logprobs", nullptr},
+          {"top_logprobs", num_top > 0 ? tops : Json(nullptr)},
           {"text_offset", offsets}};
 }
 
@@ -119,8 +146,9 @@ std::string OpenAiResponseJson(const OpenAiAnswer& answer, const OpenAiRequest& 
   return Dump(body);
 }
 
-std::string OpenAiChunk(const OpenAiAnswer& answer, int64_t index, const GenerationDelta& delta,
-                        bool first) {
+std::string OpenAiChunk(const OpenAiAnswer& answer, const OpenAiRequest& request, int64_t index,
+                        const OpenAiChoice& choice_so_far, const GenerationDelta& delta, bool first,
+                        const Tokenizer& tokenizer) {
   Json body = ChunkHead(answer);
   Json choice = {{"index", index}};
   if (answer.chat) {
@@ -131,7 +159,9 @@ std::string OpenAiChunk(const OpenAiAnswer& answer, int64_t index, const Generat
   } else {
     choice["text"] = delta.text;
   }
-  choice["logprobs"] = nullptr;
+  choice["logprobs"] = request.log_probs && delta.end.has_value()
+                           ? LogProbs(choice_so_far, answer.chat, tokenizer)
+                           : Json(nullptr);
   choice["finish_reason"] = delta.end.has_value() ? FinishReasonOf(*delta.end) : Json(nullptr);
   choice["token_ids"] = delta.token_ids;
   body["choices"] = Json::array({std::move(choice)});

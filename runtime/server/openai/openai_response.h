@@ -32,9 +32,11 @@ std::string OpenAiResponseJson(const OpenAiAnswer& answer, const OpenAiRequest& 
                                const std::vector<OpenAiChoice>& choices,
                                const Tokenizer& tokenizer);
 
-// One event of a stream, "data: ...\n\n": what came of a choice. `first`: of this choice.
-std::string OpenAiChunk(const OpenAiAnswer& answer, int64_t index, const GenerationDelta& delta,
-                        bool first);
+// One event of a stream, "data: ...\n\n": what came of a choice, which is in `choice_so_far`, too.
+// `first`: of this choice. Log probabilities of all its tokens come with the last one.
+std::string OpenAiChunk(const OpenAiAnswer& answer, const OpenAiRequest& request, int64_t index,
+                        const OpenAiChoice& choice_so_far, const GenerationDelta& delta, bool first,
+                        const Tokenizer& tokenizer);
 // The event with the usage, and the one that ends a stream.
 std::string OpenAiUsageChunk(const OpenAiAnswer& answer, const OpenAiRequest& request,
                              const std::vector<OpenAiChoice>& choices);

@@ -1,4 +1,5 @@
 // What goes in and out of the OpenAI endpoints, without a network.
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
@@ -74,7 +75,9 @@ TEST_F(OpenAiTest, WhatIsWrongIsNamed) {
   ExpectRefused(R"({"prompt": ["a", "b", "c"], "n": 100})", "128");
   ExpectRefused(R"({"prompt": "a", "stop": [""]})", "\"stop\"");
   ExpectRefused(R"({"prompt": "a", "stream": 1})", "\"stream\"");
-  ExpectRefused(R"({"prompt": "a", "logprobs": 5})", "\"logprobs\"");
+  ExpectRefused(R"({"prompt": "a", "logprobs": 21})", "\"logprobs\"");
+  ExpectRefused(R"({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2})",
+                "\"logprobs\" to be true", true);
   ExpectRefused(R"({"prompt": "a", "presence_penalty": 0.5})", "\"presence_penalty\"");
   ExpectRefused(R"({"prompt": "a", "best_of": 3})", "\"best_of\"");
   ExpectRefused(R"({"messages": []})", "at least one", true);
@@ -163,7 +166,8 @@ TEST_F(OpenAiTest, AnswersHaveOpenAisMembers) {
   const auto prompt = static_cast<int64_t>(request.generations[0].prompt_ids.size());
   EXPECT_EQ(body["usage"]["prompt_tokens"], prompt);
   EXPECT_EQ(body["usage"]["completion_tokens"], 3);
-  const std::string chunk = OpenAiChunk({"c", "m", 5, true}, 1, {.text = "hi"}, true);
+  const std::string chunk =
+      OpenAiChunk({"c", "m", 5, true}, request, 1, {}, {.text = "hi"}, true, *model_.tokenizer);
   ASSERT_TRUE(absl::StartsWith(chunk, "data: ") && absl::EndsWith(chunk, "\n\n"));
   EXPECT_EQ(Json::parse(chunk.substr(6))["choices"][0]["delta"],
             Json({{"role", "assistant"}, {"content", "hi"}}));
@@ -174,6 +178,32 @@ TEST_F(OpenAiTest, AnswersHaveOpenAisMembers) {
   EXPECT_EQ(large["type"], "invalid_request_error");
   EXPECT_EQ(large["code"], 413);
   EXPECT_EQ(Json::parse(OpenAiErrorJson(500, "bad"))["error"]["type"], "server_error");
+}
+
+TEST_F(OpenAiTest, TheMostProbableTokensStandBesideTheChosen) {
+  const auto request = *Parse(R"({"prompt": "a", "logprobs": 2, "stream": true})");
+  EXPECT_EQ(request.generations[0].num_top_log_probs, 2);
+  const auto text = [&](int32_t id) { return model_.tokenizer->Decode({&id, 1}, false); };
+  const float never = -std::numeric_limits<float>::infinity();
+  OpenAiChoice choice = {"x", {300, 301}, {.reason = EndReason::kLength, .log_probs = {-1, -2}}};
+  choice.end.top_log_probs = {{300, -1.0f}, {302, -3.0f}, {303, -0.5f}, {304, never}};
+  const GenerationDelta last = {.text = "x", .token_ids = {301}, .end = choice.end};
+  const auto log_probs = [&](bool chat, const GenerationDelta& delta) {
+    const std::string event =
+        OpenAiChunk({"c", "m", 5, chat}, request, 0, choice, delta, false, *model_.tokenizer);
+    return Json::parse(event.substr(6))["choices"][0]["logprobs"];
+  };
+  EXPECT_TRUE(log_probs(true, {.text = "x"}).is_null());
+  EXPECT_EQ(log_probs(false, last)["top_logprobs"],
+            Json({{{text(300), -1.0}, {text(302), -3.0}},
+                  {{text(301), -2.0}, {text(303), -0.5}, {text(304), -9999.0}}}));
+  const Json content = log_probs(true, last)["content"];
+  ASSERT_EQ(content.size(), 2u);
+  EXPECT_EQ(content[1]["token"], text(301));
+  EXPECT_EQ(content[1]["logprob"], -2.0);
+  ASSERT_EQ(content[1]["top_logprobs"].size(), 2u);
+  EXPECT_EQ(content[1]["top_logprobs"][0]["token"], text(303));
+  EXPECT_EQ(content[1]["top_logprobs"][1]["logprob"], -9999.0);
 }
 
 TEST_F(OpenAiTest, DamagedBodiesAreErrorsNotCrashes) {
