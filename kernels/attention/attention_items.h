@@ -5,7 +5,8 @@
 // cut into blocks of at most kCudaRows (decoding) or kPromptRows (prompts), their keys into splits.
 // A block of threads takes one item: a block of rows, a split and a KV head. Where a block of rows
 // has several splits, each leaves a partial result, and a second kernel combines them. The cut
-// depends on the sequence alone, so that results do not depend on what else is in the call.
+// depends on the sequence, and where a call has too few keys for a whole GPU on how many it has: a
+// result may then differ in the rounding of its sums from that beside other sequences.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +43,7 @@ struct AttentionCombine {
 // What the cut depends on besides the sequences.
 struct AttentionCut {
   int64_t group = 1;
+  int64_t num_kv_heads = 1;
   int64_t window = 0;        // 0: unlimited
   bool coded = false;        // pages hold codes
   bool has_prompts = false;  // there is a kernel for many rows

@@ -87,12 +87,27 @@ TEST(AttentionItemsTest, EachRowGetsItsKeysOnce) {
     }
     const AttentionCut cut = {
         .group = int64_t{1} << random() % 4,
+        .num_kv_heads = int64_t{1} << random() % 4,
         .window = random() % 2 == 0 ? 0 : 1 + static_cast<int64_t>(random() % 5000),
         .coded = random() % 2 == 0,
         .has_prompts = random() % 2 == 0};
     ExpectCovered(cut, seqs);
     if (HasFailure()) return;
   }
+}
+
+TEST(AttentionItemsTest, FewKeysAreSpreadOverTheGpuAndManyAreNot) {
+  const auto items = [](int count, bool coded) {
+    Sequences seqs;
+    for (int s = 0; s < count; ++s) seqs.Add(1, 4000);
+    return CutIntoItems({.group = 8, .num_kv_heads = 4, .coded = coded}, seqs.token_offsets,
+                        seqs.context_lens)
+        .few.size();
+  };
+  EXPECT_EQ(items(1, false), 32);       // 128 keys each, 128 blocks of threads
+  EXPECT_EQ(items(1, true), 16);        // 256 keys each
+  EXPECT_EQ(items(64, false), 64 * 8);  // 512 each
+  EXPECT_EQ(items(64, true), 64 * 4);   // 1024 each
 }
 
 // On the CPU, where device memory is memory.
@@ -134,13 +149,13 @@ TEST(StepSequencesTest, HasAllArraysAndFillsItemsUp) {
   EXPECT_EQ(items[4].seq, 4);
   EXPECT_EQ(items[4].key_end, 100);
   EXPECT_EQ(items[5].num_rows, 0);
-  // A longer context changes nothing before it needs splits: two of 256 keys each.
+  // A longer context changes nothing before it needs splits: three of 128 keys each.
   EXPECT_EQ(upload(256), layout);
   const StepSequences::Layout longer = upload(257);
-  EXPECT_EQ(longer.num_few, 12);
+  EXPECT_EQ(longer.num_few, 16);
   EXPECT_EQ(longer.num_combines, 6);
-  EXPECT_EQ(upload(512), longer);
-  EXPECT_NE(upload(513), longer);
+  EXPECT_EQ(upload(384), longer);
+  EXPECT_NE(upload(385), longer);
 }
 
 }  // namespace

@@ -101,6 +101,7 @@ absl::Status Run(AttentionCall call, const Sequences& seqs, const StepSequences*
     return launch();
   }
   const AttentionItems items = CutIntoItems({.group = call.group,
+                                             .num_kv_heads = call.num_kv_heads,
                                              .window = call.window,
                                              .coded = call.k.order != nullptr,
                                              .has_prompts = PromptFits(call)},

@@ -199,28 +199,56 @@ __global__ void __launch_bounds__(kThreads) Plain(const AttentionCall call) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) Combine(const AttentionCall call) {
+// One row of a block of rows: its partials are shared out among the warps, whose lanes have every
+// 32nd channel. Enough loads are on their way at once for what is mostly latency.
+constexpr int kCombineWarps = 8;
+constexpr int kChannelsPerPass = 128;
+
+__global__ void __launch_bounds__(32 * kCombineWarps) Combine(const AttentionCall call) {
+  __shared__ float values[kCombineWarps][kChannelsPerPass];
   const AttentionCombine job = call.combines[blockIdx.x];
   const int kv_head = blockIdx.y;
   const int row = blockIdx.z;
   if (row >= job.num_rows) return;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const auto at_of = [&](int p) { return PartialRow(call, job.first_partial + p, kv_head, row); };
+  // Every warp for itself: all find the same.
   const auto* weights = reinterpret_cast<const float2*>(call.partial_weights);
   float maximum = kLowestScore;
-  for (int p = 0; p < job.num_partials; ++p) {
-    maximum = fmaxf(maximum, weights[PartialRow(call, job.first_partial + p, kv_head, row)].x);
+  for (int p = lane; p < job.num_partials; p += 32) maximum = fmaxf(maximum, weights[at_of(p)].x);
+  for (int step = 16; step > 0; step /= 2) {
+    maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffffu, maximum, step));
   }
+  float sum = 0.0f;
+  for (int p = lane; p < job.num_partials; p += 32) {
+    const float2 weight = weights[at_of(p)];
+    sum += weight.y * Exp2(weight.x - maximum);
+  }
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
   const int64_t to = RowElement(call, job.seq, kv_head, job.first_row + row, call.out_stride);
-  for (int channel = threadIdx.x; channel < call.head_dim; channel += kThreads) {
-    float value = 0.0f, sum = 0.0f;
+  for (int begin = 0; begin < call.head_dim; begin += kChannelsPerPass) {
+    float value[kChannelsPerPass / 32] = {};
 #pragma unroll 4
-    for (int p = 0; p < job.num_partials; ++p) {
-      const int64_t at = PartialRow(call, job.first_partial + p, kv_head, row);
-      const float2 weight = weights[at];
-      const float factor = Exp2(weight.x - maximum);
-      sum += weight.y * factor;
-      value += call.partial_values[at * call.head_dim + channel] * factor;
+    for (int p = warp; p < job.num_partials; p += kCombineWarps) {
+      const float factor = Exp2(weights[at_of(p)].x - maximum);
+      const float* const from = call.partial_values + at_of(p) * call.head_dim + begin;
+#pragma unroll
+      for (int i = 0; i < kChannelsPerPass / 32; ++i) {
+        const int channel = lane + 32 * i;
+        if (begin + channel < call.head_dim) value[i] += from[channel] * factor;
+      }
     }
-    StoreFloat(call.out, call.out_dtype, to + channel, value / sum);
+#pragma unroll
+    for (int i = 0; i < kChannelsPerPass / 32; ++i) values[warp][lane + 32 * i] = value[i];
+    __syncthreads();
+    const int channel = begin + static_cast<int>(threadIdx.x);
+    if (threadIdx.x < kChannelsPerPass && channel < call.head_dim) {
+      float total = 0.0f;
+#pragma unroll
+      for (int w = 0; w < kCombineWarps; ++w) total += values[w][threadIdx.x];
+      StoreFloat(call.out, call.out_dtype, to + channel, total / sum);
+    }
+    __syncthreads();
   }
 }
 
@@ -238,7 +266,8 @@ cudaError_t LaunchPlain(const AttentionCall& call, cudaStream_t stream) {
 
 cudaError_t LaunchCombine(const AttentionCall& call, cudaStream_t stream) {
   if (call.num_combines == 0) return cudaSuccess;
-  Combine<<<dim3(call.num_combines, call.num_kv_heads, kCudaRows), kThreads, 0, stream>>>(call);
+  const dim3 grid(call.num_combines, call.num_kv_heads, kCudaRows);
+  Combine<<<grid, 32 * kCombineWarps, 0, stream>>>(call);
   return cudaGetLastError();
 }
 

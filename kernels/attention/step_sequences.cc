@@ -38,6 +38,7 @@ Piece PieceOf(absl::Span<const T> values, int64_t room = 0) {
 absl::Status StepSequences::Upload(const Arrays& arrays, Stream& stream) {
   const AttentionItems items = CutIntoItems(
       {.group = layers_.num_heads / layers_.num_kv_heads,
+       .num_kv_heads = layers_.num_kv_heads,
        .window = layers_.window,
        .coded = layers_.coded,
        .has_prompts = HasPromptKernel(layers_.coded, layers_.page_dtype, layers_.head_dim)},

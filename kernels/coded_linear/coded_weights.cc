@@ -81,6 +81,42 @@ absl::StatusOr<CodedWeights> CodedWeights::Allocate(int64_t out_features, int64_
   return weights;
 }
 
+absl::StatusOr<CodedWeights> CodedWeights::Stack(absl::Span<const CodedWeights* const> parts) {
+  TW_CHECK(!parts.empty());
+  const CodedWeights& first = *parts.front();
+  int64_t rows = 0;
+  for (const CodedWeights* part : parts) {
+    TW_CHECK(part->device().kind == DeviceKind::kCpu);
+    if (part->bits_ != first.bits_ || part->group_offsets_ != first.group_offsets_ ||
+        rows % kPanelRows != 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "coded weights: expected parts of equal bits and groups and multiples of ", kPanelRows,
+          " rows, found ", first.bits_, " bits and ", first.num_groups(), " groups, then ",
+          part->bits_, " and ", part->num_groups(), " behind row ", rows));
+    }
+    rows += part->out_features_;
+  }
+  TW_ASSIGN_OR_RETURN(CodedWeights stacked, Allocate(rows, first.in_features_, first.bits_,
+                                                     first.group_offsets_, Device::Cpu()));
+  const auto copy = [](const void* from, const void* to, int64_t bytes) {
+    if (bytes > 0) std::memcpy(const_cast<void*>(to), from, static_cast<size_t>(bytes));
+  };
+  int64_t panel = 0;
+  for (const CodedWeights* part : parts) {
+    const auto panels = static_cast<int64_t>(part->panel_max_zero_.size());
+    const int64_t group_rows = panels * first.num_groups() * kPanelRows;
+    copy(part->panel_codes(0), stacked.panel_codes(panel),
+         panels * first.block_offsets_.back() * BlockBytes(first.bits_));
+    copy(part->panel_scales(0), stacked.panel_scales(panel),
+         group_rows * static_cast<int64_t>(sizeof(Half)));
+    copy(part->panel_zeros(0), stacked.panel_zeros(panel), group_rows);
+    std::copy(part->panel_max_zero_.begin(), part->panel_max_zero_.end(),
+              stacked.panel_max_zero_.begin() + panel);
+    panel += panels;
+  }
+  return stacked;
+}
+
 absl::StatusOr<CodedWeights> CodedWeights::CopyTo(Device device) const {
   TW_RETURN_IF_ERROR(CheckDeviceUsable(device));
   TW_CHECK(this->device().kind == DeviceKind::kCpu);

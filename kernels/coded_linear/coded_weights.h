@@ -32,6 +32,11 @@ class CodedWeights {
   CodedWeights(CodedWeights&& other) noexcept = default;
   CodedWeights& operator=(CodedWeights&& other) noexcept = default;
 
+  // The rows of all parts, one part after the other, in host memory as they are. At least one part;
+  // InvalidArgument where bits or groups differ or a part but the last has rows that fill no block
+  // of 16; ResourceExhausted.
+  static absl::StatusOr<CodedWeights> Stack(absl::Span<const CodedWeights* const> parts);
+
   // A copy for kernels on a GPU, ready when it returns: of it, only the sizes may be asked.
   // ResourceExhausted; errors as CheckDeviceUsable.
   absl::StatusOr<CodedWeights> CopyTo(Device device) const;

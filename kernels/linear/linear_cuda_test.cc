@@ -103,6 +103,23 @@ TEST_F(LinearCudaTest, AwkwardShapesOfAllTypesMatchTheReference) {
   }
 }
 
+TEST_F(LinearCudaTest, FewTokensInFp32ReadWeightsOfSixteenBitsAsTheyLie) {
+  for (const DType weight_dtype : {DType::kF16, DType::kBF16}) {
+    for (const int64_t num_tokens : {1, 3, 5, 8, 13, 33}) {
+      for (const int64_t out : {1, 66, 517}) {
+        for (const int64_t in : {8, 264, 2056, 31}) {
+          ExpectMatchesReference({num_tokens, out, in, DType::kF32, weight_dtype, out == 66,
+                                  in == 264 ? 4
+                                  : in == 8 ? 1
+                                            : 0,
+                                  out == 517 ? 3 : 0});
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
 TEST_F(LinearCudaTest, LargeShapesMatchTheReferenceTwiceWithTheSameBits) {
   for (const DType dtype : kFloatDTypes) {
     ExpectMatchesReference({33, 512, 4096, dtype, dtype, true, 0, 0});

@@ -6,6 +6,7 @@
 
 #include "kernels/core/copy.h"
 #include "kernels/core/status_macros.h"
+#include "runtime/model/stacked_linears.h"
 
 namespace thinwire {
 namespace {
@@ -45,6 +46,7 @@ absl::Status Move(LinearWeights& linear, Stream& stream) {
 }
 
 absl::Status Move(std::vector<LinearWeights>& linears, Stream& stream) {
+  TW_RETURN_IF_ERROR(StackLinears(linears));
   for (LinearWeights& linear : linears) TW_RETURN_IF_ERROR(Move(linear, stream));
   return absl::OkStatus();
 }

@@ -422,15 +422,13 @@ absl::Status LayerRunner::AttentionHalf(const LayerWeights& layer, int64_t cache
   const TensorView v = qkv.Columns((num_heads + num_kv_heads) * head_dim, num_kv_heads * head_dim);
   TW_RETURN_IF_ERROR(ApplyLinears(layer.qkv, input, qkv, wire, stream));
   if (spec_.rope) {
-    RopeArgs rope = {.x = q,
-                     .positions = Positions(batch),
-                     .inv_freq = inv_freq_.view(),
-                     .num_heads = num_heads,
-                     .head_dim = head_dim};
-    TW_RETURN_IF_ERROR(Rope(rope, stream));
-    rope.x = k;
-    rope.num_heads = num_kv_heads;
-    TW_RETURN_IF_ERROR(Rope(rope, stream));
+    // Keys lie behind queries.
+    TW_RETURN_IF_ERROR(Rope({.x = qkv.Columns(0, (num_heads + num_kv_heads) * head_dim),
+                             .positions = Positions(batch),
+                             .inv_freq = inv_freq_.view(),
+                             .num_heads = num_heads + num_kv_heads,
+                             .head_dim = head_dim},
+                            stream));
   }
   TW_RETURN_IF_ERROR(Look(hook, QuantSite::kQ, q));
   TW_RETURN_IF_ERROR(Look(hook, QuantSite::kK, k));
