@@ -61,9 +61,12 @@ class GpuGptq {
   // A sweep of coordinate descent, from slopes to slopes.
   absl::Status Sweep(absl::Span<const std::pair<int64_t, int64_t>> blocks);
 
-  // Of each row, [out, num_groups, num_groups] (lower triangles) and [out, num_groups]: K^T H K and
-  // K^T (E H), column block g of K being the group's code - zero.
-  absl::Status Systems(std::vector<double>& systems, std::vector<double>& slopes);
+  // Of each of rows [first, first + num_rows), [num_rows, num_groups, num_groups] (lower triangles)
+  // and [num_rows, num_groups]: K^T H K and K^T (E H), column block g of K being the group's code -
+  // zero. With small groups the systems are larger than the matrix by far: hence some rows at a
+  // time.
+  absl::Status Systems(int64_t first, int64_t num_rows, std::vector<double>& systems,
+                       std::vector<double>& slopes);
 
   absl::Status SetScales(absl::Span<const float> scales);
   absl::Status Get(const GpuGptqCodes& codes) const;

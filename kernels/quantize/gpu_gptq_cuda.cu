@@ -397,37 +397,45 @@ absl::Status GpuGptq::Sweep(absl::Span<const std::pair<int64_t, int64_t>> blocks
   return absl::OkStatus();
 }
 
-absl::Status GpuGptq::Systems(std::vector<double>& systems, std::vector<double>& slopes) {
+absl::Status GpuGptq::Systems(int64_t first, int64_t num_rows, std::vector<double>& systems,
+                              std::vector<double>& slopes) {
+  TW_CHECK(first >= 0 && num_rows > 0 && first + num_rows <= out_);
   constexpr absl::string_view kWhat = "systems of scales";
   TW_ASSIGN_OR_RETURN(const auto sums, DeviceArray<double>::Allocate(
-                                           out_ * num_groups_ * num_groups_, kWhat, *stream_));
+                                           num_rows * num_groups_ * num_groups_, kWhat, *stream_));
   TW_ASSIGN_OR_RETURN(const auto slope_sums,
-                      DeviceArray<double>::Allocate(out_ * num_groups_, kWhat, *stream_));
+                      DeviceArray<double>::Allocate(num_rows * num_groups_, kWhat, *stream_));
   TW_ASSIGN_OR_RETURN(const auto products,
-                      DeviceArray<float>::Allocate(out_ * in_, kWhat, *stream_));
+                      DeviceArray<float>::Allocate(num_rows * in_, kWhat, *stream_));
   const cudaStream_t native = CudaStream(*stream_);
   TW_RETURN_IF_CUDA_ERROR(
       cudaMemsetAsync(sums.data(), 0, sizeof(double) * static_cast<size_t>(sums.size()), native),
       stream_->device());
-  const BlockArgs args = Args({});
-  Values<<<Blocks(out_ * in_, kThreads), kThreads, 0, native>>>(args, weights_.data(), false,
-                                                                scratch_.data());
+  BlockArgs args = Args({});
+  args.out = num_rows;
+  args.state += first * in_;
+  args.codes += first * in_;
+  args.scales += first * num_groups_;
+  args.zeros += first * num_groups_;
+  float* const steps = scratch_.data();
+  Values<<<Blocks(num_rows * in_, kThreads), kThreads, 0, native>>>(args, weights_.data(), false,
+                                                                    steps);
   TW_RETURN_IF_ERROR(CudaLaunchStatus("steps of codes", *stream_));
   for (int64_t g = 0; g < num_groups_; ++g) {
     const int64_t begin = host_offsets_[g], end = host_offsets_[g + 1];
     // Columns up to the group's end: the lower triangle.
-    TW_RETURN_IF_ERROR(SgemmCuda({.m = out_,
+    TW_RETURN_IF_ERROR(SgemmCuda({.m = num_rows,
                                   .n = end,
                                   .k = end - begin,
-                                  .a = scratch_.data() + begin,
+                                  .a = steps + begin,
                                   .lda = in_,
                                   .b = hessian_.data() + begin * in_,
                                   .ldb = in_,
                                   .c = products.data(),
                                   .ldc = in_},
                                  *stream_));
-    SumSystems<<<Blocks(out_ * (g + 1), kRows), kThreads, 0, native>>>(
-        args, products.data(), scratch_.data(), g, sums.data(), slope_sums.data());
+    SumSystems<<<Blocks(num_rows * (g + 1), kRows), kThreads, 0, native>>>(
+        args, products.data(), steps, g, sums.data(), slope_sums.data());
     TW_RETURN_IF_ERROR(CudaLaunchStatus("systems of scales", *stream_));
   }
   systems.resize(static_cast<size_t>(sums.size()));

@@ -22,6 +22,8 @@ namespace {
 
 // Rows that one thread takes at a time. Products have these shapes whatever the number of threads.
 constexpr int64_t kRows = 64;
+// Numbers in the rows' systems of scales that a GPU makes at a time: 256 MiB.
+constexpr int64_t kMostSystems = int64_t{1} << 25;
 // Columns after which feedback reaches the columns beyond them, as one product.
 constexpr int64_t kColumns = 128;
 
@@ -301,10 +303,14 @@ absl::Status Quantizer::RunOnGpu(Stream& gpu) {
       for (int refit = 0; refit <= options_.refits; ++refit) {
         TW_RETURN_IF_ERROR(work.Slopes());
         if (refit > 0) {
-          std::vector<double> systems, slopes;
-          TW_RETURN_IF_ERROR(work.Systems(systems, slopes));
           TW_RETURN_IF_ERROR(work.Get(codes));
-          RefitScalesOf(systems, slopes, codes_, pool_);
+          const int64_t groups = codes_.num_groups();
+          const int64_t rows = std::max<int64_t>(1, kMostSystems / (groups * groups));
+          std::vector<double> systems, slopes;
+          for (int64_t first = 0; first < out_; first += rows) {
+            TW_RETURN_IF_ERROR(work.Systems(first, std::min(rows, out_ - first), systems, slopes));
+            RefitScalesOf(first, systems, slopes, codes_, pool_);
+          }
           TW_RETURN_IF_ERROR(work.SetScales(codes_.scales));
           TW_RETURN_IF_ERROR(work.Slopes());
         }

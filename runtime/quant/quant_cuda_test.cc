@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "kernels/quantize/gpu_gptq.h"
 #include "kernels/testing/gpu_test.h"
 #include "runtime/quant/asymmetric_target.h"
 #include "runtime/quant/cholesky.h"
@@ -137,6 +138,42 @@ TEST_F(QuantCudaTest, GptqIsAsGoodThereAsHere) {
 }
 
 // k-means and feedback go their own ways after the first tie: what is lost must not.
+TEST_F(QuantCudaTest, SystemsOfSomeRowsAreThoseAmongAll) {
+  constexpr int64_t kOut = 37, kIn = 52;
+  const std::vector<int32_t> groups = {0, 16, 20, 52};
+  const auto num_groups = static_cast<int64_t>(groups.size()) - 1;
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  std::vector<float> weights(kOut * kIn);
+  for (float& weight : weights) weight = normal(random);
+  // Integers, so that sums with codes of 4 bits are exact in any order.
+  std::vector<double> hessian(kIn * kIn);
+  for (int64_t i = 0; i < kIn; ++i) {
+    for (int64_t j = 0; j <= i; ++j) {
+      hessian[i * kIn + j] = hessian[j * kIn + i] = static_cast<double>(random() % 9);
+    }
+  }
+  absl::StatusOr<GpuGptq> work = GpuGptq::Create(kOut, kIn, 4, groups, weights, {}, stream());
+  ASSERT_TRUE(work.ok()) << work.status();
+  ASSERT_TRUE(work->SetHessian(hessian).ok());
+  ASSERT_TRUE(work->FeedForward({{{0, kIn}}}, true, {}).ok());
+  ASSERT_TRUE(work->Slopes().ok());
+  std::vector<double> systems, slopes;
+  ASSERT_TRUE(work->Systems(0, kOut, systems, slopes).ok());
+  ASSERT_EQ(static_cast<int64_t>(slopes.size()), kOut * num_groups);
+  for (const int64_t rows : {1, 10, 37}) {
+    std::vector<double> some, all_systems, all_slopes, some_slopes;
+    for (int64_t first = 0; first < kOut; first += rows) {
+      const int64_t count = std::min(rows, kOut - first);
+      ASSERT_TRUE(work->Systems(first, count, some, some_slopes).ok());
+      all_systems.insert(all_systems.end(), some.begin(), some.end());
+      all_slopes.insert(all_slopes.end(), some_slopes.begin(), some_slopes.end());
+    }
+    EXPECT_EQ(all_systems, systems);
+    EXPECT_EQ(all_slopes, slopes);
+  }
+}
+
 TEST_F(QuantCudaTest, VectorsLoseNoMoreThereThanHere) {
   struct Case {
     int64_t out, in;

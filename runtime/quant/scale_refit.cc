@@ -109,14 +109,16 @@ void RefitScales(absl::Span<const float> slopes, absl::Span<const float> hessian
   });
 }
 
-void RefitScalesOf(absl::Span<const double> systems, absl::Span<const double> slopes,
+void RefitScalesOf(int64_t first, absl::Span<const double> systems, absl::Span<const double> slopes,
                    GptqCodes& codes, ThreadPool& pool) {
   const int64_t num_groups = codes.num_groups();
-  TW_CHECK_EQ(static_cast<int64_t>(slopes.size()), codes.out_features * num_groups);
+  const int64_t num_rows = static_cast<int64_t>(slopes.size()) / num_groups;
+  TW_CHECK_EQ(static_cast<int64_t>(slopes.size()), num_rows * num_groups);
+  TW_CHECK(first >= 0 && first + num_rows <= codes.out_features);
   TW_CHECK_EQ(systems.size(), slopes.size() * static_cast<size_t>(num_groups));
-  pool.ParallelForDynamic(codes.out_features, [&](int64_t row) {
+  pool.ParallelForDynamic(num_rows, [&](int64_t row) {
     RefitRow(num_groups, systems.data() + row * num_groups * num_groups,
-             slopes.data() + row * num_groups, codes.scales.data() + row * num_groups);
+             slopes.data() + row * num_groups, codes.scales.data() + (first + row) * num_groups);
   });
 }
 

@@ -21,9 +21,9 @@ namespace thinwire {
 void RefitScales(absl::Span<const float> slopes, absl::Span<const float> hessian, GptqCodes& codes,
                  ThreadPool& pool);
 
-// The same from the rows' A [out, num_groups, num_groups] (the lower triangles) and K^T (E H) [out,
-// num_groups].
-void RefitScalesOf(absl::Span<const double> systems, absl::Span<const double> slopes,
+// The same for some rows, from `first` on, given their A [rows, num_groups, num_groups] (the lower
+// triangles) and K^T (E H) [rows, num_groups].
+void RefitScalesOf(int64_t first, absl::Span<const double> systems, absl::Span<const double> slopes,
                    GptqCodes& codes, ThreadPool& pool);
 
 }  // namespace thinwire
