@@ -306,5 +306,44 @@ TEST_F(CodedLinearCudaTest, ATokensBitsAreTheSameBesideAnyOthers) {
   }
 }
 
+// A call begins with its weights while the one ahead still runs: each must see that one's results,
+// and leave partial sums alone that are still read.
+TEST_F(CodedLinearCudaTest, CallsInARowSeeTheResultsOfThoseAhead) {
+  constexpr int kCalls = 12;
+  for (const int64_t width : {512, 2304}) {  // without partial sums and with them
+    std::mt19937 random(static_cast<uint32_t>(width));
+    const Weights w(width, width, 4, Offsets(width, 128, random), 15, random);
+    const CodedWeights weights = w.coded.CopyTo(stream().device()).value();
+    for (const int64_t num_tokens : {1, 16}) {
+      std::normal_distribution<float> normal(0.0f, 1.0f);
+      std::vector<float> values(static_cast<size_t>(num_tokens * width));
+      for (float& value : values) value = normal(random);
+      // bf16: it is read as it lies, and has the range for many products.
+      const Tensor first = RoundedTensor(values, DType::kBF16, num_tokens, width);
+      std::vector<float> expected;
+      for (const bool waits : {true, false}) {
+        Tensor x[2] = {OnDevice(first.view(), stream()), OnDevice(first.view(), stream())};
+        for (int i = 0; i < kCalls; ++i) {
+          CodedLinearArgs args;
+          args.x = x[i % 2].view();
+          args.weights = &weights;
+          args.y = x[1 - i % 2].mutable_view();
+          ASSERT_TRUE(CodedLinearFewTokensCuda(args, stream()).ok());
+          if (waits) {
+            ASSERT_TRUE(stream().Synchronize().ok());
+          }
+        }
+        const std::vector<float> found = Floats(OnHost(x[kCalls % 2].view(), stream()));
+        if (waits) {
+          expected = found;
+          ASSERT_TRUE(std::isfinite(found[0]) && found[0] != 0.0f) << found[0];
+        } else {
+          EXPECT_EQ(found, expected) << num_tokens << " tokens, " << width;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace thinwire

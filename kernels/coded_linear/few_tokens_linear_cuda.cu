@@ -24,6 +24,7 @@ namespace {
 
 constexpr int kWarps = kLinearWarps;
 constexpr int kThreads = 32 * kWarps;
+constexpr int kAddThreads = 128;
 // Floats of a token's 32 rows in shared memory; four more let a warp write without conflicts.
 constexpr int kRowStride = 36;
 
@@ -66,7 +67,7 @@ struct Queue {
   static constexpr int kCopies = kSteps * 2 * kStepPieces / 32;     // by each lane
   static constexpr int kCodeBytes = kCopies * 512;
   static constexpr int kPlaceBytes = kCodeBytes + (kOnePart ? 96 : 0);
-  static constexpr int kDepth = kBits == 8 ? 2 : kBits == 4 ? 4 : 5;
+  static constexpr int kDepth = kBits == 8 ? 2 : kBits == 4 ? 3 : 4;
   static constexpr int kWarpBytes = kDepth * kPlaceBytes;
 
   // Where a piece lies: blocks of 64 bytes two apart would meet in a bank.
@@ -202,6 +203,10 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
       CommitCopies();
     }
     fetch_parts(first_pair);
+  }
+  // Weights stay as they are; x and what results are written to may be in use until here.
+  WaitForPrevious();
+  if (!idle) {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const int64_t words = call.x_stride * static_cast<int64_t>(sizeof(T)) / 4;
@@ -317,23 +322,53 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
   LetNextStart();
 }
 
-// Adds the blocks' partial results in order, and the planes of a value.
-__global__ void __launch_bounds__(128) AddPartials(const CodedLinearCall call) {
-  const int o = static_cast<int>(blockIdx.x) * 128 + static_cast<int>(threadIdx.x);
+// Adds the blocks' partial results in order, and the planes of a value; a thread has four rows.
+__global__ void __launch_bounds__(kAddThreads) AddPartials(const CodedLinearCall call) {
+  LetNextStart();  // to fetch weights
+  const int o = 4 * (static_cast<int>(blockIdx.x) * kAddThreads + static_cast<int>(threadIdx.x));
   const int token = blockIdx.y;
   WaitForPrevious();
   if (o >= call.out_features) return;
   const int64_t row = 16 * call.num_panels;
   const int64_t set = static_cast<int64_t>(call.num_tokens) * call.planes * row;
-  float value = 0.0f;
+  float values[4] = {};
   for (int p = 0; p < call.planes; ++p) {
     const float* from = call.partials + (static_cast<int64_t>(token) * call.planes + p) * row + o;
-    float sum = 0.0f;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 4
-    for (int s = 0; s < call.splits; ++s) sum += from[s * set];
-    value += sum;
+    for (int s = 0; s < call.splits; ++s) {
+      const float4 partial = *reinterpret_cast<const float4*>(from + s * set);
+      sum.x += partial.x;
+      sum.y += partial.y;
+      sum.z += partial.z;
+      sum.w += partial.w;
+    }
+    values[0] += sum.x;
+    values[1] += sum.y;
+    values[2] += sum.z;
+    values[3] += sum.w;
   }
-  StoreResult(call, token, o, value);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (o + i < call.out_features) StoreResult(call, token, o + i, values[i]);
+  }
+}
+
+// Launches kernels that begin with what does not depend on the one ahead, and then wait for it.
+template <typename Kernel>
+cudaError_t LaunchEarly(Kernel kernel, dim3 grid, int threads, int bytes,
+                        const CodedLinearCall& call, cudaStream_t stream) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = call.early_launches ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, call);
 }
 
 template <int kBits, typename T, int kTiles, bool kOnePart>
@@ -350,19 +385,11 @@ cudaError_t Launch(const CodedLinearCall& call, cudaStream_t stream) {
   const dim3 grid(
       std::max(1, std::min((pairs + slots - 1) / slots, call.num_blocks_of_threads / call.splits)),
       call.splits, (rows_of_x + 8 * kTiles - 1) / (8 * kTiles));
-  kernel<<<grid, kThreads, kBytes, stream>>>(call);
-  error = cudaGetLastError();
+  error = LaunchEarly(kernel, grid, kThreads, kBytes, call, stream);
   if (error != cudaSuccess || call.partials == nullptr) return error;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3((call.out_features + 127) / 128, call.num_tokens);
-  config.blockDim = dim3(128);
-  config.stream = stream;
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &early;
-  config.numAttrs = call.early_launches ? 1 : 0;
-  return cudaLaunchKernelEx(&config, AddPartials, call);
+  const int rows_each = 4 * kAddThreads;
+  const dim3 adders((call.out_features + rows_each - 1) / rows_each, call.num_tokens);
+  return LaunchEarly(AddPartials, adders, kAddThreads, 0, call, stream);
 }
 
 template <int kBits, typename T>

@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 512 : 384, kVectors <= 4 ? 2 :
   constexpr bool kPrefetch = kVectors == 1;  // more would not fit the registers
   extern __shared__ __align__(16) unsigned char staged[];
   __shared__ float partial[2][32];
-  int turn = 0;
+  int turn = 0, stage_turn = 0;
   const auto sum = [&](float value) {
     turn ^= 1;
     return ReduceBlock(value, 0.0f, partial[turn], SumOf());
@@ -119,7 +119,8 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 512 : 384, kVectors <= 4 ? 2 :
   };
   if (kPrefetch) fetch(blockIdx.x);
   for (int64_t row = blockIdx.x; row < p.num_tokens; row += gridDim.x) {
-    T* const stage = reinterpret_cast<T*>(staged) + (row / gridDim.x % 2) * p.hidden;
+    T* const stage = reinterpret_cast<T*>(staged) + stage_turn * p.hidden;
+    stage_turn ^= 1;
     if (!kPrefetch) fetch(row);
     uint4 row_x[kVectors];
     float total = 0.0f;

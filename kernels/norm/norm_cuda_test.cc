@@ -218,6 +218,23 @@ TEST_F(NormCudaTest, CodesAgreeWithTheDefinition) {
   }
 }
 
+// Blocks take many rows each, in the two sets of shared memory in turns.
+TEST_F(NormCudaTest, ManyReorderedRowsAgreeWithTheDefinition) {
+  const int64_t shapes[][3] = {{2049, 264, 8}, {2052, 520, 0}, {2049, 4104, 8}};
+  std::mt19937 random(std::random_device{}());
+  for (const auto& shape : shapes) {
+    for (const DType dtype : {DType::kF16, DType::kBF16}) {
+      Case c{NormKind::kLayerNorm, dtype, shape[0], shape[1], shape[2]};
+      c.delta = c.weight = c.bias = c.order = true;
+      CompareNorm(c, random, stream());
+      if (HasFatalFailure()) return;
+      c.kind = NormKind::kRmsNorm;
+      CompareCodes(c, random, stream());
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST_F(NormCudaTest, AdditionAndScalingRoundOnceLikeTheCpu) {
   std::mt19937 random(std::random_device{}());
   for (const DType dtype : kFloatDTypes) {
