@@ -18,6 +18,7 @@
 #include "kernels/coded_linear/linear_result.cuh"
 #include "kernels/core/async_copy.cuh"
 #include "kernels/core/cuda_math.cuh"
+#include "kernels/core/early_launch.cuh"
 
 namespace thinwire {
 namespace {
@@ -26,18 +27,6 @@ constexpr int kWarps = kLinearWarps;
 constexpr int kThreads = 32 * kWarps;
 // Floats of a token's 32 rows in shared memory; four more let a warp write without conflicts.
 constexpr int kRowStride = 36;
-
-// Kernels that were launched to follow this one may get ready.
-__device__ inline void LetNextStart() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ inline void WaitForPrevious() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 template <int kCount, int kFirst = 0, typename F>
 __device__ inline void ForEach(F&& f) {
@@ -353,16 +342,9 @@ cudaError_t Launch(const CodedLinearCall& call, cudaStream_t stream) {
   kernel<<<grid, kThreads, kBytes, stream>>>(call);
   error = cudaGetLastError();
   if (error != cudaSuccess || call.partials == nullptr) return error;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3((call.out_features + 127) / 128, call.num_tokens);
-  config.blockDim = dim3(128);
-  config.stream = stream;
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &early;
-  config.numAttrs = call.early_launches ? 1 : 0;
-  return cudaLaunchKernelEx(&config, AddPartials, call);
+  return LaunchKernel(
+      {dim3((call.out_features + 127) / 128, call.num_tokens), dim3(128), 0, stream},
+      call.early_launches, AddPartials, call);
 }
 
 template <int kBits, typename T>
