@@ -18,6 +18,7 @@
 #include "kernels/coded_linear/linear_result.cuh"
 #include "kernels/core/async_copy.cuh"
 #include "kernels/core/cuda_math.cuh"
+#include "kernels/core/early_launch.cuh"
 
 namespace thinwire {
 namespace {
@@ -27,18 +28,6 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kAddThreads = 128;
 // Floats of a token's 32 rows in shared memory; four more let a warp write without conflicts.
 constexpr int kRowStride = 36;
-
-// Kernels that were launched to follow this one may get ready.
-__device__ inline void LetNextStart() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ inline void WaitForPrevious() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 template <int kCount, int kFirst = 0, typename F>
 __device__ inline void ForEach(F&& f) {
@@ -354,23 +343,6 @@ __global__ void __launch_bounds__(kAddThreads) AddPartials(const CodedLinearCall
   }
 }
 
-// Launches kernels that begin with what does not depend on the one ahead, and then wait for it.
-template <typename Kernel>
-cudaError_t LaunchEarly(Kernel kernel, dim3 grid, int threads, int bytes,
-                        const CodedLinearCall& call, cudaStream_t stream) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &early;
-  config.numAttrs = call.early_launches ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, call);
-}
-
 template <int kBits, typename T, int kTiles, bool kOnePart>
 cudaError_t Launch(const CodedLinearCall& call, cudaStream_t stream) {
   constexpr int kBytes =
@@ -385,11 +357,11 @@ cudaError_t Launch(const CodedLinearCall& call, cudaStream_t stream) {
   const dim3 grid(
       std::max(1, std::min((pairs + slots - 1) / slots, call.num_blocks_of_threads / call.splits)),
       call.splits, (rows_of_x + 8 * kTiles - 1) / (8 * kTiles));
-  error = LaunchEarly(kernel, grid, kThreads, kBytes, call, stream);
+  error = LaunchKernel({grid, kThreads, kBytes, stream}, call.early_launches, kernel, call);
   if (error != cudaSuccess || call.partials == nullptr) return error;
   const int rows_each = 4 * kAddThreads;
   const dim3 adders((call.out_features + rows_each - 1) / rows_each, call.num_tokens);
-  return LaunchEarly(AddPartials, adders, kAddThreads, 0, call, stream);
+  return LaunchKernel({adders, kAddThreads, 0, stream}, call.early_launches, AddPartials, call);
 }
 
 template <int kBits, typename T>

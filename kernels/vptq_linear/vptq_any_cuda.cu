@@ -35,8 +35,7 @@ __device__ inline Indices IndicesAt(const VptqDeviceGroup& group, int row, int c
     const uint32_t code = __funnelshift_r(from[0], straddles ? from[32] : 0u, bit % 32);
     const uint32_t at = code & ((1u << place_bits) - 1u);
     const uint32_t residual = code >> place_bits & ((1u << group.residual_bits) - 1u);
-    return {at > mask ? static_cast<uint32_t>(VptqOtherPlace(static_cast<int>(at & mask))) : at,
-            residual};
+    return {static_cast<uint32_t>(VptqIndexAt(group.index_bits, static_cast<int>(at))), residual};
   }
   const int bits = group.index_bits + group.residual_bits;
   const int64_t bit = static_cast<int64_t>(column) * bits;
@@ -163,11 +162,66 @@ __global__ void __launch_bounds__(kWidenThreads) Widen(const VptqWidenCall call)
   }
 }
 
+// A thread takes two columns that are neighbours in the result, of 16 bits.
+template <typename T, typename To, int kStride>
+__global__ void __launch_bounds__(kWidenThreads) WidenPairs(const VptqWidenCall call) {
+  const VptqDeviceGroup& group = call.group;
+  const int c = 2 * (static_cast<int>(blockIdx.x) * kWidenThreads + static_cast<int>(threadIdx.x));
+  if (c >= group.num_columns) return;
+  const bool two = c + 1 < group.num_columns;
+  const int row = (call.first + call.skip) / call.length + static_cast<int>(blockIdx.y);
+  const Indices at[2] = {IndicesAt(group, row, c), IndicesAt(group, row, two ? c + 1 : c)};
+  float w[2][kStride];
+  LoadVector<T>(group, at[0], w[0]);
+  LoadVector<T>(group, at[1], w[1]);
+  const int position = group.first_position + c;
+  float scale[2], offset[2];
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    const int of = k == 0 || two ? position + k : position;
+    scale[k] = (call.scale == nullptr ? 1.0f : call.scale[of]) * group.book_factor;
+    offset[k] = call.offset == nullptr ? 0.0f : call.offset[of];
+  }
+  const int first = row * call.length - call.skip - call.first;
+  To* to = static_cast<To*>(call.to) + first * call.to_stride + position;
+#pragma unroll
+  for (int i = 0; i < kStride; ++i, to += call.to_stride) {
+    if (i >= call.length || first + i < 0 || first + i >= call.num_rows) continue;
+    const auto value = [&](int k) { return __fadd_rn(__fmul_rn(w[k][i], scale[k]), offset[k]); };
+    const uint32_t pair = PackPair<To>(value(0), value(1));
+    if (two) {
+      *reinterpret_cast<uint32_t*>(to) = pair;
+    } else {
+      *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(pair);
+    }
+  }
+}
+
+template <typename T, int kStride>
+cudaError_t LaunchWidenPairs(const VptqWidenCall& call, int rows, cudaStream_t stream) {
+  const dim3 grid((call.group.num_columns + 2 * kWidenThreads - 1) / (2 * kWidenThreads), rows);
+  if (call.dtype == DType::kF16) {
+    WidenPairs<T, __half, kStride><<<grid, kWidenThreads, 0, stream>>>(call);
+  } else {
+    WidenPairs<T, __nv_bfloat16, kStride><<<grid, kWidenThreads, 0, stream>>>(call);
+  }
+  return cudaGetLastError();
+}
+
 template <typename T>
 cudaError_t LaunchWidenStride(const VptqWidenCall& call, cudaStream_t stream) {
   const int first = (call.first + call.skip) / call.length;
   const int last = (call.first + call.num_rows - 1 + call.skip) / call.length;
-  const dim3 grid((call.group.num_columns + kWidenThreads - 1) / kWidenThreads, last - first + 1);
+  const int rows = last - first + 1;
+  if (call.order == nullptr && call.dtype != DType::kF32 && call.group.first_position % 2 == 0 &&
+      call.to_stride % 2 == 0) {
+    if (call.group.in_tables || (call.length > 4 && call.length <= 8)) {
+      return LaunchWidenPairs<T, 8>(call, rows, stream);
+    }
+    return call.length <= 4 ? LaunchWidenPairs<T, 4>(call, rows, stream)
+                            : LaunchWidenPairs<T, 16>(call, rows, stream);
+  }
+  const dim3 grid((call.group.num_columns + kWidenThreads - 1) / kWidenThreads, rows);
   if (call.group.in_tables || (call.length > 4 && call.length <= 8)) {
     Widen<T, 8><<<grid, kWidenThreads, 0, stream>>>(call);
   } else if (call.length <= 4) {

@@ -85,15 +85,12 @@ absl::Status Tables(const VptqLinearArgs& args, Stream& stream) {
       static_cast<int32_t>(CeilDiv(part.num_vectors(args.weights->out_features()), kVptqQuadRows));
   call.num_units = static_cast<int32_t>(CeilDiv(group.num_columns, kVptqUnitColumns));
   call.result = ResultOf(args);
-  call.result.splits = static_cast<int32_t>(CeilDiv(call.num_units, kVptqSplitUnits));
-  call.units_each = static_cast<int32_t>(CeilDiv(call.num_units, call.result.splits));
-  call.units_room = 1;
-  while (call.units_room < call.units_each) call.units_room *= 2;
   call.planes = args.x.dtype() == DType::kF32 ? 3 : 1;
   call.x_stride = int64_t{call.num_units} * kVptqUnitColumns;
   call.num_blocks = std::max(1, Attribute(cudaDevAttrMultiProcessorCount, stream.device()));
   call.shared_memory_bytes = Attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device());
   call.early_launches = VptqWaitsInKernels();
+  PlanVptqTables(call);
 
   const int64_t tokens = args.x.dim(0);
   Places places;
@@ -103,18 +100,23 @@ absl::Status Tables(const VptqLinearArgs& args, Stream& stream) {
       call.result.splits > 1
           ? places.Add(int64_t{call.result.splits} * tokens * call.result.out_features * 4)
           : 0;
-  TW_ASSIGN_OR_RETURN(std::byte* const scratch, stream.Scratch(places.size()));
-  VptqPrepareCall prepare = PrepareCallOf(args);
-  prepare.planes = call.planes;
-  prepare.to_stride = call.x_stride;
-  prepare.to = scratch + x;
-  prepare.factors = reinterpret_cast<float*>(scratch + factors);
-  prepare.dots = reinterpret_cast<float*>(scratch + dots);
-  TW_RETURN_IF_CUDA_ERROR(LaunchVptqPrepare(prepare, CudaStream(stream)), stream.device());
-  call.x = prepare.to;
-  call.result.factors = prepare.factors;
-  call.result.dots = prepare.dots;
-  if (call.result.splits > 1) call.result.partials = reinterpret_cast<float*>(scratch + partials);
+  call.prepare = PrepareCallOf(args);
+  call.prepare.planes = call.planes;
+  call.prepare.to_stride = call.x_stride;
+  call.prepare.early = call.early_launches;
+  if (!call.makes_x) {
+    TW_ASSIGN_OR_RETURN(std::byte* const scratch, stream.Scratch(places.size()));
+    call.prepare.to = scratch + x;
+    call.prepare.factors = reinterpret_cast<float*>(scratch + factors);
+    call.prepare.dots = reinterpret_cast<float*>(scratch + dots);
+    TW_RETURN_IF_CUDA_ERROR(LaunchVptqPrepare(call.prepare, CudaStream(stream)), stream.device());
+    call.x = call.prepare.to;
+    call.result.factors = call.prepare.factors;
+    call.result.dots = call.prepare.dots;
+    if (call.result.splits > 1) {
+      call.result.partials = reinterpret_cast<float*>(scratch + partials);
+    }
+  }
   TW_RETURN_IF_CUDA_ERROR(LaunchVptqTables(call, CudaStream(stream)), stream.device());
   return absl::OkStatus();
 }

@@ -8,10 +8,11 @@
 //
 // What bounds tables is banks of shared memory: 8 rows of 16 bytes a cycle if they are in different
 // banks. Books of 2^8 lie there 8 times, once in the banks of each of 8 lanes. Books of 2^12 lie
-// there twice, the second time with each centroid in other banks (VptqOtherPlace), and a code has a
-// bit more, which says where to fetch: chosen so that the 8 rows of a cycle meet as little as they
-// can, 1.7 instead of 2.6 on average. That costs 1 bit a vector of memory: 5 % of v8-k4096-r256, 8
-// % of v6-k4096.
+// there twice, and as many of their centroids as there is room for a third time, each time in other
+// banks (VptqOtherPlace, VptqThirdPlace), and a code has two bits more, which say where to fetch:
+// chosen so that the 8 rows of a cycle meet as little as they can, 1.2 deep with all centroids
+// three times and 1.3 with three quarters of them, instead of 2.6 on average. That costs 2 bits a
+// vector of memory: 10 % of v8-k4096-r256, 17 % of v6-k4096.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -27,24 +28,35 @@ inline constexpr int kVptqUnitColumns = 256;
 inline constexpr int kVptqQuadRows = 4;
 // Elements of a table's row.
 inline constexpr int kVptqRow = 8;
-// Most units whose sums one block adds. Sums are added unit after unit, then split after split.
-inline constexpr int kVptqSplitUnits = 8;
-// Most rows of x in one pass over the weights.
-inline constexpr int kVptqPassRows = 16;
-
+// What one warp adds up of a row: a strip of columns. Strips' sums are added strip after strip to
+// those of a part, then part after part.
+inline constexpr int kVptqStripUnits = 2;
+inline constexpr int kVptqPartStrips = 8;
 // Bits of a place in the table of the centroids.
 __host__ __device__ constexpr int VptqPlaceBits(int index_bits) {
-  return index_bits == 12 ? 13 : index_bits;
+  return index_bits == 12 ? 14 : index_bits;
 }
 __host__ __device__ constexpr int VptqTableCodeBits(int index_bits, int residual_bits) {
   return VptqPlaceBits(index_bits) + residual_bits;
 }
 
-// Where centroid `index` of 2^12 lies the second time, behind the first 2^12, in other banks than
-// the first time; and the other way round.
+// Where centroid `index` of 2^12 lies the second time, behind the first 2^12, and the third time,
+// behind these: in other banks each time. Both are their own opposites.
 __host__ __device__ constexpr int VptqOtherPlace(int index) {
   return index ^ (1 + (index >> 3) % 7);
 }
+__host__ __device__ constexpr int VptqThirdPlace(int index) {
+  const int second = 1 + (index >> 3) % 7;
+  const int third = 1 + (index >> 3) / 7 % 6;
+  return index ^ (third < second ? third : third + 1);
+}
+// The centroid at a place.
+__host__ __device__ constexpr int VptqIndexAt(int index_bits, int place) {
+  if (index_bits != 12 || place < 4096) return place;
+  return place < 8192 ? VptqOtherPlace(place - 4096) : VptqThirdPlace(place - 8192);
+}
+// How many of the centroids lie there a third time: what a block's shared memory has room for.
+int NumVptqThirds(int index_bits, int residual_bits, int64_t shared_memory_bytes);
 
 // Where a quad's code is in its unit: code `code` of lane `lane`. Lane 8 m + j has the address of
 // row j of matrix m; matrices 0 and 1 are 8 columns of one vector row and the next, 2 and 3 the 8
@@ -73,6 +85,7 @@ struct VptqArrangeCall {
   int32_t num_columns;
   int32_t num_quads;
   int32_t num_units;
+  int32_t num_thirds;
   uint32_t* to;
 };
 cudaError_t LaunchVptqArrange(const VptqArrangeCall& call, cudaStream_t stream);
@@ -95,6 +108,7 @@ struct VptqPrepareCall {
   float book_factor;
   float* factors;  // [num_tokens]: what sums of planes and books are multiplied with; null: none
   float* dots;     // [num_tokens]
+  bool early;      // begins while the kernel ahead still runs
 };
 cudaError_t LaunchVptqPrepare(const VptqPrepareCall& call, cudaStream_t stream);
 
@@ -128,18 +142,29 @@ struct VptqTablesCall {
   int32_t skip;
   int32_t num_quads;
   int32_t num_units;
-  int32_t units_each;  // of a split
-  int32_t units_room;  // a power of two, at least units_each
-  const void* x;       // fp16 [num_tokens * planes, x_stride]
+  const void* x;  // fp16 [num_tokens * planes, x_stride]
   int64_t x_stride;
   int32_t planes;
   int32_t num_blocks;
   int32_t shared_memory_bytes;  // the most that a block can have
-  int32_t sum_floats;           // set by the launch
   bool early_launches;
   VptqResult result;
+  VptqPrepareCall prepare;  // read where the kernel makes x
+
+  // Set by PlanVptqTables, as is result.splits.
+  bool makes_x;
+  int32_t num_strips;
+  int32_t strips_each;    // of a part
+  int32_t parts_at_once;  // 1, or all
+  int32_t items_at_once;  // quads that a block has at a time
+  int32_t num_thirds;
+  int32_t shared_bytes;
+  int32_t sum_floats;
 };
-// Up to kVptqPassRows rows of x in each pass; adds up splits, too.
+// Who adds up what. makes_x: neither LaunchVptqPrepare nor `x` is needed, since every block makes x
+// itself, to the same bits: of one token, in 16 bits, if one block has all parts of a row.
+void PlanVptqTables(VptqTablesCall& call);
+// Of a call with a plan. Up to 16 rows of x in each pass over the weights; adds up splits, too.
 cudaError_t LaunchVptqTables(const VptqTablesCall& call, cudaStream_t stream);
 
 // A group's books and codes as they lie, and its place among the columns.

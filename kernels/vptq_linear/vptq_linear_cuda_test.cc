@@ -1,3 +1,5 @@
+#include "kernels/vptq_linear/vptq_linear_cuda.h"
+
 #include <cmath>
 #include <limits>
 #include <random>
@@ -203,6 +205,45 @@ RandomVptqPart Books(int length, int skip, int index_bits, int residual_bits, in
 
 constexpr int kTableBits[][2] = {{8, 0}, {8, 8}, {12, 0}, {12, 8}, {12, 12}};
 
+TEST_F(VptqLinearCudaTest, ACentroidsPlacesAreInDifferentBanks) {
+  for (int i = 0; i < 4096; ++i) {
+    const int other = VptqOtherPlace(i), third = VptqThirdPlace(i);
+    EXPECT_NE(i % 8, other % 8);
+    EXPECT_NE(i % 8, third % 8);
+    EXPECT_NE(other % 8, third % 8);
+    // So that thirds of the first 8 n centroids fill 8 n rows.
+    EXPECT_EQ(i / 8, third / 8);
+    EXPECT_EQ(VptqIndexAt(12, i), i);
+    EXPECT_EQ(VptqIndexAt(12, 4096 + other), i);
+    EXPECT_EQ(VptqIndexAt(12, 8192 + third), i);
+  }
+}
+
+TEST_F(VptqLinearCudaTest, TablesFitInSharedMemoryOrAreNotThere) {
+  for (const int64_t bytes : {48 << 10, 99 << 10, 163 << 10, 227 << 10}) {
+    for (const auto& bits : kTableBits) {
+      SCOPED_TRACE(testing::Message() << bytes << " bytes, " << bits[0] << "+" << bits[1]);
+      if (!HasVptqTables(8, bits[0], bits[1], bytes)) continue;
+      for (const int32_t num_tokens : {1, 8, 9, 100}) {
+        VptqTablesCall call = {};
+        call.index_bits = bits[0];
+        call.residual_bits = bits[1];
+        call.num_units = 20;
+        call.planes = 1;
+        call.shared_memory_bytes = static_cast<int32_t>(bytes);
+        call.result.num_tokens = num_tokens;
+        PlanVptqTables(call);
+        EXPECT_LE(call.shared_bytes, bytes);
+        // Sums of 16 rows of x.
+        EXPECT_GE(call.sum_floats, 8 * 16 * 32);
+      }
+    }
+  }
+  EXPECT_FALSE(HasVptqTables(8, 12, 12, 163 << 10));
+  EXPECT_TRUE(HasVptqTables(8, 12, 0, 163 << 10));
+  EXPECT_FALSE(HasVptqTables(8, 12, 0, 99 << 10));
+}
+
 TEST_F(VptqLinearCudaTest, TablesOfOddShapesAreExactOnWholeNumbers) {
   std::mt19937 random(3);
   for (int i = 0; i < 100; ++i) {
@@ -230,8 +271,22 @@ TEST_F(VptqLinearCudaTest, LongRowsAndManyOutputsAreExactOnWholeNumbers) {
     // Several splits, the last unit not full; more quads than blocks; passes of tokens.
     ExpectExact({1, 70, {Books(8, 0, bits[0], bits[1], 5000)}}, VptqLinearFewTokensCuda);
     ExpectExact({37, 50, {Books(6, 5, bits[0], bits[1], 2500)}}, VptqLinearFewTokensCuda);
-    ExpectExact({16, 40, {Books(8, 3, bits[0], bits[1], 9000)}, true, true, true, DType::kF16},
-                VptqLinearFewTokensCuda);
+    for (const int64_t num_tokens : {1, 16, 33, 70}) {
+      ExpectExact(
+          {num_tokens, 40, {Books(8, 3, bits[0], bits[1], 9000)}, true, true, true, DType::kF16},
+          VptqLinearFewTokensCuda);
+    }
+    // x made by each block: of a part, of two.
+    for (const int64_t columns : {700, 4097, 6200, 8192}) {
+      ExpectExact({1,
+                   columns == 700 ? 4500 : 300,
+                   {Books(8, 1, bits[0], bits[1], columns)},
+                   true,
+                   true,
+                   true,
+                   DType::kBF16},
+                  VptqLinearFewTokensCuda);
+    }
     ExpectExact({2, 20000, {Books(8, 0, bits[0], bits[1], 300)}}, VptqLinearFewTokensCuda);
     ExpectExact({9, 9001, {Books(8, 7, bits[0], bits[1], 300)}, true, true, true, DType::kBF16},
                 VptqLinearFewTokensCuda);

@@ -4,80 +4,35 @@
 #include <cstdint>
 
 #include "kernels/core/cuda_math.cuh"
-#include "kernels/core/vectors.cuh"
+#include "kernels/core/early_launch.cuh"
 #include "kernels/vptq_linear/vptq_linear_cuda.h"
 #include "kernels/vptq_linear/vptq_result.cuh"
+#include "kernels/vptq_linear/vptq_x.cuh"
 
 namespace thinwire {
 namespace {
 
-constexpr int kPrepareThreads = 1024;
-
-struct SumAndMax {
-  float sum, max;
-};
-struct JoinSumAndMax {
-  __device__ SumAndMax operator()(const SumAndMax& a, const SumAndMax& b) const {
-    return {a.sum + b.sum, fmaxf(a.max, b.max)};
-  }
-};
-
 // A block takes a token.
-__global__ void __launch_bounds__(kPrepareThreads) Prepare(const VptqPrepareCall call) {
+__global__ void __launch_bounds__(kVptqXThreads) Prepare(const VptqPrepareCall call) {
   LetNextStart();
-  __shared__ SumAndMax partial[32];
   const int64_t token = blockIdx.x;
-  const auto x_at = [&](int p) {
-    return LoadFloat(call.x, call.dtype,
-                     token * call.x_stride + (call.order == nullptr ? p : call.order[p]));
-  };
-  float dot = 0.0f, most = 0.0f;
-#pragma unroll 4
-  for (int p = threadIdx.x; p < call.in_features; p += kPrepareThreads) {
-    const float x = x_at(p);
-    const float scaled = call.scale == nullptr ? x : x * call.scale[p];
-    if (call.offset != nullptr) dot += x * call.offset[p];
-    most = fmaxf(most, fabsf(scaled));
-    if (call.planes == 0) static_cast<float*>(call.to)[token * call.to_stride + p] = scaled;
+  VptqXSums sums;
+  if (call.planes == 0) {
+    auto* const to = static_cast<float*>(call.to) + token * call.to_stride;
+    sums = MakeVptqX(call, token, [&](int p, float value) { to[p] = value; });
+  } else {
+    auto* const to = static_cast<__half*>(call.to) + token * call.planes * call.to_stride;
+    sums = MakeVptqX(call, token, [&](int p, float value) {
+      for (int plane = 0; plane < call.planes; ++plane) {
+        const __half rounded = __float2half_rn(value);
+        to[plane * call.to_stride + p] = rounded;
+        value = (value - __half2float(rounded)) * 0x1p11f;
+      }
+    });
   }
-  SumAndMax all = {dot, most};
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    all = JoinSumAndMax()(all, {__shfl_xor_sync(0xffffffffu, all.sum, distance),
-                                __shfl_xor_sync(0xffffffffu, all.max, distance)});
-  }
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = all;
-  __syncthreads();
-  all = partial[threadIdx.x % 32];
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    all = JoinSumAndMax()(all, {__shfl_xor_sync(0xffffffffu, all.sum, distance),
-                                __shfl_xor_sync(0xffffffffu, all.max, distance)});
-  }
-  if (threadIdx.x == 0) call.dots[token] = all.sum;
-  if (call.planes == 0) return;
-  // The largest comes into [2^14, 2^15), where fp16 has most below it.
-  const int biased = static_cast<int>(__float_as_uint(all.max) >> 23 & 255u);
-  const int exponent = min(max(biased - 127, -100), 127) - 14;
-  const float up = __uint_as_float(static_cast<uint32_t>(127 - exponent) << 23);
-  if (threadIdx.x == 0 && call.factors != nullptr) {
-    call.factors[token] =
-        __uint_as_float(static_cast<uint32_t>(127 + exponent) << 23) * call.book_factor;
-  }
-  auto* const to = static_cast<__half*>(call.to) + token * call.planes * call.to_stride;
-#pragma unroll 4
-  for (int p = threadIdx.x; p < call.to_stride; p += kPrepareThreads) {
-    float left = 0.0f;
-    if (p < call.in_features) {
-      const float x = x_at(p);
-      left = (call.scale == nullptr ? x : x * call.scale[p]) * up;
-    }
-    for (int plane = 0; plane < call.planes; ++plane) {
-      const __half rounded = __float2half_rn(left);
-      to[plane * call.to_stride + p] = rounded;
-      left = (left - __half2float(rounded)) * 0x1p11f;
-    }
-  }
+  if (threadIdx.x != 0) return;
+  call.dots[token] = sums.dot;
+  if (call.factors != nullptr) call.factors[token] = sums.factor;
 }
 
 __global__ void __launch_bounds__(128) Add(const VptqResult result) {
@@ -128,6 +83,58 @@ __device__ inline bool TakesOtherPlace(int index) {
   return (best >> j & 1u) != 0;
 }
 
+// Of a phase, where this lane should fetch its centroid so that no two lanes meet in a bank, if
+// there is such a way: banks that the lanes up to each one can take together are found one after
+// the other, then a way is followed back.
+__device__ inline int PlaceWithoutMeeting(int index, int num_thirds) {
+  // Which of 32 sets of banks 0 to 4 have bank b.
+  constexpr uint32_t kHave[5] = {0xaaaaaaaau, 0xccccccccu, 0xf0f0f0f0u, 0xff00ff00u, 0xffff0000u};
+  const int j = threadIdx.x % 8;
+  // Whether lanes below l can take sets of banks: lane j has the sets with j as banks 5 to 7.
+  uint32_t can[9];
+  can[0] = j == 0 ? 1u : 0u;
+  int banks[8][3];
+#pragma unroll
+  for (int l = 0; l < 8; ++l) {
+    const int of_lane = __shfl_sync(0xffffffffu, index, l, 8);
+    banks[l][0] = of_lane % 8;
+    banks[l][1] = VptqOtherPlace(of_lane) % 8;
+    banks[l][2] = of_lane < num_thirds ? VptqThirdPlace(of_lane) % 8 : banks[l][1];
+    can[l + 1] = 0u;
+#pragma unroll
+    for (int c = 0; c < 3; ++c) {
+      const int bank = banks[l][c];
+      const int upper = bank >= 5 ? 1 << (bank - 5) : 0;
+      const uint32_t without = __shfl_sync(0xffffffffu, can[l], j ^ upper, 8);
+      uint32_t have = 0;
+#pragma unroll
+      for (int b = 0; b < 5; ++b) have = bank == b ? kHave[b] : have;
+      can[l + 1] |= bank < 5 ? (can[l] & ~have) << (1 << bank) : (j & upper) != 0 ? without : 0u;
+    }
+  }
+  const bool all = __shfl_sync(0xffffffffu, can[8], 7, 8) >> 31 != 0;
+  int left = 255, mine = -1;
+#pragma unroll
+  for (int l = 7; l >= 0; --l) {
+    int taken = -1, bank = 0;
+#pragma unroll
+    for (int c = 0; c < 3; ++c) {
+      const int without = left & ~(1 << banks[l][c]);
+      const uint32_t word = __shfl_sync(0xffffffffu, can[l], without >> 5, 8);
+      if (taken < 0 && without != left && (word >> (without & 31) & 1u) != 0) {
+        taken = c;
+        bank = banks[l][c];
+      }
+    }
+    if (l == j) mine = taken;
+    left &= ~(1 << bank);
+  }
+  if (!all) return -1;
+  return mine == 0   ? index
+         : mine == 1 ? 4096 + VptqOtherPlace(index)
+                     : 8192 + VptqThirdPlace(index);
+}
+
 // A warp makes a unit.
 __global__ void __launch_bounds__(128) Arrange(const VptqArrangeCall call) {
   const int lane = threadIdx.x % 32;
@@ -157,8 +164,10 @@ __global__ void __launch_bounds__(128) Arrange(const VptqArrangeCall call) {
     }
     const int index = static_cast<int>(code & ((1u << call.index_bits) - 1u));
     int place = index;
-    if (place_bits > call.index_bits && TakesOtherPlace(index)) {
-      place = (1 << call.index_bits) + VptqOtherPlace(index);
+    if (place_bits > call.index_bits) {
+      place = PlaceWithoutMeeting(index, call.num_thirds);
+      const bool other = TakesOtherPlace(index);
+      if (place < 0) place = other ? 4096 + VptqOtherPlace(index) : index;
     }
     left |=
         static_cast<uint64_t>(static_cast<uint32_t>(place) | code >> call.index_bits << place_bits)
@@ -175,8 +184,8 @@ __global__ void __launch_bounds__(128) Arrange(const VptqArrangeCall call) {
 }  // namespace
 
 cudaError_t LaunchVptqPrepare(const VptqPrepareCall& call, cudaStream_t stream) {
-  Prepare<<<call.num_tokens, kPrepareThreads, 0, stream>>>(call);
-  return cudaGetLastError();
+  return LaunchKernel({dim3(call.num_tokens), dim3(kVptqXThreads), 0, stream}, call.early, Prepare,
+                      call);
 }
 
 bool VptqWaitsInKernels() {
@@ -185,16 +194,9 @@ bool VptqWaitsInKernels() {
 }
 
 cudaError_t LaunchVptqAdd(const VptqResult& result, bool early, cudaStream_t stream) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3((result.out_features + 127) / 128, result.num_tokens);
-  config.blockDim = dim3(128);
-  config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
-  return cudaLaunchKernelEx(&config, Add, result);
+  return LaunchKernel(
+      {dim3((result.out_features + 127) / 128, result.num_tokens), dim3(128), 0, stream}, early,
+      Add, result);
 }
 
 cudaError_t LaunchVptqArrange(const VptqArrangeCall& call, cudaStream_t stream) {

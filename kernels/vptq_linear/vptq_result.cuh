@@ -1,5 +1,4 @@
-// What becomes of an element's sum, and kernels that follow each other closely. Private to
-// kernels/vptq_linear.
+// What becomes of an element's sum. Private to kernels/vptq_linear.
 #pragma once
 
 #include <cstdint>
@@ -9,25 +8,23 @@
 
 namespace thinwire {
 
-// Kernels that were launched to follow this one may get ready.
-__device__ inline void LetNextStart() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ inline void WaitForPrevious() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
+// Of a token's x: what sums of planes and books are multiplied with, and x times the offsets.
+struct VptqXSums {
+  float factor, dot;
+};
 
 // Each operation rounds, so that all kernels have the same bits.
-__device__ inline void StoreVptqResult(const VptqResult& result, int token, int64_t o,
-                                       float value) {
-  if (result.factors != nullptr) value = __fmul_rn(value, result.factors[token]);
-  value = __fadd_rn(value, result.dots[token]);
+__device__ inline void StoreVptqResult(const VptqResult& result, int token, int64_t o, float value,
+                                       const VptqXSums& of_x) {
+  value = __fadd_rn(__fmul_rn(value, of_x.factor), of_x.dot);
   if (result.bias != nullptr) value = __fadd_rn(value, result.bias[o]);
   StoreFloat(result.y, result.y_dtype, token * result.y_stride + o, value);
+}
+
+__device__ inline void StoreVptqResult(const VptqResult& result, int token, int64_t o,
+                                       float value) {
+  const float factor = result.factors == nullptr ? 1.0f : result.factors[token];
+  StoreVptqResult(result, token, o, value, {factor, result.dots[token]});
 }
 
 // A split's sum: the result, or kept for LaunchVptqAdd.

@@ -122,6 +122,9 @@ absl::Status MakeTables(const VptqWeights& host, Device device, VptqPart& part,
   call.num_quads = static_cast<int32_t>((vectors + kVptqQuadRows - 1) / kVptqQuadRows);
   call.num_units =
       static_cast<int32_t>((from.num_columns + kVptqUnitColumns - 1) / kVptqUnitColumns);
+  TW_ASSIGN_OR_RETURN(const DeviceProperties properties, GetDeviceProperties(device));
+  call.num_thirds =
+      NumVptqThirds(call.index_bits, call.residual_bits, properties.shared_memory_per_block_bytes);
   const int64_t words = int64_t{call.num_quads} * call.num_units * 32 *
                         VptqTableCodeBits(call.index_bits, call.residual_bits);
   TW_ASSIGN_OR_RETURN(to.codes, Tensor::Allocate(DType::kI32, {words}, device));

@@ -1,0 +1,51 @@
+// Kernels that follow each other closely in a stream: one may begin while the one ahead still runs,
+// to get ready, if it waits before it touches what others write.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <utility>
+
+namespace thinwire {
+
+// Kernels that were launched to follow this one may get ready.
+__device__ inline void LetNextStart() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Returns when the kernel ahead has ended and what it wrote is seen.
+__device__ inline void WaitForPrevious() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+struct LaunchShape {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+// early: begins before the kernel ahead has ended; only for kernels that were compiled with
+// WaitForPrevious in them (PTX of 9.0 on) and call it in every thread that reads or writes what
+// others may have to do with.
+template <typename... Parameters, typename... Arguments>
+cudaError_t LaunchKernel(const LaunchShape& shape, bool early, void (*kernel)(Parameters...),
+                         Arguments&&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = shape.stream;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+}  // namespace thinwire
