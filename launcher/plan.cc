@@ -137,17 +137,18 @@ class PlanCommand : public Command {
   std::string Heading(const MemoryLoad& load) const {
     return absl::StrFormat(
         "%d GPUs of %s, %d sequences of %d tokens; GB of the GPU that needs most\n"
-        "%-18s %3s %3s %9s %9s %11s %8s %8s  %s\n",
+        "%-18s %3s %3s %9s %9s %11s %8s %8s %8s  %s\n",
         gpus_, gpu_memory_, load.batch, load.seqlen, "scheme", "tp", "pp", "weights", "KV",
-        "activations", "reserve", "total", "fits");
+        "activations", "exchange", "reserve", "total", "fits");
   }
 
   static std::string ToText(const Option& option) {
     const RankMemory& memory = option.memory;
     return absl::StrFormat(
-        "%-18s %3d %3d %9.2f %9.2f %11.2f %8.2f %8.2f  %s\n", option.scheme, option.mesh.tp_size,
-        option.mesh.pp_size, memory.weight_bytes / 1e9, memory.kv_bytes / 1e9,
-        memory.activation_bytes / 1e9, memory.reserve_bytes / 1e9, memory.total() / 1e9,
+        "%-18s %3d %3d %9.2f %9.2f %11.2f %8.2f %8.2f %8.2f  %s\n", option.scheme,
+        option.mesh.tp_size, option.mesh.pp_size, memory.weight_bytes / 1e9, memory.kv_bytes / 1e9,
+        memory.activation_bytes / 1e9, memory.exchange_bytes / 1e9, memory.reserve_bytes / 1e9,
+        memory.total() / 1e9,
         option.fits            ? absl::StrCat("yes, up to ", option.max_batch, " sequences")
         : option.max_batch > 0 ? absl::StrCat("no, only ", option.max_batch, " sequences")
                                : "no");
@@ -161,6 +162,7 @@ class PlanCommand : public Command {
                                          {"weight_bytes", memory.weight_bytes},
                                          {"kv_bytes", memory.kv_bytes},
                                          {"activation_bytes", memory.activation_bytes},
+                                         {"exchange_bytes", memory.exchange_bytes},
                                          {"reserve_bytes", memory.reserve_bytes},
                                          {"total_bytes", memory.total()},
                                          {"fits", option.fits},

@@ -44,12 +44,12 @@ __global__ void __launch_bounds__(kGroupThreads)
     uint32_t codes[kSteps];
     LoadCodes<kBits, kSteps, false>(
         lane, from + p.groups_per_row + int64_t{group} * (2 * kBits * kSteps), codes);
-    AddLevels<kBits, kSteps>(tables, from[group], codes, u);
+    AddLevels<kBits>(tables, from[group], codes, u);
   }
-  Rotate<kSteps>(lane, u);
+  Rotate(lane, u);
   if (!inside) return;
-  StoreValues<kSteps>(u, p.norm, accumulate, p.aligned,
-                      y + row * p.stride + int64_t{group} * (16 * kSteps) + 4 * lane);
+  StoreValues(u, p.norm, accumulate, p.aligned,
+              y + row * p.stride + int64_t{group} * (16 * kSteps) + 4 * lane);
 }
 
 GroupParams ParamsOf(const GroupCodesFormat& format, const ConstTensorView& values) {

@@ -1,15 +1,17 @@
-// Groups of 16 values and more on a GPU: 4 threads share one, thread i of them having the values
-// 16 k + 4 i + r, r < 4, and with them 4 of the 16 chains in which errors are summed. The same
-// operations as on the CPU in the same order, fused where they are there (files that include this
-// are compiled without contraction): the same bytes and the same bits.
+// Groups of 16 values and more on a GPU: kLanes threads share one, 4 or, with groups of 64 and
+// more, 2, thread i of them having the values 16 k + kRun i + r, r < kRun = 16 / kLanes, and with
+// them kRun of the 16 chains in which errors are summed. Fewer threads exchange less, and do less
+// twice; more need fewer registers. The same operations as on the CPU in the same order, fused
+// where they are there (files that include this are compiled without contraction): the same bytes
+// and the same bits.
 #pragma once
 
 #include "kernels/group_codes/group_codes_cuda.cuh"
+#include "kernels/group_codes/group_words.cuh"
 
 namespace thinwire {
 namespace {
 
-inline constexpr int kLanes = 4;
 inline constexpr int kGroupThreads = 256;  // of a block
 inline constexpr int kGroupsPerBlock = kGroupThreads / kLanes;
 
@@ -57,9 +59,10 @@ __device__ __forceinline__ int LaneScaleByte(const LaneTables& tables, float lar
 }
 
 // kSteps = size of a group / 16.
-template <int kSteps>
+template <int kSteps, int kThreads = kLanes>
 struct Values {
-  float at[kSteps][4];
+  static constexpr int kRun = 16 / kThreads;
+  float at[kSteps][kRun];
 };
 
 __device__ __forceinline__ float FromLane(float value, int distance) {
@@ -73,23 +76,27 @@ __device__ __forceinline__ void Butterfly(float& a, float& b) {
   a = sum;
 }
 
-// sqrt(size) H u, in the order of growing distances: 1 and 2 in a thread, 4 and 8 between threads,
-// the rest in a thread.
-template <int kSteps>
-__device__ __forceinline__ void Rotate(int lane, Values<kSteps>& u) {
-  const float signs[2] = {(lane & 1) != 0 ? -1.0f : 1.0f, (lane & 2) != 0 ? -1.0f : 1.0f};
+// sqrt(size) H u, in the order of growing distances: below kRun in a thread, below 16 between
+// threads, the rest in a thread.
+template <int kSteps, int kThreads>
+__device__ __forceinline__ void Rotate(int lane, Values<kSteps, kThreads>& u) {
+  constexpr int kRun = 16 / kThreads;
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
-    Butterfly(u.at[k][0], u.at[k][1]);
-    Butterfly(u.at[k][2], u.at[k][3]);
-    Butterfly(u.at[k][0], u.at[k][2]);
-    Butterfly(u.at[k][1], u.at[k][3]);
 #pragma unroll
-    for (int stage = 0; stage < 2; ++stage) {
+    for (int h = 1; h < kRun; h *= 2) {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
+      for (int r = 0; r < kRun; ++r) {
+        if ((r & h) == 0) Butterfly(u.at[k][r], u.at[k][r + h]);
+      }
+    }
+#pragma unroll
+    for (int h = 1; h < kThreads; h *= 2) {
+      const float sign = (lane & h) != 0 ? -1.0f : 1.0f;
+#pragma unroll
+      for (int r = 0; r < kRun; ++r) {
         // A product with 1 or -1 is exact: one rounding, of the sum or difference.
-        u.at[k][r] = fmaf(u.at[k][r], signs[stage], FromLane(u.at[k][r], 1 << stage));
+        u.at[k][r] = fmaf(u.at[k][r], sign, FromLane(u.at[k][r], h));
       }
     }
   }
@@ -99,7 +106,7 @@ __device__ __forceinline__ void Rotate(int lane, Values<kSteps>& u) {
     for (int k = 0; k < kSteps; ++k) {
       if ((k & h) != 0) continue;
 #pragma unroll
-      for (int r = 0; r < 4; ++r) Butterfly(u.at[k][r], u.at[k + h][r]);
+      for (int r = 0; r < kRun; ++r) Butterfly(u.at[k][r], u.at[k + h][r]);
     }
   }
 }
@@ -113,32 +120,34 @@ __device__ __forceinline__ float LargerMagnitude(float a, float b) {
 
 // The bits of the largest |u| of the group, on all its threads: as integers, NaN is above infinity,
 // and both are above all else.
-template <int kSteps>
-__device__ __forceinline__ uint32_t LargestMagnitude(const Values<kSteps>& u) {
+template <int kSteps, int kThreads>
+__device__ __forceinline__ uint32_t LargestMagnitude(const Values<kSteps, kThreads>& u) {
   float largest = 0.0f;
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) largest = LargerMagnitude(largest, u.at[k][r]);
+    for (int r = 0; r < 16 / kThreads; ++r) largest = LargerMagnitude(largest, u.at[k][r]);
   }
-  largest = LargerMagnitude(largest, FromLane(largest, 1));
-  return __float_as_uint(LargerMagnitude(largest, FromLane(largest, 2)));
+#pragma unroll
+  for (int h = 1; h < kThreads; h *= 2) largest = LargerMagnitude(largest, FromLane(largest, h));
+  return __float_as_uint(largest);
 }
 
-template <int kSteps, typename T>
-__device__ __forceinline__ Values<kSteps> Load(const T* from, bool aligned) {
-  Values<kSteps> values;
+template <int kSteps, int kThreads, typename T>
+__device__ __forceinline__ Values<kSteps, kThreads> Load(const T* from, bool aligned) {
+  constexpr int kRun = 16 / kThreads;
+  Values<kSteps, kThreads> values;
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
-    Pack<T, 4> pack;
+    Pack<T, kRun> pack;
     if (aligned) {
-      pack = StreamPack<4>(from + 16 * k);
+      pack = StreamPack<kRun>(from + 16 * k);
     } else {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) pack.values[r] = from[16 * k + r];
+      for (int r = 0; r < kRun; ++r) pack.values[r] = from[16 * k + r];
     }
 #pragma unroll
-    for (int r = 0; r < 4; ++r) values.at[k][r] = AsFloat(pack.values[r]);
+    for (int r = 0; r < kRun; ++r) values.at[k][r] = AsFloat(pack.values[r]);
   }
   return values;
 }
@@ -165,148 +174,31 @@ __device__ __forceinline__ LaneScale ScaleOf(const LaneTables& tables, int byte)
           kExactNorm<kSteps> > 0.0f ? factor * kExactNorm<kSteps> : factor};
 }
 
-template <int kBits, int kSteps>
-__device__ __forceinline__ float SquaredError(const LaneTables& tables, const Values<kSteps>& u,
+template <int kBits, int kSteps, int kThreads>
+__device__ __forceinline__ float SquaredError(const LaneTables& tables,
+                                              const Values<kSteps, kThreads>& u,
                                               const LaneScale& of) {
-  float sums[4];
+  constexpr int kRun = 16 / kThreads;
+  float sums[kRun];
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
+    for (int r = 0; r < kRun; ++r) {
       const float distance = Quantizer<kBits>::Distance(tables, fabsf(u.at[k][r]), of.factor);
       sums[r] = k == 0 ? distance * distance : fmaf(distance, distance, sums[r]);
     }
   }
+  // Chains 8 apart, then 4.
 #pragma unroll
-  for (int r = 0; r < 4; ++r) sums[r] += FromLane(sums[r], 2);
+  for (int h = kThreads / 2; h > 0; h /= 2) {
 #pragma unroll
-  for (int r = 0; r < 4; ++r) sums[r] += FromLane(sums[r], 1);
+    for (int r = 0; r < kRun; ++r) sums[r] += FromLane(sums[r], h);
+  }
+  if constexpr (kRun == 8) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) sums[r] += sums[r + 4];
+  }
   return ((sums[0] + sums[2]) + (sums[1] + sums[3])) * (of.scale * of.scale);
-}
-
-// kAligned: known to be at a multiple of 4.
-template <bool kAligned>
-__device__ __forceinline__ void StoreWord(uint32_t word, uint8_t* to) {
-  if constexpr (!kAligned) {
-    if (reinterpret_cast<uintptr_t>(to) % 4 != 0) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) to[i] = static_cast<uint8_t>(word >> (8 * i));
-      return;
-    }
-  }
-  *reinterpret_cast<uint32_t*>(to) = word;
-}
-
-template <bool kAligned>
-__device__ __forceinline__ uint32_t LoadWord(const uint8_t* from) {
-  if constexpr (!kAligned) {
-    if (reinterpret_cast<uintptr_t>(from) % 4 != 0) {
-      uint32_t word = 0;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) word |= static_cast<uint32_t>(from[i]) << (8 * i);
-      return word;
-    }
-  }
-  return *reinterpret_cast<const uint32_t*>(from);
-}
-
-// codes[k]: those of values 16 k + 4 lane + r, in byte r.
-template <int kBits, int kSteps, bool kAligned>
-__device__ __forceinline__ void StoreCodes(int lane, const uint32_t (&codes)[kSteps], bool write,
-                                           uint8_t* to) {
-  if constexpr (kBits == 8) {
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      if (write) StoreWord<kAligned>(codes[k], to + 16 * k + 4 * lane);
-    }
-    return;
-  }
-  constexpr uint32_t kLow = 0x0f0f0f0fu;
-  if constexpr (kSteps == 1) {
-    // The upper half of the values lies two threads further.
-    const uint32_t above = __shfl_xor_sync(0xffffffffu, codes[0] & kLow, 2);
-    if (write && lane < 2) StoreWord<kAligned>((codes[0] & kLow) | above << 4, to + 4 * lane);
-  } else {
-#pragma unroll
-    for (int k = 0; k < kSteps / 2; ++k) {
-      if (!write) continue;
-      StoreWord<kAligned>((codes[k] & kLow) | (codes[k + kSteps / 2] & kLow) << 4,
-                          to + 16 * k + 4 * lane);
-    }
-  }
-  uint8_t* const high = to + 8 * kSteps;
-  if constexpr (kBits == 6) {
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      // The product moves the two bits of each byte into the topmost.
-      const uint32_t pairs = codes[k] >> 4 & 0x03030303u;
-      if (write) high[4 * k + lane] = static_cast<uint8_t>(pairs * 0x01041040u >> 24);
-    }
-  }
-  if constexpr (kBits == 5) {
-    uint32_t fours[kSteps];  // a thread's topmost bits, that of byte 0 lowest
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) fours[k] = (codes[k] >> 4 & 0x01010101u) * 0x01020408u >> 24;
-    if constexpr (kSteps == 4) {
-      uint32_t words[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        words[half] = (fours[2 * half] | fours[2 * half + 1] << 16) << (4 * lane);
-        words[half] |= __shfl_xor_sync(0xffffffffu, words[half], 1);
-        words[half] |= __shfl_xor_sync(0xffffffffu, words[half], 2);
-      }
-      if (write && lane < 2) StoreWord<kAligned>(lane == 0 ? words[0] : words[1], high + 4 * lane);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) {
-        const uint32_t next = __shfl_down_sync(0xffffffffu, fours[k], 1);
-        if (write && lane % 2 == 0) {
-          high[2 * k + lane / 2] = static_cast<uint8_t>(fours[k] | next << 4);
-        }
-      }
-    }
-  }
-}
-
-template <int kBits, int kSteps, bool kAligned>
-__device__ __forceinline__ void LoadCodes(int lane, const uint8_t* from,
-                                          uint32_t (&codes)[kSteps]) {
-  constexpr uint32_t kLow = 0x0f0f0f0fu;
-  if constexpr (kBits == 8) {
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) codes[k] = LoadWord<kAligned>(from + 16 * k + 4 * lane);
-    return;
-  } else if constexpr (kSteps == 1) {
-    codes[0] = LoadWord<kAligned>(from + 4 * (lane & 1)) >> (lane < 2 ? 0 : 4) & kLow;
-  } else {
-#pragma unroll
-    for (int k = 0; k < kSteps / 2; ++k) {
-      const uint32_t word = LoadWord<kAligned>(from + 16 * k + 4 * lane);
-      codes[k] = word & kLow;
-      codes[k + kSteps / 2] = word >> 4 & kLow;
-    }
-  }
-  const uint8_t* const high = from + 8 * kSteps;
-  if constexpr (kBits == 6) {
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      const uint32_t byte = high[4 * k + lane];
-      codes[k] |=
-          (byte & 0x03u) << 4 | (byte & 0x0cu) << 10 | (byte & 0x30u) << 16 | (byte & 0xc0u) << 22;
-    }
-  }
-  if constexpr (kBits == 5) {
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      uint32_t four;
-      if constexpr (kAligned && kSteps == 4) {
-        four = LoadWord<true>(high + 4 * (k / 2)) >> (16 * (k % 2) + 4 * lane) & 0x0fu;
-      } else {
-        four = static_cast<uint32_t>(high[2 * k + lane / 2]) >> (4 * (lane % 2)) & 0x0fu;
-      }
-      codes[k] |= (four * 0x00204081u & 0x01010101u) << 4;  // bit i to the lowest of byte i
-    }
-  }
 }
 
 // Byte i of the result is byte (selector >> 4 i & 7) of a (0 to 3) and b (4 to 7), or, with 8 more,
@@ -324,39 +216,41 @@ __device__ __forceinline__ uint32_t LowBytes(const uint32_t (&words)[4]) {
 }
 
 // 0xff for each of 4 that is below 0 or -0, else 0.
-__device__ __forceinline__ uint32_t SignBytes(const float (&values)[4]) {
+__device__ __forceinline__ uint32_t SignBytes(const float* values) {
   return Permuted(Permuted(__float_as_uint(values[0]), __float_as_uint(values[1]), 0x00fb),
                   Permuted(__float_as_uint(values[2]), __float_as_uint(values[3]), 0x00fb), 0x5410);
 }
 
 // A thread's codes of a group and the group's scale byte.
-template <int kSteps>
+template <int kSteps, int kThreads = kLanes>
 struct GroupCode {
-  uint32_t words[kSteps];
+  uint32_t words[kWords<kSteps, kThreads>];
   uint8_t scale;
 };
 
-// Encodes the group whose values 4 lane and on are at `from`. All threads of the warp take part;
+// Encodes the group whose values kRun lane and on are at `from`. All threads of the warp take part;
 // norm is 1 / sqrt(size), aligned as in GroupParams.
-template <int kBits, int kSteps, typename T>
-__device__ __forceinline__ GroupCode<kSteps> EncodeGroup(const LaneTables& tables, int lane,
-                                                         const T* from, float norm, bool aligned) {
+template <int kBits, int kSteps, int kThreads = kLanes, typename T>
+__device__ __forceinline__ GroupCode<kSteps, kThreads> EncodeGroup(const LaneTables& tables,
+                                                                   int lane, const T* from,
+                                                                   float norm, bool aligned) {
   constexpr uint32_t kInfinity = 0x7f800000u;
   constexpr uint32_t kEach = 0x01010101u;
-  Values<kSteps> u = Load<kSteps>(from, aligned);
-  Rotate<kSteps>(lane, u);
-  uint32_t largest = LargestMagnitude<kSteps>(u);
+  constexpr int kRun = 16 / kThreads;
+  Values<kSteps, kThreads> u = Load<kSteps, kThreads>(from, aligned);
+  Rotate(lane, u);
+  uint32_t largest = LargestMagnitude(u);
   bool is_nan = false;
   if (__any_sync(0xffffffffu, largest >= kInfinity)) {
-    Values<kSteps> smaller = Load<kSteps>(from, aligned);
-    const bool any_infinite = LargestMagnitude<kSteps>(smaller) >= kInfinity;
+    Values<kSteps, kThreads> smaller = Load<kSteps, kThreads>(from, aligned);
+    const bool any_infinite = LargestMagnitude(smaller) >= kInfinity;
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) smaller.at[k][r] *= 0x1p-8f;
+      for (int r = 0; r < kRun; ++r) smaller.at[k][r] *= 0x1p-8f;
     }
-    Rotate<kSteps>(lane, smaller);
-    const uint32_t largest_smaller = LargestMagnitude<kSteps>(smaller);
+    Rotate(lane, smaller);
+    const uint32_t largest_smaller = LargestMagnitude(smaller);
     if (largest >= kInfinity) {
       // Sums have overflown. The group saturates at any scale: a smaller one has the same codes.
       is_nan = any_infinite;
@@ -371,11 +265,11 @@ __device__ __forceinline__ GroupCode<kSteps> EncodeGroup(const LaneTables& table
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) u.at[k][r] *= norm;
+      for (int r = 0; r < kRun; ++r) u.at[k][r] *= norm;
     }
   }
   int best = first;
-  float least = SquaredError<kBits, kSteps>(tables, u, ScaleOf<kSteps>(tables, first));
+  float least = SquaredError<kBits>(tables, u, ScaleOf<kSteps>(tables, first));
 #pragma unroll
   for (int c = 1; c < Quantizer<kBits>::kCandidates; ++c) {
     const int byte = max(first - c, kLeastScaleByte);
@@ -387,66 +281,71 @@ __device__ __forceinline__ GroupCode<kSteps> EncodeGroup(const LaneTables& table
       const float clipped = Quantizer<kBits>::Distance(tables, top, of.factor);
       if (__all_sync(0xffffffffu, clipped * clipped * (of.scale * of.scale) >= least)) break;
     }
-    const float error = SquaredError<kBits, kSteps>(tables, u, of);
+    const float error = SquaredError<kBits>(tables, u, of);
     best = error < least ? byte : best;
     least = fminf(error, least);
   }
   const bool special = is_nan || largest == 0;
   const float factor = ScaleOf<kSteps>(tables, best).factor;
-  GroupCode<kSteps> coded;
+  GroupCode<kSteps, kThreads> coded;
 #pragma unroll
-  for (int k = 0; k < kSteps; ++k) {
+  for (int i = 0; i < kWords<kSteps, kThreads>; ++i) {
+    const float* const four = &u.at[i / (kRun / 4)][4 * (i % (kRun / 4))];
     uint32_t numbers[4];
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      numbers[r] = Quantizer<kBits>::NumberBits(tables, fabsf(u.at[k][r]), factor);
+      numbers[r] = Quantizer<kBits>::NumberBits(tables, fabsf(four[r]), factor);
     }
     // Number i of the levels above 0 has code 2^(bits - 1) + i, and of those below, 2^(bits - 1) -
     // 1 - i: all bits the other way round.
-    const uint32_t word = LowBytes(numbers) ^ kEach << (kBits - 1) ^
-                          (SignBytes(u.at[k]) & kEach * ((1u << kBits) - 1));
-    coded.words[k] = special ? 0 : word;
+    const uint32_t word =
+        LowBytes(numbers) ^ kEach << (kBits - 1) ^ (SignBytes(four) & kEach * ((1u << kBits) - 1));
+    coded.words[i] = special ? 0 : word;
   }
   coded.scale = static_cast<uint8_t>(is_nan ? kNanGroup : largest == 0 ? kZeroGroup : best);
   return coded;
 }
 
-// u += the levels of a thread's codes, times kExactNorm where there is one.
-template <int kBits, int kSteps>
+// u += the levels of a thread's codes, times kExactNorm where there is one. kFirst: u = 0 + them,
+// at once (a sum that begins with -0 would be another).
+template <int kBits, bool kFirst = false, int kSteps, int kThreads>
 __device__ __forceinline__ void AddLevels(const LaneTables& tables, int scale_byte,
-                                          const uint32_t (&codes)[kSteps], Values<kSteps>& u) {
+                                          const uint32_t (&codes)[kWords<kSteps, kThreads>],
+                                          Values<kSteps, kThreads>& u) {
   float factor = InOctave(tables.octaves[scale_byte & 7].level, scale_byte);
-  if constexpr (kExactNorm < kSteps >> 0.0f) factor *= kExactNorm<kSteps>;
+  if constexpr ((kExactNorm < kSteps >> 0.0f)) factor *= kExactNorm<kSteps>;
   if (scale_byte == kZeroGroup) factor = 0.0f;
   if (scale_byte == kNanGroup) factor = __uint_as_float(0x7fc00000u);
 #pragma unroll
-  for (int k = 0; k < kSteps; ++k) {
+  for (int i = 0; i < kWords<kSteps, kThreads>; ++i) {
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       float level;
       if constexpr (kBits == 4) {
-        level = tables.level[codes[k] >> (8 * r) & 0xffu];
+        level = tables.level[codes[i] >> (8 * r) & 0xffu];
       } else {
         // 2^15 + code, by its bits, less 2^15: cheaper than a conversion, and as exact.
-        const uint32_t raised = Permuted(codes[k], 0x47000000u, 0x7404u | r << 4);
+        const uint32_t raised = Permuted(codes[i], 0x47000000u, 0x7404u | r << 4);
         level = __uint_as_float(raised) - (32768.0f + Quantizer<kBits>::kMiddle);
       }
-      u.at[k][r] += factor * level;
+      float& value = u.at[i / (4 / kThreads)][4 * (i % (4 / kThreads)) + r];
+      value = kFirst ? fmaf(factor, level, 0.0f) : value + factor * level;
     }
   }
 }
 
 // y, or y + it, of a thread's values (the sums of AddLevels, rotated back), from `to`: 4 lane and
 // on of the group.
-template <int kSteps, typename T>
-__device__ __forceinline__ void StoreValues(Values<kSteps>& u, float norm, bool accumulate,
-                                            bool aligned, T* to) {
+template <int kSteps, int kThreads, typename T>
+__device__ __forceinline__ void StoreValues(Values<kSteps, kThreads>& u, float norm,
+                                            bool accumulate, bool aligned, T* to) {
+  constexpr int kRun = 16 / kThreads;
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
-    Pack<T, 4> pack = {};
-    if (accumulate && aligned) pack = LoadPack<4>(to + 16 * k);
+    Pack<T, kRun> pack = {};
+    if (accumulate && aligned) pack = LoadPack<kRun>(to + 16 * k);
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
+    for (int r = 0; r < kRun; ++r) {
       float value = kExactNorm<kSteps> > 0.0f ? u.at[k][r] : u.at[k][r] * norm;
       if (accumulate) value = AsFloat(aligned ? pack.values[r] : to[16 * k + r]) + value;
       pack.values[r] = FromFloat<T>(value);
@@ -455,7 +354,7 @@ __device__ __forceinline__ void StoreValues(Values<kSteps>& u, float norm, bool 
       StorePack(pack, to + 16 * k);
     } else {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) to[16 * k + r] = pack.values[r];
+      for (int r = 0; r < kRun; ++r) to[16 * k + r] = pack.values[r];
     }
   }
 }

@@ -119,26 +119,49 @@ absl::Status NcclCommunicator::Finish(ncclResult_t result, absl::string_view cal
   });
 }
 
-absl::Status NcclCommunicator::InitInThread(const ncclUniqueId& id) {
+absl::Status NcclCommunicator::ConnectInThread(const ncclUniqueId& id) {
   // Owned by the thread, which may be left behind, and by this call.
   struct Start {
     std::atomic<bool> done = false;
+    std::string call = "ncclCommInitRankConfig";
     ncclResult_t result = ncclSuccess;
+    absl::Status status;  // of CUDA
     ncclComm_t comm = nullptr;
   };
   const auto start = std::make_shared<Start>();
-  std::thread([start, id, device = device_.index, ranks = size(), rank = rank()] {
-    (void)cudaSetDevice(device);
-    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-    config.blocking = 1;
-    start->result = ncclCommInitRankConfig(&start->comm, ranks, id, rank, &config);
+  std::thread([start, id, device = device_, ranks = size(), rank = rank()] {
+    const auto connect = [&]() -> absl::Status {
+      TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device.index), device);
+      ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+      config.blocking = 1;
+      start->result = ncclCommInitRankConfig(&start->comm, ranks, id, rank, &config);
+      if (start->result != ncclSuccess || ranks == 1) return absl::OkStatus();
+      start->call = "ncclSend and ncclRecv";
+      ThreadPool pool(1);
+      TW_ASSIGN_OR_RETURN(Stream stream, Stream::Cuda(device, &pool));
+      TW_ASSIGN_OR_RETURN(const Buffer bytes, Buffer::Allocate(2 * ranks, device));
+      start->result = ncclGroupStart();
+      for (int r = 0; r < ranks && start->result == ncclSuccess; ++r) {
+        if (r == rank) continue;
+        start->result =
+            ncclSend(bytes.data() + r, 1, ncclUint8, r, start->comm, CudaStream(stream));
+        if (start->result != ncclSuccess) break;
+        start->result =
+            ncclRecv(bytes.data() + ranks + r, 1, ncclUint8, r, start->comm, CudaStream(stream));
+      }
+      const ncclResult_t ended = ncclGroupEnd();
+      if (start->result == ncclSuccess) start->result = ended;
+      return start->result == ncclSuccess ? stream.Synchronize() : absl::OkStatus();
+    };
+    start->status = connect();
     start->done.store(true, std::memory_order_release);
   }).detach();
-  TW_RETURN_IF_ERROR(PollUntil("ncclCommInitRankConfig", [&]() -> absl::StatusOr<bool> {
+  TW_RETURN_IF_ERROR(PollUntil("making ways to the other ranks", [&]() -> absl::StatusOr<bool> {
     return start->done.load(std::memory_order_acquire);
   }));
   comm_ = start->comm;
-  return Finish(start->result, "ncclCommInitRankConfig");
+  if (!start->status.ok()) return Fail(start->status);
+  return Finish(start->result, start->call);
 }
 
 absl::Status NcclCommunicator::Connect() {
@@ -160,18 +183,14 @@ absl::Status NcclCommunicator::Connect() {
     return Fail(absl::UnavailableError(
         absl::StrCat("rank 0 could not make an NCCL id: ", ncclGetErrorString(made))));
   }
-  if (options_.blocking) {
-    TW_RETURN_IF_ERROR(InitInThread(invitation.id));
-  } else {
-    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-    config.blocking = 0;
-    TW_RETURN_IF_ERROR(
-        Finish(ncclCommInitRankConfig(&comm_, size(), invitation.id, rank(), &config),
-               "ncclCommInitRankConfig"));
-  }
-  if (size() == 1) return absl::OkStatus();
   // Ways between pairs are made by the first message, which waits for the other side: now, so that
   // later calls only enqueue.
+  if (options_.blocking) return ConnectInThread(invitation.id);
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
+  TW_RETURN_IF_ERROR(Finish(ncclCommInitRankConfig(&comm_, size(), invitation.id, rank(), &config),
+                            "ncclCommInitRankConfig"));
+  if (size() == 1) return absl::OkStatus();
   TW_ASSIGN_OR_RETURN(Stream stream, Stream::Cuda(device_, &pool_));
   TW_ASSIGN_OR_RETURN(const Buffer bytes, Buffer::Allocate(2 * size(), device_));
   std::vector<Message> messages;

@@ -19,8 +19,8 @@ struct NcclOptions {
   bool uses_peer_memory = true;
   // Whether calls enqueue in the caller's thread: in some microseconds, where a thread of NCCL's
   // takes a hundred, but NCCL itself then waits without a bound should it have to (for room in the
-  // GPU's queue). For callers that watch their calls; making the communicator is bounded either
-  // way, up to its first message to each rank.
+  // GPU's queue). For callers that watch their calls; making the communicator, and with it the
+  // first message to each rank, is bounded either way.
   bool blocking = false;
 };
 

@@ -67,8 +67,9 @@ class NcclCommunicator final : public Communicator {
   absl::Status Check(const ConstTensorView& view, const Stream& stream) const;
   absl::Status CheckPeer(int peer) const;
 
-  // ncclCommInitRankConfig in a thread, which is left alone with it after the timeout.
-  absl::Status InitInThread(const ncclUniqueId& id);
+  // Makes a blocking communicator and its first messages in a thread, which is left alone with them
+  // after the timeout.
+  absl::Status ConnectInThread(const ncclUniqueId& id);
 
   // The status of an NCCL call, once it has been taken in hand: without blocking, calls go on in
   // the background. A failure ends the communicator on all ranks.

@@ -40,18 +40,18 @@ __device__ __forceinline__ uint64_t* SignalOf(const PeerView& v, int to, int fro
 
 // The number of the running kernel, from 1. Read by every block before it calls EndEpoch.
 __device__ __forceinline__ uint64_t CurrentEpoch(const PeerView& v) {
-  return *reinterpret_cast<volatile uint64_t*>(v.base[v.rank] + PeerView::kEpoch) + 1;
+  return *reinterpret_cast<volatile uint64_t*>(v.counters + PeerView::kEpoch) + 1;
 }
 
 // The last that all threads of a kernel's blocks do.
 __device__ __forceinline__ void EndEpoch(const PeerView& v, uint64_t epoch) {
   __syncthreads();
   if (threadIdx.x != 0) return;
-  auto* const ended = reinterpret_cast<unsigned*>(v.base[v.rank] + PeerView::kEnded);
+  auto* const ended = reinterpret_cast<unsigned*>(v.counters + PeerView::kEnded);
   __threadfence();
   if (atomicAdd(ended, 1) != gridDim.x - 1) return;
   *ended = 0;
-  *reinterpret_cast<uint64_t*>(v.base[v.rank] + PeerView::kEpoch) = epoch;
+  *reinterpret_cast<uint64_t*>(v.counters + PeerView::kEpoch) = epoch;
 }
 
 __device__ __forceinline__ void Signal(uint64_t* at, uint64_t value) {

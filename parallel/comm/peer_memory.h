@@ -1,17 +1,19 @@
-// Memory of several GPUs of one host that kernels on all of them write: what fused collectives push
-// through.
+// Memory that kernels on several GPUs of one host write: what fused collectives push through.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kernels/core/buffer.h"
 #include "kernels/core/device.h"
 #include "kernels/core/pinned_buffer.h"
 #include "kernels/core/stream.h"
 #include "parallel/comm/communicator.h"
+#include "parallel/comm/shared_segment.h"
 
 namespace thinwire {
 
@@ -20,7 +22,7 @@ inline constexpr int kMostPeerBlocks = 1024;  // of a kernel that signals throug
 
 // What a kernel gets: addresses as this GPU sees them. By value.
 //
-// Each rank's memory has counters of its own, and for every other rank a row of signals, two
+// Each rank's memory, on its GPU or on the host, has for every other rank a row of signals, two
 // mailboxes (of values that carry their own marks) and two rooms (announced by signals). A kernel
 // takes the mailbox or room of its epoch's parity. Epochs are counted on the GPU, one for each
 // kernel, so that kernels can be replayed in graphs.
@@ -31,16 +33,19 @@ inline constexpr int kMostPeerBlocks = 1024;  // of a kernel that signals throug
 // kernel waits for every other rank at least once, whether or not there is anything to receive.
 struct PeerView {
   std::byte* base[kMostPeerRanks];  // of rank r's memory
+  std::byte* counters;              // this GPU's own
   uint32_t* host_words;  // [0]: the silent rank + 1, written by kernels; [1]: not 0: kernels stop
   uint64_t timeout_ns;   // of one wait
   int64_t mailbox_bytes;
   int64_t room_bytes;
   int rank;
   int size;
+  bool through_host;  // the memory is the host's: far away, best moved in whole lines
 
+  // Of the counters.
+  static constexpr int64_t kEpoch = 0;  // uint64: kernels that have ended
+  static constexpr int64_t kEnded = 8;  // uint32: blocks of the running kernel that have
   // In a rank's memory.
-  static constexpr int64_t kEpoch = 0;       // uint64: kernels that have ended
-  static constexpr int64_t kEnded = 8;       // uint32: blocks of the running kernel that have
   static constexpr int64_t kSignals = 4096;  // uint64 [kMostPeerRanks][kMostPeerBlocks]
   static constexpr int64_t kMailboxes = int64_t{128} << 10;
 };
@@ -50,11 +55,16 @@ struct PeerView {
 // timeout ends them, with any results, and status() says so.
 class PeerMemory {
  public:
+  // What a rank takes, of its GPU or of the host, for 2 ranks and more.
+  static constexpr int64_t kDeviceBytes = PeerView::kMailboxes + (int64_t{72} << 20);
+  static constexpr int64_t kHostBytes = PeerView::kMailboxes + (int64_t{26} << 20);
+
   // Collective over `control`, a communicator for host memory with the same ranks, which must
-  // outlive this: either all ranks obtain their part or all the same error. FailedPrecondition says
-  // why not: ranks on several hosts or with a GPU in common, more than kMostPeerRanks, no access
-  // between GPUs, or NCCL_P2P_DISABLE=1, which holds for this way, too; ranks with different
-  // NCCL_HOSTIDs count as of different hosts. Takes 72 MiB of each GPU.
+  // outlive this: either all ranks obtain their part or all the same error. The memory is that of
+  // the GPUs where each can write to the others'; else pages of the host that all processes map.
+  // FailedPrecondition says why neither: ranks on several hosts or with a GPU in common, more than
+  // kMostPeerRanks, no access and no shared memory. NCCL_P2P_DISABLE=1 and NCCL_SHM_DISABLE=1 hold
+  // for these ways, too; ranks with different NCCL_HOSTIDs count as of different hosts.
   static absl::StatusOr<std::unique_ptr<PeerMemory>> Create(Communicator& control, Stream& host,
                                                             Device device);
 
@@ -71,6 +81,9 @@ class PeerMemory {
   int64_t mailbox_bytes() const { return view_.mailbox_bytes; }
   int64_t room_bytes() const { return view_.room_bytes; }
 
+  // Whether it is the host's.
+  bool through_host() const { return view_.through_host; }
+
   // For a kernel whose waits end after the communicator's timeout.
   PeerView view() const;
 
@@ -84,11 +97,24 @@ class PeerMemory {
   int64_t bytes_sent() const { return bytes_sent_; }
 
  private:
-  PeerMemory(Communicator& control, Device device) : control_(&control), device_(device) {}
+  struct Introduction;
+
+  PeerMemory(Communicator& control, Device device, bool through_host)
+      : control_(&control), device_(device) {
+    view_.through_host = through_host;
+  }
   absl::Status Join(Stream& host);
+  // This rank's memory, and what the others need to find it.
+  absl::Status Offer(Introduction& mine);
+  // Rank r's.
+  absl::Status Map(int r, const Introduction& mine, const Introduction& theirs);
+  // A segment's address on the GPU.
+  absl::StatusOr<std::byte*> Register(const SharedSegment& segment);
 
   Communicator* control_;
   Device device_;
+  Buffer counters_;
+  std::vector<SharedSegment> segments_;  // of each rank, where they are the host's
   PinnedBuffer words_;
   PeerView view_ = {};
   int num_multiprocessors_ = 0;

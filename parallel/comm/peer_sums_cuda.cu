@@ -228,9 +228,10 @@ unsigned NumBlocks(const PeerMemory& peers, int64_t wanted) {
 
 int64_t MostPeerSumBytes(const PeerMemory& peers) {
   constexpr int64_t kMostForTwo = int64_t{32} << 20;
+  constexpr int64_t kMostForTwoThroughHost = int64_t{1} << 20;
   constexpr int64_t kMostForMore = int64_t{256} << 10;
   if (peers.size() > 2) return std::min(kMostForMore, MostMarkedBytes(peers));
-  return std::min(kMostForTwo, peers.room_bytes());
+  return std::min(peers.through_host() ? kMostForTwoThroughHost : kMostForTwo, peers.room_bytes());
 }
 
 absl::Status SumThroughPeersCuda(PeerMemory& peers, TensorView inout, Stream& stream) {

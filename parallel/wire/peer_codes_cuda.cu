@@ -22,10 +22,12 @@ namespace {
 
 constexpr int kLag = 2;
 constexpr int kStages = kLag + 2;  // rounds in shared memory: encoded, pushed, waiting, decoded
-constexpr int kPollingWarp = kGroupThreads / 32 - 1;  // another than signals, which wait, too
 
 template <int kBits, int kSteps>
 struct Tile {
+  static constexpr int kThreads = kSteps == 4 ? 2 : 4;  // of a group
+  static constexpr int kBlock = kThreads * kGroupsPerBlock;
+  static constexpr int kPollingWarp = kBlock / 32 - 1;  // another than signals, which wait, too
   static constexpr int kGroupSize = 16 * kSteps;
   static constexpr int kGroupBytes = 2 * kBits * kSteps;
   static constexpr int kCodeBytes = kGroupsPerBlock * kGroupBytes;
@@ -39,11 +41,10 @@ struct Tile {
   }
 };
 
-// Tiles of a round: what a round costs, such as the wait of its signal for what was pushed before
-// to arrive, is paid once for all. As many as static shared memory holds.
+// Most tiles of a round: what a round costs, such as the wait of its signal for what was pushed
+// before to arrive, is paid once for all. As many as static shared memory holds.
 template <int kBits, int kSteps>
-inline constexpr int kTilesOfRound = std::min(4,
-                                              46 * 1024 / (kStages * Tile<kBits, kSteps>::kBytes));
+inline constexpr int kMostTiles = std::min(4, 46 * 1024 / (kStages * Tile<kBits, kSteps>::kBytes));
 
 template <typename T>
 struct Job {
@@ -51,6 +52,7 @@ struct Job {
   T* rows;
   int64_t first_group[kMostPeerRanks];  // of rank r's block of rows, in `rows`
   int32_t num_groups[kMostPeerRanks];
+  int tiles;  // of a round
   float norm;
 };
 
@@ -71,20 +73,26 @@ struct Turn {
 template <int kSteps>
 inline constexpr int kResident = kSteps == 8 ? 2 : 4;
 
+// Through the host: fewer blocks that look for signals on a link slower than they are, and more
+// rounds, so that the link is used in both directions at once.
+inline constexpr int kResidentThroughHost = 2;
+inline constexpr int kTilesThroughHost = 2;
+
 template <PeerExchange kExchange, int kBits, int kSteps, typename T>
-__global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
+__global__ void __launch_bounds__(Tile<kBits, kSteps>::kBlock, kResident<kSteps>)
     Exchange(const __grid_constant__ Job<T> job) {
   using TileOf = Tile<kBits, kSteps>;
   __shared__ LaneTables tables;
-  constexpr int kTiles = kTilesOfRound<kBits, kSteps>;
-  __shared__ uint4 stages[kStages][kTiles][TileOf::kVectors];
+  constexpr int kThreads = TileOf::kThreads;
+  __shared__ uint4 stages[kStages][kMostTiles<kBits, kSteps>][TileOf::kVectors];
+  __shared__ uint4 fetched[TileOf::kVectors];
   FillLaneTables<kBits>(tables);
   const PeerView& v = job.peers;
   const uint64_t epoch = CurrentEpoch(v);
   const int me = v.rank;
   const int thread = static_cast<int>(threadIdx.x);
-  const int lane = thread % kLanes;
-  const int slot = thread / kLanes;  // of a tile's groups
+  const int lane = thread % kThreads;
+  const int slot = thread / kThreads;  // of a tile's groups
   const int block = static_cast<int>(blockIdx.x);
   const int blocks = static_cast<int>(gridDim.x);
   constexpr bool to_owners = kExchange == PeerExchange::kSumToOwners;
@@ -94,7 +102,7 @@ __global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
     return me + 1 + turn < v.size ? me + 1 + turn : me + 1 + turn - v.size;
   };
   // The first tile of the block's round; the others are `blocks` further each.
-  const auto tile_at = [&](int index) { return index * kTiles * blocks + block; };
+  const auto tile_at = [&](int index) { return index * job.tiles * blocks + block; };
   const auto has_tile = [&](int of, int tile) {
     return tile * kGroupsPerBlock < job.num_groups[of];
   };
@@ -102,7 +110,7 @@ __global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
   for (int r = 0; r < v.size; ++r) most_groups = max(most_groups, job.num_groups[r]);
   const auto rounds_of = [&](int groups) {
     const int tiles = (groups + kGroupsPerBlock - 1) / kGroupsPerBlock;
-    const int step = kTiles * blocks;
+    const int step = job.tiles * blocks;
     return tiles > block ? (tiles - block + step - 1) / step : 0;
   };
   const int own_rounds = rounds_of(job.num_groups[me]);
@@ -110,7 +118,7 @@ __global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
   // This thread's values of a tile's group, its last again where there are fewer.
   const auto values_at = [&](int of, int tile) {
     const int group = min(tile * kGroupsPerBlock + slot, job.num_groups[of] - 1);
-    return job.rows + (job.first_group[of] + group) * TileOf::kGroupSize + 4 * lane;
+    return job.rows + (job.first_group[of] + group) * TileOf::kGroupSize + 16 / kThreads * lane;
   };
 
   // Rooms of this rank's memory follow each other.
@@ -127,13 +135,13 @@ __global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
     const bool sends = round < rounds && has_tile(sent_block, sent_tile);
     if (sends) {
 #pragma unroll 1
-      for (int i = 0; i < kTiles; ++i) {
+      for (int i = 0; i < job.tiles; ++i) {
         if (!has_tile(sent_block, sent_tile + i * blocks)) break;
-        const GroupCode<kSteps> coded = EncodeGroup<kBits, kSteps>(
+        const GroupCode<kSteps, kThreads> coded = EncodeGroup<kBits, kSteps, kThreads>(
             tables, lane, values_at(sent_block, sent_tile + i * blocks), job.norm, true);
         auto* const bytes = reinterpret_cast<uint8_t*>(stages[stage][i]);
-        StoreCodes<kBits, kSteps, true>(lane, coded.words, true,
-                                        bytes + slot * TileOf::kGroupBytes);
+        StoreCodes<kBits, kSteps, true, kThreads>(lane, coded.words, true,
+                                                  bytes + slot * TileOf::kGroupBytes);
         if (lane == 0) bytes[TileOf::kCodeBytes + slot] = coded.scale;
       }
     }
@@ -141,7 +149,7 @@ __global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
     const bool receives = round >= kLag && receiving.turn == turns - 1;
     const int tile = tile_at(receiving.index);
     bool heard = true;
-    const int from = thread - 32 * kPollingWarp;
+    const int from = thread - 32 * TileOf::kPollingWarp;
     if (receives && from >= 0 && from < v.size && from != me &&
         has_tile(to_owners ? me : from, tile)) {
       const uint64_t* const signal = SignalOf(v, me, from, blockIdx.x);
@@ -166,12 +174,12 @@ __global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
         const int peer = to + hop < v.size ? to + hop : to + hop - v.size;
         std::byte* const room = RoomOf(v, peer, me, epoch);
 #pragma unroll 1
-        for (int i = 0; i < kTiles; ++i) {
+        for (int i = 0; i < job.tiles; ++i) {
           const int sent = sent_tile + i * blocks;
           const int filled = job.num_groups[sent_block] - sent * kGroupsPerBlock;
           auto* const at = reinterpret_cast<uint4*>(room + int64_t{sent} * TileOf::kBytes);
 #pragma unroll
-          for (int first = 0; first < TileOf::kVectors; first += kGroupThreads) {
+          for (int first = 0; first < TileOf::kVectors; first += TileOf::kBlock) {
             const int j = first + thread;
             if (j < TileOf::kVectors && TileOf::FirstGroupOf(j) < filled) {
               at[j] = stages[stage][i][j];
@@ -181,30 +189,58 @@ __global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
       }
     }
 #pragma unroll 1
-    for (int i = 0; receives && i < kTiles; ++i) {
+    for (int i = 0; receives && i < job.tiles; ++i) {
       const int got = tile + i * blocks;
       // The codes of the tile as rank r has sent them.
-      const auto add = [&](int r, Values<kSteps>& u) {
-        const uint8_t* const bytes =
-            r == me ? reinterpret_cast<const uint8_t*>(stages[past_stage][i])
-                    : rooms + (r - (r > me ? 1 : 0)) * v.room_bytes + int64_t{got} * TileOf::kBytes;
-        uint32_t codes[kSteps];
-        LoadCodes<kBits, kSteps, true>(lane, bytes + slot * TileOf::kGroupBytes, codes);
-        AddLevels<kBits, kSteps>(tables, bytes[TileOf::kCodeBytes + slot], codes, u);
+      const auto add = [&](int r, Values<kSteps, kThreads>& u, bool is_first) {
+        const uint8_t* bytes = reinterpret_cast<const uint8_t*>(stages[past_stage][i]);
+        if (r != me) {
+          bytes = rooms + (r - (r > me ? 1 : 0)) * v.room_bytes + int64_t{got} * TileOf::kBytes;
+          if (v.through_host) {
+            __syncthreads();  // all have read what was fetched before
+            const int filled = job.num_groups[shares ? r : me] - got * kGroupsPerBlock;
+            // All on their way before any is waited for.
+            constexpr int kEach = (TileOf::kVectors + TileOf::kBlock - 1) / TileOf::kBlock;
+            uint4 vectors[kEach] = {};
+#pragma unroll
+            for (int e = 0; e < kEach; ++e) {
+              const int j = e * TileOf::kBlock + thread;
+              if (j < TileOf::kVectors && TileOf::FirstGroupOf(j) < filled) {
+                vectors[e] = reinterpret_cast<const uint4*>(bytes)[j];
+              }
+            }
+#pragma unroll
+            for (int e = 0; e < kEach; ++e) {
+              const int j = e * TileOf::kBlock + thread;
+              if (j < TileOf::kVectors) fetched[j] = vectors[e];
+            }
+            __syncthreads();
+            bytes = reinterpret_cast<const uint8_t*>(fetched);
+          }
+        }
+        uint32_t codes[kWords<kSteps, kThreads>];
+        LoadCodes<kBits, kSteps, true, kThreads>(lane, bytes + slot * TileOf::kGroupBytes, codes);
+        const int scale = bytes[TileOf::kCodeBytes + slot];
+        if (is_first) {
+          AddLevels<kBits, true>(tables, scale, codes, u);
+        } else {
+          AddLevels<kBits>(tables, scale, codes, u);
+        }
       };
       for (int r = shares ? 0 : me; r < (shares ? v.size : me + 1); ++r) {
         if (!has_tile(r, got)) continue;
-        Values<kSteps> u = {};  // from 0 on, since a sum of -0 would be -0
+        Values<kSteps, kThreads> u = {};
         if constexpr (shares) {
-          add(r, u);
+          add(r, u, true);
         } else {
-          for (int part = 0; part < v.size; ++part) {
-            if (part != me || !to_owners) add(part, u);
+          const int first = to_owners && me == 0 ? 1 : 0;
+          for (int part = first; part < v.size; ++part) {
+            if (part != me || !to_owners) add(part, u, part == first);
           }
         }
-        Rotate<kSteps>(lane, u);
+        Rotate(lane, u);
         if (got * kGroupsPerBlock + slot < job.num_groups[r]) {
-          StoreValues<kSteps>(u, job.norm, to_owners, true, values_at(r, got));
+          StoreValues(u, job.norm, to_owners, true, values_at(r, got));
         }
       }
     }
@@ -217,12 +253,14 @@ __global__ void __launch_bounds__(kGroupThreads, kResident<kSteps>)
     }
   }
   // Every kernel waits for all ranks (peer_memory.h), also where it has nothing for some or nothing
-  // of them.
+  // of them. Block 0 has a part of what there is.
   if (blockIdx.x == 0 && thread < v.size && thread != me) {
     const uint64_t any = (epoch << 16) + 1;
     if (job.num_groups[to_owners ? thread : me] == 0) Signal(SignalOf(v, thread, me, 0), any);
-    const uint64_t* const signal = SignalOf(v, me, thread, 0);
-    (void)WaitFor(v, thread, [&] { return ReadSignal(signal) >= any; });
+    if (job.num_groups[to_owners ? me : thread] == 0) {
+      const uint64_t* const signal = SignalOf(v, me, thread, 0);
+      (void)WaitFor(v, thread, [&] { return ReadSignal(signal) >= any; });
+    }
   }
   EndEpoch(v, epoch);
 }
@@ -245,8 +283,10 @@ void Launch(const PeerMemory& peers, TensorView rows, absl::Span<const int64_t> 
   int64_t most = 0;
   for (int r = 0; r < peers.size(); ++r) most = std::max(most, end_of(r) - begin_of(r));
   const int64_t room = peers.room_bytes() / TileOf::kBytes * kGroupsPerBlock;
+  job.tiles = std::min(kMostTiles<kBits, kSteps>, peers.through_host() ? kTilesThroughHost : 4);
+  const int64_t resident = peers.through_host() ? kResidentThroughHost : kResident<kSteps>;
   const int64_t most_blocks =
-      std::min<int64_t>(kResident<kSteps> * peers.num_multiprocessors(), kMostPeerBlocks);
+      std::min<int64_t>(resident * peers.num_multiprocessors(), kMostPeerBlocks);
   for (int64_t begin = 0; begin < most; begin += room) {
     const int64_t count = std::min(room, most - begin);
     for (int r = 0; r < peers.size(); ++r) {
@@ -256,7 +296,7 @@ void Launch(const PeerMemory& peers, TensorView rows, absl::Span<const int64_t> 
     }
     const int64_t tiles = (count + kGroupsPerBlock - 1) / kGroupsPerBlock;
     Exchange<kExchange, kBits, kSteps, T>
-        <<<static_cast<unsigned>(std::min(tiles, most_blocks)), kGroupThreads, 0, stream>>>(job);
+        <<<static_cast<unsigned>(std::min(tiles, most_blocks)), TileOf::kBlock, 0, stream>>>(job);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/core/status_macros.h"
+#include "parallel/comm/peer_memory.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/checkpoint_summary.h"
 #include "runtime/checkpoint/decoder_shape.h"
@@ -20,10 +21,15 @@ int64_t KvBytes(const KvFootprint& kv, const MemoryLoad& load) {
   return pages * load.page_size * kv.bytes_per_token() * widths + kv.first_token_bytes;
 }
 
+// Of the group's communicator; that of all ranks never asks for any.
+int64_t ExchangeBytes(const Mesh& mesh) {
+  return mesh.tp_size > 1 && mesh.tp_size <= kMostPeerRanks ? PeerMemory::kDeviceBytes : 0;
+}
+
 }  // namespace
 
 int64_t RankMemory::MaxBatch(int64_t capacity) const {
-  const int64_t left = capacity - weight_bytes - activation_bytes - reserve_bytes;
+  const int64_t left = capacity - (total() - kv_bytes);
   return left <= 0 || kv_bytes_per_seq <= 0 ? 0 : left / kv_bytes_per_seq;
 }
 
@@ -43,6 +49,7 @@ absl::StatusOr<RankMemory> PlanMemory(const std::string& model, const Mesh& mesh
         Decoder::Create(config, plan, DecoderWeights(), load.dtype, load.max_step_tokens, stream));
     RankMemory memory = {.weight_bytes = shares[rank].weight_bytes,
                          .activation_bytes = decoder.activation_bytes(),
+                         .exchange_bytes = ExchangeBytes(mesh),
                          .reserve_bytes = load.reserve_bytes,
                          .kv_bytes_per_seq = KvBytes(shares[rank].kv, load)};
     memory.kv_bytes = load.batch * memory.kv_bytes_per_seq;

@@ -27,10 +27,13 @@ struct RankMemory {
   int64_t weight_bytes = 0;
   int64_t kv_bytes = 0;  // of all sequences
   int64_t activation_bytes = 0;
+  int64_t exchange_bytes = 0;  // what the others of the group write, where GPUs can
   int64_t reserve_bytes = 0;
   int64_t kv_bytes_per_seq = 0;
 
-  int64_t total() const { return weight_bytes + kv_bytes + activation_bytes + reserve_bytes; }
+  int64_t total() const {
+    return weight_bytes + kv_bytes + activation_bytes + exchange_bytes + reserve_bytes;
+  }
   // Sequences of this length that `capacity` bytes hold; 0 where not even the weights fit.
   int64_t MaxBatch(int64_t capacity) const;
 };
