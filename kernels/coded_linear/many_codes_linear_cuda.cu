@@ -18,12 +18,15 @@
 namespace thinwire {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kTile = 128;       // tokens, rows
-constexpr int kTileBytes = 128;  // columns
+constexpr int kThreads = 256;      // that multiply
+constexpr int kCopyThreads = 128;  // that bring tiles into shared memory for them
+constexpr int kTile = 128;         // tokens, rows
+constexpr int kTileBytes = 128;    // columns
 constexpr int kStages = 4;
 constexpr int kSideBytes = kTile * kTileBytes;  // of a stage
-constexpr int kMemory = kStages * 2 * kSideBytes + kTile * kTile * static_cast<int>(sizeof(float));
+constexpr int kBarriersAt =
+    kStages * 2 * kSideBytes + kTile * kTile * static_cast<int>(sizeof(float));
+constexpr int kMemory = kBarriersAt + 2 * kStages * 8;
 // Warps that give the matrix units work together, 64 tokens.
 constexpr int kGroupThreads = 128;
 
@@ -108,9 +111,87 @@ __device__ inline int PlaceOf(int row, int piece) {
   return row * kTileBytes + ((piece ^ (row & 7)) << 4);
 }
 
+// Barriers of a stage: its tile has come, its tile has been read. Each time that all have arrived
+// ends a phase.
+__device__ inline void InitBarrier(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ inline void Arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// Until the phase of this parity has ended; the one before the first has.
+__device__ inline void WaitForPhase(uint32_t barrier, int parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nwait:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra ended;\nbra wait;\nended:\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+__device__ inline uint32_t CameBarrier(uint32_t memory, int stage) {
+  return memory + kBarriersAt + 8 * stage;
+}
+__device__ inline uint32_t ReadBarrier(uint32_t memory, int stage) {
+  return memory + kBarriersAt + 8 * (kStages + stage);
+}
+
+__device__ inline void CopyTiles(const ManyCodesCall& call, uint32_t stages) {
+  const CodedLinearCall& w = call.linear;
+  constexpr int kRowsAtATime = kCopyThreads / 8;
+  constexpr int kTimes = kTile / kRowsAtATime;
+  static_assert(kRowsAtATime % 8 == 0);
+  const int thread = static_cast<int>(threadIdx.x) - kThreads;
+  const int row = thread / 8, piece = thread % 8;
+  const int num_tiles = (call.columns + kTileBytes - 1) / kTileBytes;
+  const int tokens_left = w.num_tokens - static_cast<int>(blockIdx.x) * kTile - row;
+  const int rows_left = call.num_rows - static_cast<int>(blockIdx.y) * kTile - row;
+  const uint8_t* const x =
+      static_cast<const uint8_t*>(w.x) +
+      (tokens_left > 0 ? static_cast<int64_t>(w.num_tokens - tokens_left) * w.x_stride : 0);
+  const uint8_t* const rows =
+      reinterpret_cast<const uint8_t*>(call.widened) +
+      (rows_left > 0 ? static_cast<int64_t>(call.num_rows - rows_left) * call.columns : 0);
+  const uint32_t to = PlaceOf(row, piece);
+  // A tile is announced when the next but kStages - 2 are on their way.
+  constexpr int kAhead = kStages - 2;
+  int place = 0, parity = 1, came = 0;
+  for (int tile = 0; tile < num_tiles + kAhead; ++tile) {
+    if (tile < num_tiles) {
+      WaitForPhase(ReadBarrier(stages, place), parity);
+      const int column = tile * kTileBytes + 16 * piece;
+      const uint32_t at = stages + 2 * place * kSideBytes + to;
+#pragma unroll
+      for (int i = 0; i < kTimes; ++i) {
+        const bool there = column < call.columns && i * kRowsAtATime < tokens_left;
+        CopyAsync16OrZero(at + i * kRowsAtATime * kTileBytes,
+                          x + (there ? i * kRowsAtATime * w.x_stride + column : 0), there);
+      }
+#pragma unroll
+      for (int i = 0; i < kTimes; ++i) {
+        const bool there = column < call.columns && i * kRowsAtATime < rows_left;
+        CopyAsync16OrZero(
+            at + kSideBytes + i * kRowsAtATime * kTileBytes,
+            rows + (there ? static_cast<int64_t>(i * kRowsAtATime) * call.columns + column : 0),
+            there);
+      }
+      if (++place == kStages) {
+        place = 0;
+        parity ^= 1;
+      }
+    }
+    CommitCopies();
+    if (tile >= kAhead) {
+      WaitForCopies<kAhead>();
+      ShowToMatrixUnits();
+      Arrive(CameBarrier(stages, came));
+      came = came + 1 == kStages ? 0 : came + 1;
+    }
+  }
+}
+
 // kOnePart: a piece of each tile's columns.
 template <bool kOnePart>
-__device__ inline void ManyCodesBody(const ManyCodesCall& call, unsigned char* memory) {
+__device__ inline void MultiplyTiles(const ManyCodesCall& call, unsigned char* memory) {
   const CodedLinearCall& w = call.linear;
   const uint32_t stages = SharedAddress(memory);
   auto* const totals = reinterpret_cast<float4*>(memory + kStages * 2 * kSideBytes);
@@ -119,22 +200,6 @@ __device__ inline void ManyCodesBody(const ManyCodesCall& call, unsigned char* m
   const int first_token = static_cast<int>(blockIdx.x) * kTile;
   const int first_row = static_cast<int>(blockIdx.y) * kTile;  // of widened
   const int num_tiles = (call.columns + kTileBytes - 1) / kTileBytes;
-
-  const auto fetch = [&](int tile, int place) {
-#pragma unroll
-    for (int i = 0; i < 2 * kTile * 8 / kThreads; ++i) {
-      const bool is_x = i < kTile * 8 / kThreads;
-      const int at = i * kThreads + thread, row = at / 8 % kTile, piece = at % 8;
-      const int column = tile * kTileBytes + 16 * piece;
-      const int in_matrix = (is_x ? first_token : first_row) + row;
-      const bool there = column < call.columns && in_matrix < (is_x ? w.num_tokens : call.num_rows);
-      const auto* const from =
-          is_x ? static_cast<const uint8_t*>(w.x) : reinterpret_cast<const uint8_t*>(call.widened);
-      const int64_t stride = is_x ? w.x_stride : call.columns;
-      CopyAsync16OrZero(stages + (2 * place + (is_x ? 0 : 1)) * kSideBytes + PlaceOf(row, piece),
-                        from + (there ? in_matrix * stride + column : 0), there);
-    }
-  };
 
   int32_t c[64];
   float y[64];
@@ -188,22 +253,11 @@ __device__ inline void ManyCodesBody(const ManyCodesCall& call, unsigned char* m
     }
   };
 
-#pragma unroll
-  for (int s = 0; s < kStages - 1; ++s) {
-    if (s < num_tiles) fetch(s, s);
-    CommitCopies();
-  }
   fetch_scales(0);
-  int place = 0, until_split = w.chunks_each;
+  int place = 0, parity = 0, until_split = w.chunks_each;
   bool first_split = true, fresh = true;
   for (int tile = 0; tile < num_tiles; ++tile) {
-    WaitForCopies<kStages - 2>();
-    ShowToMatrixUnits();
-    __syncthreads();  // all see this tile, and none reads the one before it
-    if (tile + kStages - 1 < num_tiles) {
-      fetch(tile + kStages - 1, place == 0 ? kStages - 1 : place - 1);
-    }
-    CommitCopies();
+    WaitForPhase(CameBarrier(stages, place), parity);
     const uint32_t x = stages + 2 * place * kSideBytes + thread / kGroupThreads * (kSideBytes / 2);
     const uint32_t rows = stages + (2 * place + 1) * kSideBytes;
     if constexpr (kOnePart) {
@@ -214,6 +268,7 @@ __device__ inline void ManyCodesBody(const ManyCodesCall& call, unsigned char* m
         Multiply(c, MatrixAt(x + 32 * k), MatrixAt(rows + 32 * k), k == 0);
       }
       FinishMultiplying(c);
+      if (lane == 0) Arrive(ReadBarrier(stages, place));
       finish_piece(next_part);
       if (--until_split == 0 || tile + 1 == num_tiles) {
         finish_split(first_split);
@@ -231,8 +286,12 @@ __device__ inline void ManyCodesBody(const ManyCodesCall& call, unsigned char* m
         fresh = next_part >= 0;
         if (fresh) finish_piece(next_part);
       }
+      if (lane == 0) Arrive(ReadBarrier(stages, place));
     }
-    place = place + 1 == kStages ? 0 : place + 1;
+    if (++place == kStages) {
+      place = 0;
+      parity ^= 1;
+    }
   }
   if constexpr (!kOnePart) finish_split(true);
 
@@ -253,10 +312,25 @@ __device__ inline void ManyCodesBody(const ManyCodesCall& call, unsigned char* m
 #endif
 
 template <bool kOnePart>
-__global__ void __launch_bounds__(kThreads, 1) ManyCodes(const ManyCodesCall call) {
+__global__ void __launch_bounds__(kThreads + kCopyThreads, 1) ManyCodes(const ManyCodesCall call) {
   extern __shared__ __align__(1024) unsigned char memory[];
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  ManyCodesBody<kOnePart>(call, memory);
+  const uint32_t stages = SharedAddress(memory);
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < kStages; ++s) {
+      InitBarrier(CameBarrier(stages, s), kCopyThreads);
+      InitBarrier(ReadBarrier(stages, s), kThreads / 32);
+    }
+  }
+  __syncthreads();
+  // Registers are where the products are.
+  if (threadIdx.x >= kThreads) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    CopyTiles(call, stages);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    MultiplyTiles<kOnePart>(call, memory);
+  }
 #else
   __trap();  // the host asks HasManyCodes first
 #endif
@@ -287,7 +361,7 @@ cudaError_t LaunchManyCodes(const ManyCodesCall& call, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const dim3 tiles((call.linear.num_tokens + kTile - 1) / kTile,
                    (call.num_rows + kTile - 1) / kTile);
-  kernel<<<tiles, kThreads, kMemory, stream>>>(call);
+  kernel<<<tiles, kThreads + kCopyThreads, kMemory, stream>>>(call);
   return cudaGetLastError();
 }
 

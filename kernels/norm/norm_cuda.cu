@@ -87,6 +87,46 @@ __device__ __forceinline__ void Forget(uint4& vector) {
   asm volatile("" : "+r"(vector.x), "+r"(vector.y), "+r"(vector.z), "+r"(vector.w));
 }
 
+// What a vector's results need of each channel. Rows with an order fit shared memory, so that 16
+// bits hold a place in them.
+template <typename T, typename Out, bool kOrder>
+struct Channels {
+  static constexpr int kCount = kElementsPerVector<T>;
+  Pack<float, kCount> weight, bias;
+  Pack<uint8_t, kCount> max_code;
+  uint32_t order[kCount / 2];
+
+  __device__ __forceinline__ int Order(int e) const {
+    return static_cast<int>(e % 2 == 0 ? order[e / 2] & 0xffffu : order[e / 2] >> 16);
+  }
+};
+
+template <typename T, typename Out, bool kOrder>
+__device__ __forceinline__ Channels<T, Out, kOrder> LoadChannels(const NormParams<T, Out>& p,
+                                                                 int at) {
+  constexpr int kCount = kElementsPerVector<T>;
+  Channels<T, Out, kOrder> channels;
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) {
+    channels.weight.values[e] = 1.0f;
+    channels.bias.values[e] = 0.0f;
+  }
+  if (p.weight != nullptr) channels.weight = LoadPack<kCount>(p.weight + at);
+  if (p.bias != nullptr) channels.bias = LoadPack<kCount>(p.bias + at);
+  if constexpr (std::is_same_v<Out, uint8_t>) {
+    channels.max_code = LoadPack<kCount>(p.max_code + at);
+  }
+  if constexpr (kOrder) {
+    const Pack<int32_t, kCount> order = LoadPack<kCount>(p.order + at);
+#pragma unroll
+    for (int e = 0; e < kCount; e += 2) {
+      channels.order[e / 2] =
+          static_cast<uint32_t>(order.values[e]) | static_cast<uint32_t>(order.values[e + 1]) << 16;
+    }
+  }
+  return channels;
+}
+
 // A block takes whole rows, one after another, in registers: thread i has the vectors i, i +
 // blockDim.x and so on. The next row is on its way while the sums of this one are taken. With an
 // order, the row lies in shared memory as well (two rows, taken in turns), for the gather.
@@ -117,6 +157,12 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 512 : 384, kVectors <= 4 ? 2 :
       }
     }
   };
+  // Of threads with one vector, the same for all rows.
+  constexpr bool kKeepsChannels = kOrder && kVectors == 1;
+  Channels<T, Out, kOrder> kept;
+  if (kKeepsChannels && vector_at(0) < num_vectors) {
+    kept = LoadChannels<T, Out, kOrder>(p, vector_at(0) * kCount);
+  }
   if (kPrefetch) fetch(blockIdx.x);
   for (int64_t row = blockIdx.x; row < p.num_tokens; row += gridDim.x) {
     T* const stage = reinterpret_cast<T*>(staged) + stage_turn * p.hidden;
@@ -154,28 +200,26 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 512 : 384, kVectors <= 4 ? 2 :
     // Its barrier is also the one between staging and gathering.
     const float scale = 1.0f / sqrtf(sum(squares) / n + p.epsilon);
     if (kOrder && blockDim.x == 32) __syncwarp();
-    const auto finish = [&](int at, const uint4& vector) {
-      Pack<float, kCount> weight, bias;
-      if (p.weight != nullptr) weight = LoadPack<kCount>(p.weight + at);
-      if (p.bias != nullptr) bias = LoadPack<kCount>(p.bias + at);
-      Pack<uint8_t, kCount> max_code;
-      if constexpr (std::is_same_v<Out, uint8_t>) max_code = LoadPack<kCount>(p.max_code + at);
-      Pack<int32_t, kCount> order;
-      if constexpr (kOrder) order = LoadPack<kCount>(p.order + at);
+    const auto finish = [&](int at, const Channels<T, Out, kOrder>& channels, const uint4& vector) {
       Pack<Out, kCount> out;
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        const float value = kOrder ? AsFloat(stage[order.values[e]]) : Element<T>(vector, e);
-        out.values[e] =
-            Finish<T, Out>((value - mean) * scale, p.weight != nullptr ? weight.values[e] : 1.0f,
-                           p.bias != nullptr ? bias.values[e] : 0.0f, max_code.values[e]);
+        const float value = kOrder ? AsFloat(stage[channels.Order(e)]) : Element<T>(vector, e);
+        out.values[e] = Finish<T, Out>((value - mean) * scale, channels.weight.values[e],
+                                       channels.bias.values[e], channels.max_code.values[e]);
       }
       StorePack(out, p.out + row * p.out_stride + at);
     };
     if constexpr (kOrder) {
 #pragma unroll 1
       for (int i = 0; i < kVectors; ++i) {
-        if (vector_at(i) < num_vectors) finish(vector_at(i) * kCount, uint4());
+        if (vector_at(i) >= num_vectors) continue;
+        const int at = vector_at(i) * kCount;
+        if constexpr (kKeepsChannels) {
+          finish(at, kept, uint4());
+        } else {
+          finish(at, LoadChannels<T, Out, kOrder>(p, at), uint4());
+        }
       }
     } else {
 #pragma unroll
@@ -183,7 +227,8 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 512 : 384, kVectors <= 4 ? 2 :
         if (vector_at(i) >= num_vectors) continue;
         asm volatile("" ::: "memory");  // one vector's weights at a time
         Forget(row_x[i]);
-        finish(vector_at(i) * kCount, row_x[i]);
+        const int at = vector_at(i) * kCount;
+        finish(at, LoadChannels<T, Out, kOrder>(p, at), row_x[i]);
       }
     }
   }
