@@ -79,7 +79,7 @@ void Divide(Device device, CodedLinearCall& call) {
   call.warps_each = kLinearWarps;
   while (call.warps_each / 2 >= call.chunks_each) call.warps_each /= 2;
   call.num_blocks_of_threads = std::max(1, Attribute(cudaDevAttrMultiProcessorCount, device));
-  call.early_launches = Attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9;
+  call.early_launches = FewTokensCanStartEarly();
 }
 
 bool HasPartials(const CodedLinearCall& call) { return call.splits > 1 || call.planes > 1; }

@@ -68,7 +68,7 @@ struct CodedLinearCall {
   int32_t chunks_each;
   int32_t warps_each;
   int32_t num_blocks_of_threads;
-  bool early_launches;  // whether the GPU can begin a kernel before the one ahead of it ends
+  bool early_launches;  // kernels begin before the one ahead of them ends
   // [splits, num_tokens * planes, 16 num_panels], null: neither splits nor planes
   float* partials;
 };
@@ -88,6 +88,8 @@ constexpr uint8_t HighBitsOnDevice(uint8_t byte) {
   return static_cast<uint8_t>(spread);
 }
 
+// What early_launches may be: whether these kernels, as this GPU runs them, wait for the one ahead.
+bool FewTokensCanStartEarly();
 cudaError_t LaunchFloatLinear(const CodedLinearCall& call, cudaStream_t stream);
 cudaError_t LaunchIntegerLinear(const CodedLinearCall& call, cudaStream_t stream);
 

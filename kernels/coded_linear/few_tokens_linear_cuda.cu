@@ -385,6 +385,8 @@ cudaError_t LaunchBits(const CodedLinearCall& call, cudaStream_t stream) {
 
 }  // namespace
 
+bool FewTokensCanStartEarly() { return CanStartEarly(AddPartials); }
+
 cudaError_t LaunchFloatLinear(const CodedLinearCall& call, cudaStream_t stream) {
   return call.x_dtype == DType::kF16 ? LaunchBits<__half>(call, stream)
                                      : LaunchBits<__nv_bfloat16>(call, stream);

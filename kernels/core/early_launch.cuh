@@ -22,6 +22,14 @@ __device__ inline void WaitForPrevious() {
 #endif
 }
 
+// Whether the kernel as it is on this GPU was compiled with what WaitForPrevious does (PTX of 9.0
+// on): only then may it begin early.
+template <typename... Parameters>
+bool CanStartEarly(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+}
+
 struct LaunchShape {
   dim3 grid;
   dim3 block;
@@ -29,9 +37,8 @@ struct LaunchShape {
   cudaStream_t stream = nullptr;
 };
 
-// early: begins before the kernel ahead has ended; only for kernels that were compiled with
-// WaitForPrevious in them (PTX of 9.0 on) and call it in every thread that reads or writes what
-// others may have to do with.
+// early: begins before the kernel ahead has ended; only for kernels of which CanStartEarly, and
+// which call WaitForPrevious in every thread that reads or writes what others may have to do with.
 template <typename... Parameters, typename... Arguments>
 cudaError_t LaunchKernel(const LaunchShape& shape, bool early, void (*kernel)(Parameters...),
                          Arguments&&... arguments) {

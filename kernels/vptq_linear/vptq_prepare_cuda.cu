@@ -188,10 +188,7 @@ cudaError_t LaunchVptqPrepare(const VptqPrepareCall& call, cudaStream_t stream) 
                       call);
 }
 
-bool VptqWaitsInKernels() {
-  cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, Add) == cudaSuccess && attributes.ptxVersion >= 90;
-}
+bool VptqWaitsInKernels() { return CanStartEarly(Add); }
 
 cudaError_t LaunchVptqAdd(const VptqResult& result, bool early, cudaStream_t stream) {
   return LaunchKernel(
