@@ -1,6 +1,7 @@
 // fp32 activations of few tokens by weights of 16 bits, each of which is read once for up to eight
 // tokens and never written anywhere wider.
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/core/cuda_status.h"
 #include "kernels/core/vectors.cuh"
