@@ -11,26 +11,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "kernels/core/file_descriptor.h"
 #include "kernels/core/status_macros.h"
 
 namespace thinwire {
 namespace {
-
-// Open while this exists.
-class Descriptor {
- public:
-  explicit Descriptor(int number) : number_(number) {}
-  ~Descriptor() {
-    if (number_ >= 0) close(number_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-
-  int number() const { return number_; }
-
- private:
-  const int number_;
-};
 
 std::string Text(const std::string& name, absl::string_view call, int error) {
   return absl::StrCat("shared memory ", name, ": ", call, ": ", std::strerror(error));
@@ -41,36 +26,36 @@ std::string Text(const std::string& name, absl::string_view call, int error) {
 absl::StatusOr<SharedSegment> SharedSegment::Create(int64_t bytes) {
   SharedSegment made;
   made.name_ = absl::StrCat("/thinwire-", getpid(), "-", absl::GetCurrentTimeNanos());
-  const Descriptor descriptor(
+  const FileDescriptor descriptor(
       shm_open(made.name_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, S_IRUSR | S_IWUSR));
-  if (descriptor.number() < 0) {
+  if (descriptor.get() < 0) {
     return absl::UnavailableError(Text(made.name_, "shm_open", errno));
   }
   made.has_name_ = true;
   int error = EINTR;
-  while (error == EINTR) error = posix_fallocate(descriptor.number(), 0, bytes);
+  while (error == EINTR) error = posix_fallocate(descriptor.get(), 0, bytes);
   if (error != 0) {
     return absl::ResourceExhaustedError(
         absl::StrCat(Text(made.name_, "posix_fallocate", error), ", of ", bytes, " bytes"));
   }
-  TW_RETURN_IF_ERROR(made.Map(descriptor.number(), bytes));
+  TW_RETURN_IF_ERROR(made.Map(descriptor.get(), bytes));
   return made;
 }
 
 absl::StatusOr<SharedSegment> SharedSegment::Open(const std::string& name, int64_t bytes) {
   SharedSegment opened;
   opened.name_ = name;
-  const Descriptor descriptor(shm_open(name.c_str(), O_RDWR | O_CLOEXEC, 0));
-  if (descriptor.number() < 0) return absl::NotFoundError(Text(name, "shm_open", errno));
+  const FileDescriptor descriptor(shm_open(name.c_str(), O_RDWR | O_CLOEXEC, 0));
+  if (descriptor.get() < 0) return absl::NotFoundError(Text(name, "shm_open", errno));
   struct stat found = {};
-  if (fstat(descriptor.number(), &found) != 0) {
+  if (fstat(descriptor.get(), &found) != 0) {
     return absl::UnavailableError(Text(name, "fstat", errno));
   }
   if (found.st_size != bytes) {
     return absl::InvalidArgumentError(absl::StrCat("shared memory ", name, ": expected ", bytes,
                                                    " bytes, found ", found.st_size));
   }
-  TW_RETURN_IF_ERROR(opened.Map(descriptor.number(), bytes));
+  TW_RETURN_IF_ERROR(opened.Map(descriptor.get(), bytes));
   return opened;
 }
 

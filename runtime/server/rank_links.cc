@@ -17,6 +17,7 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "kernels/core/file_descriptor.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor_view.h"
@@ -40,28 +41,13 @@ struct Introduction {
   int64_t rank = 0;
 };
 
-class Socket {
- public:
-  explicit Socket(int fd) : fd_(fd) {}
-  ~Socket() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Socket(const Socket&) = delete;
-
-  int get() const { return fd_; }
-  int Release() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
-
 bool ReadableWithin(int fd, absl::Duration timeout) {
   pollfd poll_fd = {fd, POLLIN, 0};
   return poll(&poll_fd, 1, static_cast<int>(absl::ToInt64Milliseconds(timeout))) == 1;
 }
 
 int Listen(bool loopback, Invitation& invitation) {
-  Socket socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  FileDescriptor socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_in address = {};
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(loopback ? INADDR_LOOPBACK : INADDR_ANY);
@@ -102,7 +88,7 @@ int ConnectTo(const std::string& host, const Invitation& invitation, int rank) {
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(found, freeaddrinfo);
   Introduction told = {{invitation.secret[0], invitation.secret[1]}, rank};
   for (const addrinfo* at = found; at != nullptr; at = at->ai_next) {
-    Socket socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    FileDescriptor socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     const timeval patience = {absl::ToInt64Seconds(kPatience), 0};
     setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
     if (connect(socket.get(), at->ai_addr, at->ai_addrlen) == 0 &&
@@ -126,7 +112,7 @@ absl::StatusOr<std::unique_ptr<RankLinks>> RankLinks::Connect(const std::vector<
     return place.host == places[0].host;
   });
   Invitation invitation;
-  Socket listener(world.rank() == 0 ? Listen(one_host, invitation) : -1);
+  FileDescriptor listener(world.rank() == 0 ? Listen(one_host, invitation) : -1);
   TW_RETURN_IF_ERROR(world.Broadcast(
       TensorView(&invitation, DType::kU8, {static_cast<int64_t>(sizeof(invitation))}), 0, stream));
   if (world.rank() != 0 && invitation.port != 0) {
@@ -140,7 +126,7 @@ absl::StatusOr<std::unique_ptr<RankLinks>> RankLinks::Connect(const std::vector<
   const absl::Time until = absl::Now() + kPatience;
   while (world.rank() == 0 && links->num_linked() < num_connected && absl::Now() < until) {
     if (!ReadableWithin(listener.get(), until - absl::Now())) break;
-    Socket socket(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    FileDescriptor socket(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
     const int rank = Introduced(socket.get(), invitation, until);
     if (rank > 0 && rank < world.size()) links->links_.push_back({socket.Release(), rank});
   }
