@@ -7,6 +7,7 @@ namespace {
 constexpr FuzzTarget kTargets[] = {
     {"prompt", FuzzPrompt},
     {"step_messages", FuzzStepMessages},
+    {"wire_payload", FuzzWirePayload},
     {"http_request", FuzzHttpRequest},
 #ifdef THINWIRE_HAS_SERVER
     {"grpc_request", FuzzGrpcRequest},
