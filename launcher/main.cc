@@ -41,6 +41,16 @@ const CLI::App* Topic(const CLI::App& app) {
   return topic;
 }
 
+// "thinwire bench engine"
+std::string TopicName(const CLI::App& app) {
+  std::string name = app.get_name();
+  for (const CLI::App* topic = &app; !topic->get_subcommands().empty();) {
+    topic = topic->get_subcommands().back();
+    absl::StrAppend(&name, " ", topic->get_name());
+  }
+  return name;
+}
+
 std::vector<std::string> VisibleSubcommands(const CLI::App& app) {
   std::vector<std::string> names;
   for (const CLI::App* sub : app.get_subcommands(nullptr)) {
@@ -135,7 +145,7 @@ int Main(int argc, char** argv) {
   }
   if (!parsed) {
     if (job->leader()) {
-      PrintError(text + " (see thinwire --help)");
+      PrintError(absl::StrCat(text, " (see ", TopicName(app), " --help)"));
     }
     return job->Leave(exit_code, absl::InvalidArgumentError(text));
   }
