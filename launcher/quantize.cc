@@ -96,12 +96,13 @@ class QuantizeCommand : public Command {
             "Linear weights: fp16, gptq4, gptq3, gptq2, or vectors of 8 (v) out of 4096 (k), with "
             "a residual out of 256 (r): vptq-v8-k4096-r256, vptq-v4-k256; behind it -g4: columns "
             "in 4 groups with books of their own, -o1v2k256: the 1 % of columns that matter most "
-            "in vectors of 2 out of 256, -raw: columns without scales")
+            "in vectors of 2 out of 256, -c8: books of 8-bit numbers, faster on GPUs, -raw: "
+            "columns without scales")
         ->excludes(scheme)
         ->capture_default_str();
     app_->add_option("--bits", bits_,
-                     "With --weights vptq: bits of a weight on average, codebooks and all counted; "
-                     "each matrix gets the vectors that lose least so")
+                     "With --weights vptq or vptq-c8: bits of a weight on average, codebooks and "
+                     "all counted; each matrix gets the vectors that lose least so")
         ->check(CLI::Range(1.0, 8.0))
         ->excludes(scheme);
     app_->add_option("--acts", acts_, "Bits of activations between operators: 16, 8 or 4")
@@ -210,13 +211,16 @@ class QuantizeCommand : public Command {
                                                      : 16,
                 .act_bits = acts_,
                 .kv_bits = kv_};
-      if (bits_.has_value() != (weights_ == "vptq")) {
+      const bool byte_books = weights_ == "vptq-c8";
+      if (bits_.has_value() != (weights_ == "vptq" || byte_books)) {
         return absl::InvalidArgumentError(absl::StrCat(
-            "--bits: expected with --weights vptq, and only there, found --weights ", weights_));
+            "--bits: expected with --weights vptq or vptq-c8, and only there, found --weights ",
+            weights_));
       }
       if (bits_.has_value()) {
         // At most what was said, in hundredths; 2.1 is a little less than 210 of them.
         scheme.vptq.centibits = static_cast<int>(std::floor(100.0 * *bits_ + 1e-6));
+        scheme.vptq.byte_books = byte_books;
       } else if (absl::StartsWith(weights_, "vptq-")) {
         auto shape = ParseVptqShape(weights_);
         if (!shape.ok()) return Annotate(shape.status(), "--weights");
@@ -237,6 +241,11 @@ class QuantizeCommand : public Command {
     }
     if (scheme.vptq.centibits > 0 && vptq_ == "reference") {
       return absl::InvalidArgumentError("--bits: expected --vptq default, found reference");
+    }
+    if (scheme.vptq.byte_books && vptq_ == "reference") {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--vptq reference: expected books of fp16, as the published tool makes them, found ",
+          SchemeName(scheme), ", with books of 8 bits"));
     }
     if (options_.layer.group_size == 0) {
       return absl::InvalidArgumentError("--group-size: expected at least 1, or -1, found 0");

@@ -239,7 +239,8 @@ std::string QuantisationText(const CheckpointSummary& summary) {
       ", activations ", BitsWord(made.scheme.act_bits),
       made.scheme.act_bits < 8 ? " (norm outputs 8)" : "", ", K and V ",
       BitsWord(made.scheme.kv_bits), "\n  algorithm ", made.algorithm, ", ",
-      made.scheme.vptq.any() ? "a codebook for each matrix"
+      made.scheme.vptq.any() ? absl::StrCat("a codebook for each matrix",
+                                            made.scheme.vptq.byte_books ? ", of 8-bit numbers" : "")
       : made.group_size < 0  ? "one weight group"
                              : absl::StrCat("weight groups of ", made.group_size),
       ", seed ", made.seed, made.tp > 0 ? absl::StrCat(", clusters for --tp up to ", made.tp) : "",

@@ -45,10 +45,18 @@ int64_t NumCodes(const TensorInfo& qweight, int bits) {
   return qweight.shape[0] * 32 / bits * qweight.shape[1];
 }
 
+bool IsBook(absl::string_view part) { return absl::EndsWith(part, "centroids.weight"); }
+
+// The tensor, a byte book for each of its rows, as bytes and a scale for each place of a vector.
+TensorInfo AsBytes(TensorInfo book, int length) {
+  book.size_bytes = NumElements(book) + 2 * book.shape.front() * length;
+  return book;
+}
+
 void AddToLinear(const TensorInfo& tensor, int64_t num_parameters, absl::string_view part,
                  LinearGroup& linear) {
   Add(tensor, num_parameters, linear.total);
-  const bool book = absl::EndsWith(part, "centroids.weight");
+  const bool book = IsBook(part);
   (part == "scales" || part == "weight_scale"  ? linear.scales_bytes
    : part == "qzeros" || part == "weight_bias" ? linear.zeros_bytes
    : part == "g_idx" || part == "perm"         ? linear.g_idx_bytes
@@ -74,6 +82,8 @@ absl::StatusOr<CheckpointSummary> SummarizeCheckpoint(const std::string& dir) {
   TW_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(dir));
   TW_ASSIGN_OR_RETURN(summary.quantisation, ReadQuantisation(dir, summary.config));
   summary.scheme = SchemeOf(summary.config, summary.quantisation);
+  const bool byte_books =
+      summary.quantisation.made.has_value() && summary.quantisation.made->scheme.vptq.byte_books;
   for (const absl::string_view name : checkpoint.Names()) {
     const TensorInfo& tensor = *checkpoint.Find(name);
     int64_t num_parameters = NumElements(tensor);
@@ -85,7 +95,9 @@ absl::StatusOr<CheckpointSummary> SummarizeCheckpoint(const std::string& dir) {
       const Features features = FeaturesOf(name, summary.config);
       num_parameters = part == "indices" ? features.outputs * features.inputs : 0;
       dtype = vptq->Name();
-      AddToLinear(tensor, num_parameters, part, summary.linear);
+      const int length = absl::StartsWith(part, "outlier") ? vptq->outlier_length : vptq->length;
+      AddToLinear(byte_books && IsBook(part) ? AsBytes(tensor, length) : tensor, num_parameters,
+                  part, summary.linear);
     } else if (summary.config.gptq.has_value() && IsGptqTensor(checkpoint, name, &part)) {
       const int bits = summary.config.gptq->bits;
       num_parameters = part == "qweight" ? NumCodes(tensor, bits) : 0;

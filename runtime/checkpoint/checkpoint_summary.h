@@ -23,7 +23,8 @@ struct TensorGroup {
 };
 
 // The weights of the layers' projections, without biases, and where their bytes go: a dense weight
-// is all codes.
+// is all codes. Byte books (a scheme with "-c8") count as what they say, a byte for each number and
+// two for each scale, not as the fp16 numbers that the file spells them in.
 struct LinearGroup {
   TensorGroup total;
   int64_t codes_bytes = 0;

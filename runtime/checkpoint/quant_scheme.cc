@@ -17,6 +17,9 @@
 namespace thinwire {
 namespace {
 
+// Of a shape's name: centroids of 8 bits.
+constexpr absl::string_view kByteBooks = "-c8";
+
 // Takes one of `widths` off the front of `name`; 0 if it begins with none.
 int ConsumeBits(absl::string_view* name, std::initializer_list<int> widths) {
   for (const int bits : widths) {
@@ -61,6 +64,7 @@ absl::StatusOr<VptqShape> ParseVptqShape(absl::string_view name) {
   };
   int whole = 0, hundredths = 0;
   if (take("-b", 1, 8, &whole)) {
+    shape.byte_books = absl::ConsumeSuffix(&rest, kByteBooks);
     const absl::string_view digits = rest;
     good = good && rest.size() == 3 && rest[0] == '.' &&
            absl::SimpleAtoi(digits.substr(1), &hundredths) && absl::ascii_isdigit(digits[1]);
@@ -76,18 +80,20 @@ absl::StatusOr<VptqShape> ParseVptqShape(absl::string_view name) {
     good = take("v", 2, 16, &shape.outlier_length) && good;
     good = take_centroids("k", &shape.outlier_bits) && good;
   }
+  shape.byte_books = absl::ConsumePrefix(&rest, kByteBooks);
   shape.norm = !absl::ConsumePrefix(&rest, "-raw");
   if (good && rest.empty()) return shape;
   return absl::InvalidArgumentError(absl::StrCat(
       "expected such as vptq-v8-k4096, vptq-v8-k4096-r256 or vptq-v6-k256-g2-o1v2k256 (vectors of "
       "1 to 16, 2 to 65536 centroids, a power of two; groups; percent, vectors and centroids of "
-      "outlier columns), found ",
+      "outlier columns), or vptq-v8-k4096-c8 (centroids of 8 bits), found ",
       QuotedForMessage(name)));
 }
 
 std::string VptqShapeName(const VptqShape& shape) {
   if (shape.centibits > 0) {
-    return absl::StrFormat("vptq-b%d.%02d", shape.centibits / 100, shape.centibits % 100);
+    return absl::StrFormat("vptq-b%d.%02d%s", shape.centibits / 100, shape.centibits % 100,
+                           shape.byte_books ? kByteBooks : "");
   }
   const auto centroids = [](int bits) { return int64_t{1} << bits; };
   std::string name = absl::StrCat("vptq-v", shape.length, "-k", centroids(shape.index_bits));
@@ -97,7 +103,7 @@ std::string VptqShapeName(const VptqShape& shape) {
     absl::StrAppend(&name, "-o", shape.outlier_percent, "v", shape.outlier_length, "k",
                     centroids(shape.outlier_bits));
   }
-  return absl::StrCat(name, shape.norm ? "" : "-raw");
+  return absl::StrCat(name, shape.byte_books ? kByteBooks : "", shape.norm ? "" : "-raw");
 }
 
 absl::StatusOr<QuantScheme> ParseScheme(absl::string_view name) {

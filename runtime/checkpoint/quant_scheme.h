@@ -24,6 +24,9 @@ struct VptqShape {
   int outlier_percent = 0;
   int outlier_length = 0;
   int outlier_bits = 0;
+  // Books of 8-bit numbers, with a scale for each place of a vector (kernels/vptq_linear's
+  // byte_book.h), which files hold as fp16 all the same.
+  bool byte_books = false;
   bool norm = true;  // a scale and an offset for each column
   // Hundredths of a bit that weights take on average, everything counted, where each matrix has a
   // shape of its own. 0: the fields above hold for all.
@@ -35,10 +38,11 @@ struct VptqShape {
   friend bool operator==(const VptqShape&, const VptqShape&) = default;
 };
 
-// Reads "vptq-v8-k4096-r256-g4-o1v2k256-raw": vectors of 1 to 16, 2 to 65536 centroids, then, each
-// or none, a residual's centroids, 2 to 64 groups, 1 to 50 percent of outliers with their vectors
-// and centroids, and columns without scales; numbers of centroids are powers of two. Also
-// "vptq-b2.10": 1.00 to 8.00 bits. InvalidArgument quotes the name and says what is expected.
+// Reads "vptq-v8-k4096-r256-g4-o1v2k256-c8-raw": vectors of 1 to 16, 2 to 65536 centroids, then,
+// each or none, a residual's centroids, 2 to 64 groups, 1 to 50 percent of outliers with their
+// vectors and centroids, centroids of 8 bits, and columns without scales; numbers of centroids are
+// powers of two. Also "vptq-b2.10": 1.00 to 8.00 bits, "-c8" behind it or not. InvalidArgument
+// quotes the name and says what is expected.
 absl::StatusOr<VptqShape> ParseVptqShape(absl::string_view name);
 
 // What ParseVptqShape reads.

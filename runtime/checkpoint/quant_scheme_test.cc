@@ -100,12 +100,21 @@ TEST(QuantSchemeTest, NamesOfVectorsAreReadBack) {
   const QuantScheme raw = {.vptq = {.length = 3, .index_bits = 6, .norm = false}};
   EXPECT_EQ(SchemeName(raw), "vptq-v3-k64-raw");
   EXPECT_EQ(ParseScheme(SchemeName(raw)).value(), raw);
+  const QuantScheme bytes = {
+      .kv_bits = 4,
+      .vptq = {.length = 8, .index_bits = 12, .num_groups = 2, .byte_books = true, .norm = false}};
+  EXPECT_EQ(SchemeName(bytes), "vptq-v8-k4096-g2-c8-raw-a16kv4");
+  EXPECT_EQ(ParseScheme(SchemeName(bytes)).value(), bytes);
+  const QuantScheme few = {.vptq = {.byte_books = true, .centibits = 210}};
+  EXPECT_EQ(SchemeName(few), "vptq-b2.10-c8");
+  EXPECT_EQ(ParseScheme(SchemeName(few)).value(), few);
   const QuantScheme budget = {.kv_bits = 4, .vptq = {.centibits = 205}};
   EXPECT_EQ(SchemeName(budget), "vptq-b2.05-a16kv4");
   EXPECT_EQ(ParseScheme(SchemeName(budget)).value(), budget);
   EXPECT_EQ(budget.weight_format(), WeightFormat::kVptq);
   for (const char* wrong :
        {"vptq-b2",         "vptq-b2.1",          "vptq-b0.99",        "vptq-b8.01",
+        "vptq-v8-k16-c4",  "vptq-v8-k16-raw-c8", "vptq-b2-c8",        "vptq-v8-k16-c8-c8",
         "vptq-b2.100",     "vptq-b2.-1",         "vptq-v8-k16-g1",    "vptq-v8-k16-o0v2k4",
         "vptq-v8-k16-o1",  "vptq-v8-k16-o1v2k3", "vptq-v8-k16-g2-r4", "vptq-v8-k16-r",
         "vptq-v8",         "vptq-v8-k100",       "vptq-v0-k16",       "vptq-v17-k16",

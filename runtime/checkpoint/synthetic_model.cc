@@ -107,7 +107,9 @@ TensorNames NamesOf(const ModelConfig& config) {
 
 class TensorList {
  public:
-  TensorList(const ModelConfig& config, uint64_t seed) : config_(config), seed_(seed) {}
+  // byte_books: of vectors.
+  TensorList(const ModelConfig& config, uint64_t seed, bool byte_books)
+      : config_(config), seed_(seed), byte_books_(byte_books) {}
 
   void Add(std::string name, DType dtype, std::vector<int64_t> shape, SyntheticFill fill,
            float scale, int code_bits = 4) {
@@ -167,7 +169,7 @@ class TensorList {
     const float norm = config.norm ? 1.0f : unit;
     const auto book = [&](const char* part, int64_t books, int bits, int length, float scale) {
       Add(absl::StrCat(name, part), DType::kF16, {books, (int64_t{1} << bits) * length},
-          SyntheticFill::kNormal, scale * norm);
+          byte_books_ ? SyntheticFill::kBytes : SyntheticFill::kNormal, scale * norm);
     };
     const auto rows = [out](int length) { return (out + length - 1) / length; };
     const int64_t size = (in - config.outlier_size) / config.num_groups;
@@ -196,6 +198,7 @@ class TensorList {
 
   const ModelConfig& config_;
   const uint64_t seed_;
+  const bool byte_books_;
   std::vector<SyntheticTensor> tensors_;
 };
 
@@ -342,7 +345,7 @@ absl::StatusOr<std::vector<SyntheticTensor>> SyntheticTensors(const std::string&
   const TensorNames names = NamesOf(config);
   const std::string prefix = names.prefix;
   const int64_t hidden = config.hidden;
-  TensorList list(config, name.seed);
+  TensorList list(config, name.seed, name.scheme.vptq.byte_books);
   list.AddMatrix(prefix + "embed_tokens", config.vocab, config.embed_dim, 1.0);
   if (config.family == ModelFamily::kOpt) {
     list.AddMatrix(prefix + "embed_positions", config.max_positions + kPositionOffset, hidden, 1.0);

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/vptq_linear/byte_book.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/checkpoint_summary.h"
 #include "runtime/checkpoint/folder_digest.h"
@@ -121,8 +122,8 @@ TEST(SyntheticModelTest, CodedLayersAreReadLikeThoseOfAFolder) {
 
 TEST(SyntheticModelTest, VectorsAreReadLikeThoseOfAFolder) {
   // 7 % of 768 and 3072 columns are 54 and 216; the rest divides by 2.
-  for (const std::string scheme :
-       {"vptq-v8-k256-r16", "vptq-v6-k64-g2-o7v4k32", "vptq-v4-k16-raw", "vptq-v8-k65536"}) {
+  for (const std::string scheme : {"vptq-v8-k256-r16", "vptq-v6-k64-g2-o7v4k32", "vptq-v4-k16-raw",
+                                   "vptq-v8-k65536", "vptq-v8-k4096-r256-c8"}) {
     const std::string model = absl::StrCat("synthetic:opt-125m:", scheme);
     const auto config = LoadModelConfig(model);
     const auto checkpoint = Checkpoint::Open(model);
@@ -143,6 +144,26 @@ TEST(SyntheticModelTest, VectorsAreReadLikeThoseOfAFolder) {
     // A variance of 1 / 3072 and, with a residual, 1/16 more; books of 16 vectors stray most.
     EXPECT_NEAR(squares / 19, 1.05, 0.35) << scheme;
   }
+}
+
+TEST(SyntheticModelTest, ByteBooksAreThatAndCountAsBytes) {
+  const std::string model = "synthetic:opt-125m:vptq-v8-k4096-r256-c8-raw";
+  const auto checkpoint = Checkpoint::Open(model);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  for (const auto& [part, size] :
+       {std::pair(".centroids.weight", 4096 * 8), std::pair(".res_centroids.weight", 256 * 8)}) {
+    const std::vector<float> book =
+        ReadFloats(*checkpoint, absl::StrCat("model.decoder.layers.1.fc2", part), {1, size}, {0, 1},
+                   {0, size});
+    EXPECT_TRUE(AsByteBook(ConstTensorView(book.data(), DType::kF32, {size / 8, 8}), 8).has_value())
+        << part;
+  }
+  const auto summary = SummarizeCheckpoint(model);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_EQ(summary->scheme, "vptq-v8-k4096-r256-c8-raw");
+  EXPECT_EQ(summary->linear.codebook_bytes, 12 * 6 * ((4096 + 256) * 8 + 2 * 2 * 8));
+  EXPECT_EQ(summary->linear.total.size_bytes,
+            summary->linear.codes_bytes + summary->linear.codebook_bytes);
 }
 
 TEST(SyntheticModelTest, VectorsTakeTheMemoryThatIsPlanned) {

@@ -32,11 +32,23 @@ double NormalQuantile(double p) {
   return (low + high) / 2;
 }
 
+// The nearest number of four significant bits.
+double FourBits(double value) {
+  int exponent = 0;
+  const double fraction = std::frexp(value, &exponent);  // of [0.5, 1)
+  return std::ldexp(std::round(fraction * 16.0) / 16.0, exponent);
+}
+
 float TableValue(const SyntheticTensor& tensor, int64_t j) {
   const double p = (static_cast<double>(j) + 0.5) / kTableSize;
   switch (tensor.fill) {
     case SyntheticFill::kNormal:
       return static_cast<float>(tensor.scale * NormalQuantile(p));
+    case SyntheticFill::kBytes: {
+      const double most = NormalQuantile(1.0 - 0.5 / kTableSize);
+      const double step = FourBits(tensor.scale * most / 127.0);
+      return static_cast<float>(step * std::round(NormalQuantile(p) / most * 127.0));
+    }
     case SyntheticFill::kUniform:
       return static_cast<float>(tensor.scale * (0.5 + p));
     case SyntheticFill::kConstant:

@@ -12,6 +12,7 @@ namespace thinwire {
 
 enum class SyntheticFill {
   kNormal,    // mean 0, standard deviation `scale`: 256 quantiles of the normal distribution
+  kBytes,     // the same in steps of their 127th part: a byte book of one scale, fp16
   kUniform,   // in [scale / 2, 3 scale / 2], evenly: scales
   kConstant,  // `scale`
   kBits,      // integers of random bits: packed codes; of I16 the lowest `code_bits`

@@ -9,10 +9,10 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
-#include "kernels/core/float16.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/linear/blas.h"
 #include "kernels/quantize/vector_clusters.h"
+#include "runtime/quant/rounded_book.h"
 #include "runtime/quant/vector_choice.h"
 #include "runtime/quant/vector_kmeans.h"
 #include "runtime/quant/vptq_columns.h"
@@ -27,13 +27,6 @@ constexpr int64_t kBlockColumns = 128;
 constexpr int64_t kChunkOutputs = 256;
 // What the format's order of columns can name.
 constexpr int64_t kMaxOrdered = 65536;
-constexpr double kMaxHalf = 65504.0;
-
-float RoundToHalf(double value) { return ToFloat(ToHalf(static_cast<float>(value))); }
-
-void RoundToHalves(std::vector<float>& values) {
-  for (float& value : values) value = RoundToHalf(std::clamp<double>(value, -kMaxHalf, kMaxHalf));
-}
 
 // Columns that share codebooks.
 struct Book {
@@ -234,8 +227,7 @@ class Quantizer {
                       .careful = options_.careful_start},
                      pool_, stream_);
     if (!fitted.ok()) return gpu_.Fail(fitted.status());
-    centroids = *std::move(fitted);
-    RoundToHalves(centroids);
+    centroids = RoundedBook(*std::move(fitted), book.length, options_.byte_books);
   }
 
   // The residuals' books: of what the main ones leave of the columns as feedback moves them.
@@ -421,6 +413,7 @@ class Quantizer {
     codes_.has_residual = options_.residual;
     codes_.residual_bits = options_.residual ? options_.residual_bits : 0;
     codes_.num_groups = options_.num_groups;
+    codes_.byte_books = options_.byte_books;
     const int64_t outliers = codes_.outlier_size;
     const int64_t rest = in_ - outliers;
     codes_.indices.resize(static_cast<size_t>(codes_.num_rows() * rest));

@@ -34,6 +34,9 @@ struct VptqOptions {
   int outlier_percent = 0;
   int outlier_length = 0;
   int outlier_bits = 0;
+  // Centroids of 8 bits (kernels/vptq_linear/byte_book.h): every book is rounded when it has been
+  // fitted, so that what is fitted or chosen behind it makes up for it.
+  bool byte_books = false;
   bool norm = true;  // each column less its mean, over its deviation; else as it is
   VptqRecipe recipe = VptqRecipe::kBest;
   // What kBest is without: whether the Hessian is that of scaled columns, and whether errors of a

@@ -22,6 +22,7 @@ struct VptqCodes {
   int64_t outlier_size = 0;
   int outlier_length = 0;
   int outlier_bits = 0;
+  bool byte_books = false;               // all books are byte books
   std::vector<int32_t> order;            // [in], or empty: each column at its own place
   std::vector<int32_t> indices;          // [num_rows, in - outlier_size]
   std::vector<int32_t> residuals;        // the same, or empty

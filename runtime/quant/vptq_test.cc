@@ -9,6 +9,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/vptq_linear/byte_book.h"
 #include "runtime/quant/vector_kmeans.h"
 
 namespace thinwire {
@@ -121,6 +122,35 @@ TEST(VptqTest, GroupsAndOutliersHaveBooksOfTheirOwn) {
     }
     EXPECT_NEAR(result.relative_error, problem.Error(codes), 1e-3 * result.relative_error);
   }
+}
+
+TEST(VptqTest, ByteBooksCostLittle) {
+  const Problem problem(130, 96, 8);
+  VptqOptions options = {.length = 4,
+                         .index_bits = 6,
+                         .residual = true,
+                         .residual_bits = 3,
+                         .num_groups = 2,
+                         .outlier_percent = 3,
+                         .outlier_length = 2,
+                         .outlier_bits = 6};
+  const double error = problem.Solve(options).relative_error;
+  options.byte_books = true;
+  const VptqResult result = problem.Solve(options);
+  EXPECT_TRUE(result.codes.byte_books);
+  const auto expect_bytes = [](const std::vector<float>& books, int64_t count, int length) {
+    const auto size = static_cast<int64_t>(books.size()) / count;
+    for (int64_t g = 0; g < count; ++g) {
+      const ConstTensorView book(books.data() + g * size, DType::kF32, {size / length, length});
+      EXPECT_TRUE(AsByteBook(book, length).has_value());
+    }
+  };
+  expect_bytes(result.codes.centroids, 2, 4);
+  expect_bytes(result.codes.residual_centroids, 2, 4);
+  expect_bytes(result.codes.outlier_centroids, 1, 2);
+  EXPECT_NEAR(result.relative_error, problem.Error(result.codes), 1e-3 * result.relative_error);
+  // A step is a 30th of a deviation, its square over 12 a few percent of what these books leave.
+  EXPECT_LT(result.relative_error, 1.1 * error);
 }
 
 TEST(VptqTest, MoreBooksLowerTheError) {

@@ -40,7 +40,7 @@ double Rounded(double value) {
   return absl::SimpleAtod(absl::StrFormat("%.3g", value), &rounded) ? rounded : value;
 }
 
-// {"q": {"weights": "vptq-v4-k256", "relative_error": 0.01}, ...}
+// {"q": {"weights": "vptq-v4-k256", "relative_error": 0.01}, ...}; "-c8" behind byte books.
 nlohmann::ordered_json ReportOf(const LayerResult& result) {
   nlohmann::ordered_json report = nlohmann::ordered_json::object();
   for (const LinearRole role : kLinearRoles) {
@@ -48,7 +48,8 @@ nlohmann::ordered_json ReportOf(const LayerResult& result) {
     if (!result.weight(role).codes.empty()) {
       weights = absl::StrCat("gptq", result.weight(role).bits);
     } else if (!result.vector(role).indices.empty()) {
-      weights = VptqConfigOf(result.vector(role)).Name();
+      weights = absl::StrCat(VptqConfigOf(result.vector(role)).Name(),
+                             result.vector(role).byte_books ? "-c8" : "");
     } else {
       continue;
     }

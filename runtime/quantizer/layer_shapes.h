@@ -21,6 +21,7 @@ inline VptqOptions VptqOptionsOf(const VptqShape& shape) {
           .outlier_percent = shape.outlier_percent,
           .outlier_length = shape.outlier_length,
           .outlier_bits = shape.outlier_bits,
+          .byte_books = shape.byte_books,
           .norm = shape.norm};
 }
 

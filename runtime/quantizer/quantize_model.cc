@@ -140,8 +140,8 @@ absl::StatusOr<std::vector<LayerShapes>> ShapesOf(const QuantizeOptions& options
                                                   const Checkpoint& source,
                                                   const OutputFolder& folder, Communicator& world,
                                                   ThreadPool& pool) {
-  const int centibits = options.layer.scheme.vptq.centibits;
-  if (centibits == 0) return std::vector<LayerShapes>();
+  const VptqShape& wanted = options.layer.scheme.vptq;
+  if (wanted.centibits == 0) return std::vector<LayerShapes>();
   Stream stream = Stream::Cpu(&pool);
   std::error_code error;
   const bool leader = world.rank() == 0;
@@ -149,7 +149,7 @@ absl::StatusOr<std::vector<LayerShapes>> ShapesOf(const QuantizeOptions& options
       leader && fs::exists(absl::StrCat(folder.partial(), "/", kShapePlanName), error) ? 1 : 0;
   TW_RETURN_IF_ERROR(world.Broadcast(TensorView(&found, DType::kI32, {1}), 0, stream));
   if (found == 0) {
-    const auto made = PlanShapes(source, config, options.calibration, centibits,
+    const auto made = PlanShapes(source, config, options.calibration, wanted,
                                  static_cast<uint64_t>(options.seed), world, pool);
     if (!made.ok()) {
       if (world.size() > 1) world.Abort(made.status());  // others may wait inside

@@ -35,7 +35,7 @@ std::vector<std::vector<int32_t>> SomeWindows(const CalibrationSet& set, int64_t
 absl::StatusOr<std::vector<LayerShapes>> PlanShapes(const Checkpoint& source,
                                                     const ModelConfig& config,
                                                     const CalibrationSet& calibration,
-                                                    int centibits, uint64_t seed,
+                                                    const VptqShape& wanted, uint64_t seed,
                                                     Communicator& world, ThreadPool& pool) {
   const int64_t count = std::min(kSurveyWindows, static_cast<int64_t>(calibration.windows.size()));
   TW_ASSIGN_OR_RETURN(const std::unique_ptr<LayerPass> pass,
@@ -50,13 +50,13 @@ absl::StatusOr<std::vector<LayerShapes>> PlanShapes(const Checkpoint& source,
     for (const DenseLinear& linear : dense.linears) {
       num_weights += static_cast<int64_t>(linear.weight.size());
     }
-    auto surveyed = survey.Survey(dense, stream, centibits);
+    auto surveyed = survey.Survey(dense, stream, wanted);
     if (!surveyed.ok()) return Annotate(surveyed.status(), absl::StrCat("layer ", layer));
     layers.push_back(*std::move(surveyed));
     TW_ASSIGN_OR_RETURN(const LayerWeights weights, ToLayerWeights(dense));
     TW_RETURN_IF_ERROR(pass->Advance(weights, SiteRoundings(), stream));
   }
-  return ChooseShapes(layers, num_weights, centibits);
+  return ChooseShapes(layers, num_weights, wanted.centibits);
 }
 
 absl::Status WriteShapePlan(const std::string& dir, const std::vector<LayerShapes>& shapes) {

@@ -17,12 +17,13 @@ namespace thinwire {
 // In the folder in the making: {"layers": [{"q": "vptq-v4-k256", ...}, ...]}.
 inline constexpr char kShapePlanName[] = "shapes.json";
 
-// Surveys the model on some of the calibration windows. Collective: the ranks end with the same
-// plan. Errors: those of loading; InvalidArgument: fewer bits than any choice takes.
+// Surveys the model on some of the calibration windows for what is wanted: bits of a weight and
+// the kind of books. Collective: the ranks end with the same plan. Errors: those of loading;
+// InvalidArgument: fewer bits than any choice takes.
 absl::StatusOr<std::vector<LayerShapes>> PlanShapes(const Checkpoint& source,
                                                     const ModelConfig& config,
                                                     const CalibrationSet& calibration,
-                                                    int centibits, uint64_t seed,
+                                                    const VptqShape& wanted, uint64_t seed,
                                                     Communicator& world, ThreadPool& pool);
 
 absl::Status WriteShapePlan(const std::string& dir, const std::vector<LayerShapes>& shapes);

@@ -36,24 +36,32 @@ int64_t VptqBits(const VptqShape& shape, int64_t out_features, int64_t in_featur
   const int64_t columns = in_features / shape.num_groups;
   const int64_t codes =
       shape.num_groups * rows * 8 * VptqRowBytes(columns, shape.index_bits + shape.residual_bits);
+  const int64_t books = shape.num_groups * (shape.residual ? 2 : 1);
   const int64_t vectors =
       (int64_t{1} << shape.index_bits) + (shape.residual ? int64_t{1} << shape.residual_bits : 0);
-  return codes + shape.num_groups * 16 * vectors * shape.length +
-         (shape.norm ? 2 * 16 * in_features : 0);
+  const int64_t numbers = shape.num_groups * vectors * shape.length;
+  const int64_t book_bits =
+      shape.byte_books ? 8 * numbers + 16 * books * shape.length : 16 * numbers;
+  return codes + book_bits + (shape.norm ? 2 * 16 * in_features : 0);
 }
 
-std::vector<VptqShape> CandidateShapes(int64_t out_features, int64_t in_features, int centibits) {
-  const double wanted = 0.01 * centibits;
+std::vector<VptqShape> CandidateShapes(int64_t out_features, int64_t in_features,
+                                       const VptqShape& wanted) {
+  const double wanted_bits = 0.01 * wanted.centibits;
   const auto weights = static_cast<double>(out_features * in_features);
   std::vector<VptqShape> found;
   for (const bool norm : {true, false}) {
     std::map<int64_t, VptqShape> by_bits;
     for (const int length : {1, 2, 3, 4, 5, 6, 8}) {
       for (int index_bits = kLeastIndexBits; index_bits <= kMostIndexBits; ++index_bits) {
-        const VptqShape shape = {.length = length, .index_bits = index_bits, .norm = norm};
+        const VptqShape shape = {.length = length,
+                                 .index_bits = index_bits,
+                                 .byte_books = wanted.byte_books,
+                                 .norm = norm};
         const double bits =
             static_cast<double>(VptqBits(shape, out_features, in_features)) / weights;
-        if (bits < wanted - kCandidatesBelow || bits > wanted + kCandidatesAbove) continue;
+        if (bits < wanted_bits - kCandidatesBelow || bits > wanted_bits + kCandidatesAbove)
+          continue;
         VptqShape& kept = by_bits[std::lround(bits / kCandidateStep)];
         if (index_bits > kept.index_bits) kept = shape;
       }
@@ -142,7 +150,8 @@ absl::StatusOr<double> VptqSurvey::Movement(const LayerWeights& exact, const Lay
 }
 
 absl::StatusOr<SurveyedLayer> VptqSurvey::Survey(const DenseLayer& dense,
-                                                 const ResidualStream& stream, int centibits) {
+                                                 const ResidualStream& stream,
+                                                 const VptqShape& wanted) {
   TW_ASSIGN_OR_RETURN(DenseLayer layer, Folded(dense, stream));
   TW_ASSIGN_OR_RETURN(const LayerWeights exact, ToLayerWeights(layer));
   const SiteRoundings none;
@@ -165,11 +174,11 @@ absl::StatusOr<SurveyedLayer> VptqSurvey::Survey(const DenseLayer& dense,
                                  .hessian = hessian};
     auto& shapes = survey.shapes[static_cast<size_t>(role)];
     auto& options = survey.options[static_cast<size_t>(role)];
-    shapes = CandidateShapes(linear.out_features, linear.in_features, centibits);
+    shapes = CandidateShapes(linear.out_features, linear.in_features, wanted);
     if (shapes.empty()) {
       return absl::InvalidArgumentError(absl::StrFormat(
           "--bits %.2f: expected about as many as vectors for %s, %d x %d, can take",
-          0.01 * centibits, RoleWord(role), linear.out_features, linear.in_features));
+          0.01 * wanted.centibits, RoleWord(role), linear.out_features, linear.in_features));
     }
     std::optional<VptqColumns> columns;
     std::optional<double> sensitivity;
@@ -188,7 +197,7 @@ absl::StatusOr<SurveyedLayer> VptqSurvey::Survey(const DenseLayer& dense,
       const int64_t bits = VptqBits(shapes[i], linear.out_features, linear.in_features);
       options.push_back({.bits = bits, .loss = made->relative_error});
       // At about the bits that are wanted; of cheaper ones where the others lose nothing.
-      const bool enough = 100 * bits >= centibits * linear.out_features * linear.in_features;
+      const bool enough = 100 * bits >= wanted.centibits * linear.out_features * linear.in_features;
       if (made->relative_error <= 0.0 ||
           (measured_enough || (sensitivity.has_value() && !enough))) {
         continue;

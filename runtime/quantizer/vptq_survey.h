@@ -15,13 +15,15 @@
 
 namespace thinwire {
 
-// Bits of a projection's indices, codebooks, scales and offsets as the file has them. Without
-// outliers.
+// Bits of a projection's indices, codebooks, scales and offsets as the file has them, but of byte
+// books 8 for a number and 16 for a scale. Without outliers.
 int64_t VptqBits(const VptqShape& shape, int64_t out_features, int64_t in_features);
 
-// Shapes near `centibits` hundredths of a bit for a projection, all counted: of those that take
-// about as many bits the one of the largest codebook; with and without scales.
-std::vector<VptqShape> CandidateShapes(int64_t out_features, int64_t in_features, int centibits);
+// Shapes near `wanted`.centibits hundredths of a bit for a projection, all counted, with its kind
+// of books: of those that take about as many bits the one of the largest codebook; with and without
+// scales.
+std::vector<VptqShape> CandidateShapes(int64_t out_features, int64_t in_features,
+                                       const VptqShape& wanted);
 
 struct SurveyedLayer {
   std::array<std::vector<VptqShape>, kLinearRoles.size()> shapes;
@@ -48,9 +50,9 @@ class VptqSurvey {
   // Collective: the ranks end with the same result. `stream`: the residual that enters the layer as
   // it came. A loss is how far the layer's output moves, over the residual, token by token, when
   // the projection alone is quantised: measured for one shape, for others by their share of the
-  // error of the projection's own output.
+  // error of the projection's own output. `wanted`: CandidateShapes'.
   absl::StatusOr<SurveyedLayer> Survey(const DenseLayer& dense, const ResidualStream& stream,
-                                       int centibits);
+                                       const VptqShape& wanted);
 
  private:
   // The layer as it is to be quantised.

@@ -144,6 +144,7 @@ class Refiner {
   }
 
   std::vector<Parameter*> parameters() { return decoder_.parameters(); }
+  void RoundBooks() { decoder_.RoundBooks(); }
 
   // Sets the gradients of all parameters on some windows; returns the loss.
   absl::StatusOr<double> Differentiate(const Target& target, const std::vector<int64_t>& windows) {
@@ -246,7 +247,8 @@ absl::Status RefineFolder(const RefineOptions& options, ThreadPool& pool,
   const int64_t batch = std::min(options.batch, num_windows);
   TW_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.folder));
   TW_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(options.folder));
-  TW_ASSIGN_OR_RETURN(TrainedDecoder decoder, TrainedDecoder::Load(checkpoint, config));
+  TW_ASSIGN_OR_RETURN(TrainedDecoder decoder,
+                      TrainedDecoder::Load(checkpoint, config, made_by.scheme.vptq.byte_books));
   TW_ASSIGN_OR_RETURN(const ModelConfig source_config, LoadModelConfig(options.model_dir));
   TW_ASSIGN_OR_RETURN(const Checkpoint source, Checkpoint::Open(options.model_dir));
   TW_ASSIGN_OR_RETURN(const ShardPlan plan,
@@ -281,6 +283,7 @@ absl::Status RefineFolder(const RefineOptions& options, ThreadPool& pool,
     const double done = static_cast<double>(step) / static_cast<double>(options.num_steps);
     adam.Step(options.rate * 0.5 * (1.0 + std::cos(std::numbers::pi * done)));
   }
+  refiner.RoundBooks();
   TW_RETURN_IF_ERROR(WriteRewrittenFolder(options.folder, options.out, refiner.parameters()));
   return NoteSteps(options);
 }

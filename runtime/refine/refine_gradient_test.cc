@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/convert/convert.h"
+#include "kernels/vptq_linear/byte_book.h"
 #include "kernels/vptq_linear/vptq_codes.h"
 #include "runtime/quantizer/small_layer_testing.h"
 #include "runtime/refine/adam.h"
@@ -273,6 +274,15 @@ class TrainedLinearTest : public ::testing::Test {
   }
 
   TrainedLinearTest() {
+    LinearWeights weights = Weights();
+    for (int64_t o = 0; o < kOut; ++o) {
+      expected_.resize((o + 1) * kIn);
+      weights.vptq->DequantizeRow(o, absl::MakeSpan(expected_).subspan(o * kIn, kIn));
+    }
+    linear_ = TrainedLinear("q", std::move(weights), &config_, /*byte_books=*/false);
+  }
+
+  LinearWeights Weights() {
     VptqPart outliers{.length = 2, .index_bits = 2};
     outliers.groups.push_back(Group(outliers, 1, false));
     VptqPart part{.length = 3, .index_bits = 3, .residual_bits = 2};
@@ -287,10 +297,6 @@ class TrainedLinearTest : public ::testing::Test {
     weights.vptq = VptqWeights::Create(kOut, std::move(parts), {4, 0, 8, 2, 6, 1, 3, 5, 7},
                                        std::move(scale), std::move(offset))
                        .value();
-    for (int64_t o = 0; o < kOut; ++o) {
-      expected_.resize((o + 1) * kIn);
-      weights.vptq->DequantizeRow(o, absl::MakeSpan(expected_).subspan(o * kIn, kIn));
-    }
     weights.bias = Tensor::Allocate(DType::kF32, {kOut}, Device::Cpu()).value();
     std::fill_n(weights.bias.mutable_view().mutable_data<float>(), kOut, 0.5f);
     config_ = {.length = 3,
@@ -303,7 +309,7 @@ class TrainedLinearTest : public ::testing::Test {
                .num_groups = 2,
                .norm = true,
                .perm = true};
-    linear_ = TrainedLinear("q", std::move(weights), &config_);
+    return weights;
   }
 
   std::mt19937_64 random_{7};
@@ -357,6 +363,28 @@ TEST_F(TrainedLinearTest, ParametersHaveTheDerivativesOfTheWeights) {
   EXPECT_THAT(names, ::testing::ElementsAre("q.centroids.weight", "q.res_centroids.weight",
                                             "q.outlier_centroids.weight", "q.weight_scale",
                                             "q.weight_bias", "q.bias"));
+}
+
+// Books of two groups, of their residuals and of outliers.
+TEST_F(TrainedLinearTest, ByteBooksStandForWhatTheyAreRoundedTo) {
+  TrainedLinear rounded("q", Weights(), &config_, /*byte_books=*/true);
+  DenseLinear before, after;
+  rounded.Expand(before, pool_);
+  rounded.RoundBooks();
+  const std::vector<Parameter*> parameters = rounded.parameters();
+  const int lengths[] = {3, 3, 2};
+  const int64_t counts[] = {2, 2, 1};
+  for (size_t p = 0; p < 3; ++p) {
+    const std::vector<float>& books = parameters[p]->value;
+    const auto size = static_cast<int64_t>(books.size()) / counts[p];
+    for (int64_t g = 0; g < counts[p]; ++g) {
+      const ConstTensorView book(books.data() + g * size, DType::kF32,
+                                 {size / lengths[p], lengths[p]});
+      EXPECT_TRUE(AsByteBook(book, lengths[p]).has_value()) << parameters[p]->tensor;
+    }
+  }
+  rounded.Expand(after, pool_);
+  EXPECT_EQ(before.weight, after.weight);
 }
 
 TEST(AdamTest, MovesInUnitsAgainstTheGradient) {

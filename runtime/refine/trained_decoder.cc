@@ -45,7 +45,7 @@ void TrainedNorm::Differentiate(const DenseNorm& gradient) {
 }
 
 absl::StatusOr<TrainedDecoder> TrainedDecoder::Load(const Checkpoint& checkpoint,
-                                                    const ModelConfig& config) {
+                                                    const ModelConfig& config, bool byte_books) {
   TW_ASSIGN_OR_RETURN(const ShardPlan plan, ShardPlan::Create(ShapeOf(config), Mesh{1, 1}, 0));
   const DecoderSpec spec = DecoderSpecFor(config);
   const LayerTensorNames& names = spec.layer;
@@ -60,7 +60,7 @@ absl::StatusOr<TrainedDecoder> TrainedDecoder::Load(const Checkpoint& checkpoint
     const auto take = [&](LinearRole role, const std::string& name, LinearWeights& linear) {
       const std::string module = prefix + name;
       layer.linears[static_cast<size_t>(role)] =
-          TrainedLinear(module, std::move(linear), config.vptq->Find(module));
+          TrainedLinear(module, std::move(linear), config.vptq->Find(module), byte_books);
     };
     take(LinearRole::kQ, names.q, weights.qkv[0]);
     take(LinearRole::kK, names.k, weights.qkv[1]);
@@ -98,6 +98,12 @@ void TrainedDecoder::Differentiate(int64_t layer, const DenseLayer& gradient, Th
   for (const LinearRole role : kLinearRoles) {
     if (role == LinearRole::kGate && !has_gate_) continue;
     to.linears[static_cast<size_t>(role)].Differentiate(gradient.at(role), pool);
+  }
+}
+
+void TrainedDecoder::RoundBooks() {
+  for (Layer& layer : layers_) {
+    for (TrainedLinear& linear : layer.linears) linear.RoundBooks();
   }
 }
 

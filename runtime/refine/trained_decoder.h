@@ -30,14 +30,18 @@ struct TrainedNorm {
 // with a move.
 class TrainedDecoder {
  public:
-  // config: that of the checkpoint, vptq given. Errors are those of loading.
+  // config: that of the checkpoint, vptq given. byte_books: as TrainedLinear's. Errors are those of
+  // loading.
   static absl::StatusOr<TrainedDecoder> Load(const Checkpoint& checkpoint,
-                                             const ModelConfig& config);
+                                             const ModelConfig& config, bool byte_books);
 
   // The layer as its parameters are now.
   void Expand(int64_t layer, DenseLayer& out, ThreadPool& pool) const;
   // Sets the gradients of the layer's parameters.
   void Differentiate(int64_t layer, const DenseLayer& gradient, ThreadPool& pool);
+
+  // All projections': see TrainedLinear.
+  void RoundBooks();
 
   // Without numbers where the model has none.
   TrainedNorm& final_norm() { return final_norm_; }

@@ -5,8 +5,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "kernels/convert/convert.h"
 #include "kernels/core/check.h"
+#include "kernels/vptq_linear/byte_book.h"
 #include "kernels/vptq_linear/vptq_codes.h"
 
 namespace thinwire {
@@ -47,8 +49,8 @@ void SetCommonUnit(Parameter& parameter) {
 }  // namespace
 
 TrainedLinear::TrainedLinear(absl::string_view name, LinearWeights weights,
-                             const VptqLayerConfig* config)
-    : weights_(std::move(weights)) {
+                             const VptqLayerConfig* config, bool byte_books)
+    : weights_(std::move(weights)), byte_books_(byte_books) {
   const auto tensor = [&](absl::string_view part) { return absl::StrCat(name, ".", part); };
   bias_.tensor = tensor("bias");
   bias_.value = Values(weights_.bias);
@@ -84,6 +86,41 @@ TrainedLinear::TrainedLinear(absl::string_view name, LinearWeights weights,
       parameter->unit.push_back(scale_.empty() ? 1.0f : std::abs(scale_.value[c]));
     }
   }
+}
+
+TrainedLinear::Books TrainedLinear::ShownBooks() const {
+  Books books = {book_.value, residual_.value, outlier_book_.value};
+  if (!byte_books_) return books;
+  const absl::Span<const VptqPart> parts = weights_.vptq->parts();
+  // The groups' books lie one behind the other. What is not finite makes the loss so, or is found
+  // when it is written.
+  const auto round = [](const VptqPart& part, std::vector<float>& values) {
+    if (!std::all_of(values.begin(), values.end(),
+                     [](float value) { return std::isfinite(value); })) {
+      return;
+    }
+    const size_t size = values.size() / part.groups.size();
+    for (size_t first = 0; first < values.size(); first += size) {
+      const std::vector<float> rounded =
+          RoundToByteBook(absl::MakeConstSpan(values).subspan(first, size), part.length,
+                          /*weights=*/{}, DType::kF16)
+              .Values();
+      std::copy(rounded.begin(), rounded.end(),
+                values.begin() + static_cast<std::ptrdiff_t>(first));
+    }
+  };
+  round(parts.back(), books.main);
+  if (!books.residual.empty()) round(parts.back(), books.residual);
+  if (has_outliers_) round(parts.front(), books.outliers);
+  return books;
+}
+
+void TrainedLinear::RoundBooks() {
+  if (!weights_.vptq.has_value()) return;
+  Books books = ShownBooks();
+  book_.value = std::move(books.main);
+  residual_.value = std::move(books.residual);
+  outlier_book_.value = std::move(books.outliers);
 }
 
 template <typename Body>
@@ -142,14 +179,15 @@ void TrainedLinear::Expand(DenseLinear& out, ThreadPool& pool) const {
   const int64_t num_outputs = out.out_features;
   out.in_features = in;
   out.weight.resize(static_cast<size_t>(num_outputs * in));
+  const Books books = ShownBooks();
   ForRuns(pool, [&](size_t part, Range rows, size_t) {
     const int64_t length = weights_.vptq->parts()[part].length;
-    const float* const book = (IsOutliers(part) ? outlier_book_ : book_).value.data();
+    const float* const book = (IsOutliers(part) ? books.outliers : books.main).data();
     ForVectors(part, rows, [&](int64_t column, int64_t first, int64_t main, int64_t more) {
       const float scale = scale_.empty() ? 1.0f : scale_.value[column];
       const float offset = offset_.empty() ? 0.0f : offset_.value[column];
       for (int64_t e = std::max<int64_t>(0, -first); e < length && first + e < num_outputs; ++e) {
-        const float centroid = book[main + e] + (more < 0 ? 0.0f : residual_.value[more + e]);
+        const float centroid = book[main + e] + (more < 0 ? 0.0f : books.residual[more + e]);
         out.weight[(first + e) * in + column] = scale * centroid + offset;
       }
     });
@@ -171,9 +209,10 @@ void TrainedLinear::Differentiate(const DenseLinear& gradient, ThreadPool& pool)
     total += parameter->value.size();
   }
   std::vector<std::vector<float>> sums(kRuns, std::vector<float>(total, 0.0f));
+  const Books books = ShownBooks();
   ForRuns(pool, [&](size_t part, Range rows, size_t run) {
     const int64_t length = weights_.vptq->parts()[part].length;
-    const float* const book = (IsOutliers(part) ? outlier_book_ : book_).value.data();
+    const float* const book = (IsOutliers(part) ? books.outliers : books.main).data();
     float* const dbook = sums[run].data() + begins[IsOutliers(part) ? 2 : 0];
     float* const dresidual = sums[run].data() + begins[1];
     float* const dscale = sums[run].data() + begins[3];
@@ -184,7 +223,7 @@ void TrainedLinear::Differentiate(const DenseLinear& gradient, ThreadPool& pool)
       for (int64_t e = std::max<int64_t>(0, -first); e < length && first + e < num_outputs; ++e) {
         const float d = gradient.weight[(first + e) * in + column];
         to_offset += d;
-        to_scale += d * (book[main + e] + (more < 0 ? 0.0f : residual_.value[more + e]));
+        to_scale += d * (book[main + e] + (more < 0 ? 0.0f : books.residual[more + e]));
         dbook[main + e] += d * scale;
         if (more >= 0) dresidual[more + e] += d * scale;
       }

@@ -22,8 +22,10 @@ class TrainedLinear {
 
   // weights: all of projection `name`, as a decoder on one rank has it. config: null if dense.
   // Units: of centroids and biases the root of the mean square of all of them, of a column's scale
-  // and offset its scale.
-  TrainedLinear(absl::string_view name, LinearWeights weights, const VptqLayerConfig* config);
+  // and offset its scale. byte_books: books stand for what they are as byte books
+  // (kernels/vptq_linear/byte_book.h), and derivatives pass that rounding as if it were none.
+  TrainedLinear(absl::string_view name, LinearWeights weights, const VptqLayerConfig* config,
+                bool byte_books);
 
   // What the parameters stand for: w = scale (C + R) + offset.
   void Expand(DenseLinear& out, ThreadPool& pool) const;
@@ -32,10 +34,19 @@ class TrainedLinear {
   // number of threads.
   void Differentiate(const DenseLinear& gradient, ThreadPool& pool);
 
+  // Puts down books as what they stand for.
+  void RoundBooks();
+
   // Those that the projection has.
   std::vector<Parameter*> parameters();
 
  private:
+  struct Books {
+    std::vector<float> main, residual, outliers;
+  };
+  // What the books' parameters stand for.
+  Books ShownBooks() const;
+
   // Calls body(column, first output, number of the first of its centroid in the part's book, that
   // in the residual's or -1) for the vectors of these rows of a part.
   template <typename Body>
@@ -49,6 +60,7 @@ class TrainedLinear {
 
   LinearWeights weights_;
   bool has_outliers_ = false;  // in the first part
+  bool byte_books_ = false;
   Parameter book_, residual_, outlier_book_, scale_, offset_, bias_;
 };
 

@@ -210,6 +210,40 @@ class QuantizeToVectorsTest(support.QuantizeTestCase):
                 tp if tp > 1 else 0).stdout)["perplexity"]
             self.assertAlmostEqual(perplexity(2) / perplexity(1), 1.0, delta=0.01)
 
+    def check_byte_books(self, folder):
+        """Each place of a vector has 8-bit integers times a scale of 4 bits; how many there are."""
+        modules = json.loads((folder / "config.json").read_text())["quantization_config"][
+            "config_for_layers"]
+        books = 0
+        for path in folder.glob("model-*.safetensors"):
+            for name, (_, (groups, size), data) in (
+                    (name, tensor) for name, tensor in read_safetensors(path).items()
+                    if name.endswith("centroids.weight")):
+                module, part = name.removesuffix(".weight").rsplit(".", 1)
+                length = modules[module]["vector_lens"][part != "outlier_centroids"]
+                values = struct.unpack(f"<{groups * size}e", data)
+                for first in range(0, groups * size, size):
+                    for j in range(length):
+                        units = [round(abs(v) * 2 ** 24)
+                                 for v in values[first + j:first + size:length]]
+                        common = math.gcd(*units) or 1
+                        odd = common // (common & -common)
+                        scale = common // odd * max(m for m in range(1, 16, 2) if odd % m == 0)
+                        self.assertLessEqual(max(units), 127 * scale, (name, j))
+                    books += 1
+        return books
+
+    def test_byte_books_are_that_everywhere_and_run_on_any_split(self):
+        flags = ["--weights", "vptq-v4-k64-r16-g2-o3v2k64-c8", "--nsamples", 9, "--seqlen", 48]
+        made = self.quantize(LLAMA, *flags)
+        self.assertEqual(self.check_byte_books(made), 4 * 7 * (2 * 2 + 1))
+        shown = json.loads(self.succeed(["inspect", made, "--json"]).stdout)
+        self.assertEqual(shown["scheme"], "vptq-v4-k64-r16-g2-o3v2k64-c8")
+        if support.MPIEXEC:
+            shared = self.quantize(LLAMA, *flags, name="by-4", ranks=4)
+            self.assertEqual(support.contents(made), support.contents(shared))
+            self.assertEqual(self.tokens(made, 2, 2), self.tokens(made, 1, 1))
+
     def test_a_budget_is_kept_and_a_killed_run_goes_on(self):
         model = support.NANO_MODELS / "tiny-mistral"
         flags = ["--weights", "vptq", "--bits", 4.5, "--nsamples", 8, "--seqlen", 32]
@@ -269,15 +303,18 @@ class QuantizeToVectorsTest(support.QuantizeTestCase):
 
     def test_refinement_is_reproducible_and_loses_less(self):
         for source in (OPT, LLAMA):
-            flags = ["--weights", "vptq-v4-k32", "--nsamples", 16, "--seqlen", 64]
+            flags = ["--nsamples", 16, "--seqlen", 64]
             if source == LLAMA:
-                flags += ["--acts", 8, "--kv", 4]
+                flags += ["--weights", "vptq-v4-k32-c8", "--acts", 8, "--kv", 4]
+            else:
+                flags += ["--weights", "vptq-v4-k32"]
             plain = self.quantize(source, *flags, name=f"plain-{source.name}")
             flags += ["--refine", 15]
             made = self.quantize(source, *flags, name=f"refined-{source.name}")
             if source == LLAMA:
                 again = self.quantize(source, *flags, "--threads", 2, name="again")
                 self.assertEqual(support.contents(made), support.contents(again))
+                self.check_byte_books(made)
             self.assertEqual(json.loads((made / "thinwire.json").read_text())["refine_steps"], 15)
             self.check_refined(plain, made)
             self.assertLess(self.perplexity(made), self.perplexity(plain))
@@ -296,6 +333,10 @@ class QuantizeToVectorsTest(support.QuantizeTestCase):
                 (["--weights", "gptq4", "--bits", 2.5], ["--bits", "gptq4"]),
                 (["--weights", "vptq", "--bits", 2.5, "--vptq", "reference"],
                  ["--bits", "--vptq"]),
+                (["--weights", "vptq-c8"], ["--bits", "vptq-c8"]),
+                (["--weights", "vptq-v4-k16-c8", "--vptq", "reference"],
+                 ["--vptq reference", "books of 8 bits"]),
+                (["--weights", "vptq-v4-k16-c4"], ["--weights", "-c8", "vptq-v4-k16-c4"]),
                 (["--weights", "gptq5"], ["--weights", "gptq5"]),
                 (["--weights", "gptq4", "--vptq", "reference"], ["--vptq reference"])):
             result = support.run(self.quantize_args(OPT, self.folder / "none", *flags))
