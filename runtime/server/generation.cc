@@ -22,9 +22,12 @@ absl::string_view EndReasonName(EndReason reason) {
   return "unknown";
 }
 
-std::function<void()> Generation::TakeWake() {
+void Generation::Announce(std::unique_lock<std::mutex> lock) {
+  pending_since_ = ServingClock::now();
+  const std::function<void()> wake = std::exchange(wake_, nullptr);
+  lock.unlock();  // or the reader would wake only to wait for it
   changed_.notify_all();
-  return std::exchange(wake_, nullptr);
+  if (wake != nullptr) wake();
 }
 
 GenerationDelta Generation::Take() {
@@ -54,31 +57,23 @@ void Generation::WhenAbandoned(std::function<void()> abandon) {
 }
 
 void Generation::Push(absl::string_view text, int32_t token_id) {
-  std::function<void()> wake;
-  {
-    const std::lock_guard lock(mutex_);
-    if (ended_) return;
-    if (pending_.empty()) pending_since_ = ServingClock::now();
-    pending_.text.append(text.data(), text.size());
-    pending_.token_ids.push_back(token_id);
-    ++num_tokens_;
-    wake = TakeWake();
-  }
-  if (wake != nullptr) wake();
+  std::unique_lock lock(mutex_);
+  if (ended_) return;
+  const bool first = pending_.empty();
+  pending_.text.append(text.data(), text.size());
+  pending_.token_ids.push_back(token_id);
+  ++num_tokens_;
+  if (first) Announce(std::move(lock));
 }
 
 bool Generation::End(GenerationEnd end, absl::string_view text) {
-  std::function<void()> wake;
-  {
-    const std::lock_guard lock(mutex_);
-    if (ended_) return false;
-    ended_ = true;
-    if (pending_.empty()) pending_since_ = ServingClock::now();
-    pending_.text.append(text.data(), text.size());
-    pending_.end = std::move(end);
-    wake = TakeWake();
-  }
-  if (wake != nullptr) wake();
+  std::unique_lock lock(mutex_);
+  if (ended_) return false;
+  ended_ = true;
+  const bool first = pending_.empty();
+  pending_.text.append(text.data(), text.size());
+  pending_.end = std::move(end);
+  if (first) Announce(std::move(lock));
   return true;
 }
 

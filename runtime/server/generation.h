@@ -90,8 +90,9 @@ class Generation {
   int64_t num_tokens() const;
 
  private:
-  // Takes `wake_` where there is something to read; called with the lock held.
-  std::function<void()> TakeWake();
+  // Tells the reader that there is something to read now, where nothing was: who waits already
+  // knows of what comes before it is taken. Releases `lock`, on mutex_.
+  void Announce(std::unique_lock<std::mutex> lock);
 
   const std::string id_;
   mutable std::mutex mutex_;  // guards what follows
