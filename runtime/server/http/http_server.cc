@@ -1,6 +1,8 @@
 #include "runtime/server/http/http_server.h"
 
 #include <httplib.h>
+#include <sched.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -248,6 +250,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions&
   impl->address = absl::StrCat(host, ":", port);
   impl->port = port;
   impl->thread = std::thread([impl = impl.get()] {
+    if (getenv("TW_NICE")) setpriority(PRIO_PROCESS, 0, atoi(getenv("TW_NICE")));
+    if (getenv("TW_BATCH")) { sched_param p{}; sched_setscheduler(0, SCHED_BATCH, &p); }
     impl->server->listen_after_bind();
     impl->ended = true;
   });
