@@ -183,6 +183,7 @@ TEST_F(QuantCudaTest, VectorsLoseNoMoreThereThanHere) {
       {96, 130, {.length = 8, .index_bits = 7}},
       {300, 129, {.length = 4, .index_bits = 6, .residual = true, .residual_bits = 4}},
       {100, 64, {.length = 6, .index_bits = 5, .recipe = VptqRecipe::kPublished}},
+      {200, 65, {.length = 4, .index_bits = 6, .byte_books = true}},
       {128, 96, {.length = 4, .index_bits = 5, .num_groups = 2}},
       {128, 96, {.length = 8, .index_bits = 5, .norm = false}},
       {160, 70, {.length = 20, .index_bits = 4}},
