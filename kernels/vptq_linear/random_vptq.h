@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/vptq_linear/byte_book.h"
 #include "kernels/vptq_linear/vptq_codes.h"
 #include "kernels/vptq_linear/vptq_weights.h"
 
@@ -21,15 +22,21 @@ struct RandomVptqPart {
   bool residual = false;
   std::vector<int64_t> group_columns;
   DType dtype = DType::kF16;
+  bool bytes = false;  // rounded to byte books
 };
 
-inline Tensor RandomBook(int bits, int length, DType dtype, std::mt19937& random) {
+inline Tensor RandomBook(int bits, int length, DType dtype, bool bytes, std::mt19937& random) {
   std::normal_distribution<float> normal(0.0f, 1.0f);
+  std::vector<float> values(static_cast<size_t>(VptqStride(length)) << bits);
+  for (float& value : values) value = normal(random);
+  if (bytes) {
+    values = RoundToByteBook(values, static_cast<int>(VptqStride(length)), {}, dtype).Values();
+  }
   Tensor book =
       Tensor::Allocate(dtype, {int64_t{1} << bits, VptqStride(length)}, Device::Cpu()).value();
   const TensorView view = book.mutable_view();
   for (int64_t i = 0; i < view.num_elements(); ++i) {
-    const float value = normal(random);
+    const float value = values[static_cast<size_t>(i)];
     if (dtype == DType::kF32) view.mutable_data<float>()[i] = value;
     if (dtype == DType::kF16) view.mutable_data<Half>()[i] = ToHalf(value);
     if (dtype == DType::kBF16) view.mutable_data<BFloat16>()[i] = ToBFloat16(value);
@@ -46,9 +53,9 @@ inline VptqPart RandomPart(const RandomVptqPart& from, int64_t out, std::mt19937
   for (const int64_t columns : from.group_columns) {
     VptqGroup& group = part.groups.emplace_back();
     group.num_columns = columns;
-    group.centroids = RandomBook(from.index_bits, from.length, from.dtype, random);
+    group.centroids = RandomBook(from.index_bits, from.length, from.dtype, from.bytes, random);
     if (from.residual) {
-      group.residual = RandomBook(from.residual_bits, from.length, from.dtype, random);
+      group.residual = RandomBook(from.residual_bits, from.length, from.dtype, from.bytes, random);
     }
     const int bits = part.code_bits(group);
     const int64_t rows = part.num_vectors(out);

@@ -6,6 +6,7 @@
 
 #include "kernels/core/cuda_math.cuh"
 #include "kernels/core/vectors.cuh"
+#include "kernels/vptq_linear/vptq_bytes_cuda.h"
 #include "kernels/vptq_linear/vptq_linear_cuda.h"
 
 namespace thinwire {
@@ -18,9 +19,37 @@ struct Indices {
   uint32_t index, residual;
 };
 
+// Bits [at, at + width) of a lane's words, which are 32 apart.
+__device__ inline uint32_t BitsAt(const uint32_t* words, int at, int width) {
+  const uint32_t* const from = words + at / 32 * 32;
+  const uint32_t next = at % 32 + width > 32 ? from[32] : 0u;
+  return __funnelshift_r(from[0], next, static_cast<uint32_t>(at % 32)) & ((1u << width) - 1u);
+}
+
+// Of vector row `row` at column `column`, of the order of byte books' kernels.
+__device__ inline Indices ByteIndicesAt(const VptqDeviceGroup& group, int row, int column) {
+  const int place_bits = VptqBytePlaceBits(group.index_bits);
+  const int lane = row % kVptqByteRows * 4 + column % kVptqByteChunk / kVptqByteCodes;
+  const int64_t chunk = static_cast<int64_t>(row / kVptqByteRows) * group.num_units *
+                            (kVptqByteStrip / kVptqByteChunk) +
+                        column / kVptqByteChunk;
+  const auto* const words = reinterpret_cast<const uint32_t*>(group.codes) +
+                            chunk * 32 * VptqByteWords(group.index_bits, group.residual_bits) +
+                            lane;
+  const int code = column % kVptqByteCodes;
+  const uint32_t at = BitsAt(words, code * place_bits, place_bits);
+  const uint32_t residual =
+      group.residual_bits == 0
+          ? 0u
+          : BitsAt(words, place_bits * kVptqByteCodes + code * group.residual_bits,
+                   group.residual_bits);
+  return {static_cast<uint32_t>(VptqByteIndexAt(group.index_bits, static_cast<int>(at))), residual};
+}
+
 // Of vector row `row` at column `column` of the group.
 __device__ inline Indices IndicesAt(const VptqDeviceGroup& group, int row, int column) {
   const uint32_t mask = (1u << group.index_bits) - 1u;
+  if (group.in_bytes) return ByteIndicesAt(group, row, column);
   if (group.in_tables) {
     const VptqPlace place = PlaceOfVptqCode(row % kVptqQuadRows, column % kVptqUnitColumns);
     const int place_bits = VptqPlaceBits(group.index_bits);

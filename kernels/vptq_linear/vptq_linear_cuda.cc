@@ -6,6 +6,7 @@
 #include "kernels/core/cuda_status.h"
 #include "kernels/core/kept_buffer.h"
 #include "kernels/linear/linear.h"
+#include "kernels/vptq_linear/vptq_bytes_cuda.h"
 #include "kernels/vptq_linear/vptq_device.h"
 
 namespace thinwire {
@@ -121,6 +122,67 @@ absl::Status Tables(const VptqLinearArgs& args, Stream& stream) {
   return absl::OkStatus();
 }
 
+absl::Status Bytes(const VptqLinearArgs& args, Stream& stream) {
+  const VptqOnDevice& on_device = args.weights->on_device();
+  const VptqPart& part = args.weights->parts()[0];
+  const VptqGroup& group = part.groups[0];
+  VptqBytesCall call = {};
+  call.codes = DataOf<uint32_t>(group.codes);
+  call.centroids = DataOf<int8_t>(on_device.byte_centroids);
+  call.residual = DataOf<int8_t>(on_device.byte_residual);
+  for (size_t book = 0; book < 2; ++book) {
+    std::copy_n(on_device.byte_scales[book].begin(), 8, call.scales[book]);
+  }
+  call.index_bits = part.index_bits;
+  call.residual_bits = part.code_bits(group) - part.index_bits;
+  call.length = part.length;
+  call.skip = part.skip;
+  call.num_groups =
+      static_cast<int32_t>(CeilDiv(part.num_vectors(args.weights->out_features()), kVptqByteRows));
+  call.num_strips = static_cast<int32_t>(VptqByteStrips(group.num_columns));
+  call.rows_of_token = VptqByteRowsOfToken(args.x.dtype());
+  call.result = ResultOf(args);
+  call.num_blocks = std::max(1, Attribute(cudaDevAttrMultiProcessorCount, stream.device()));
+  call.shared_memory_bytes = Attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device());
+  call.early_launches = VptqWaitsInKernels();
+  PlanVptqBytes(call);
+
+  const VptqPrepareCall x = PrepareCallOf(args);
+  VptqBytePrepareCall& prepare = call.prepare;
+  prepare.x = x.x;
+  prepare.x_stride = x.x_stride;
+  prepare.dtype = x.dtype;
+  prepare.num_tokens = x.num_tokens;
+  prepare.in_features = x.in_features;
+  prepare.order = x.order;
+  prepare.scale = x.scale;
+  prepare.offset = x.offset;
+  prepare.num_strips = call.num_strips;
+  prepare.early = call.early_launches;
+  if (!call.makes_x) {
+    const int64_t tokens = args.x.dim(0), rows = tokens * call.rows_of_token;
+    Places places;
+    const int64_t to = places.Add(rows * 2 * call.num_strips * kVptqByteStrip);
+    const int64_t factors = places.Add(rows * call.num_strips * 4);
+    const int64_t dots = places.Add(tokens * 4);
+    const int64_t partials =
+        call.result.splits > 1
+            ? places.Add(int64_t{call.result.splits} * tokens * call.result.out_features * 4)
+            : 0;
+    TW_ASSIGN_OR_RETURN(std::byte* const scratch, stream.Scratch(places.size()));
+    prepare.to = reinterpret_cast<int8_t*>(scratch + to);
+    prepare.factors = reinterpret_cast<float*>(scratch + factors);
+    prepare.dots = reinterpret_cast<float*>(scratch + dots);
+    TW_RETURN_IF_CUDA_ERROR(LaunchVptqBytePrepare(prepare, CudaStream(stream)), stream.device());
+    call.result.dots = prepare.dots;
+    if (call.result.splits > 1) {
+      call.result.partials = reinterpret_cast<float*>(scratch + partials);
+    }
+  }
+  TW_RETURN_IF_CUDA_ERROR(LaunchVptqBytes(call, CudaStream(stream)), stream.device());
+  return absl::OkStatus();
+}
+
 // Calls f(part, group, where its columns begin) for each group that has any.
 template <typename F>
 absl::Status ForEachGroup(const VptqWeights& weights, const F& f) {
@@ -139,7 +201,10 @@ absl::Status ForEachGroup(const VptqWeights& weights, const F& f) {
       call.first_position = position;
       call.row_bytes = VptqRowBytes(group.num_columns, part.code_bits(group));
       call.in_tables = weights.on_device().in_tables;
-      call.num_units = static_cast<int32_t>(CeilDiv(group.num_columns, kVptqUnitColumns));
+      call.in_bytes = weights.on_device().in_bytes;
+      call.num_units =
+          static_cast<int32_t>(call.in_bytes ? VptqByteStrips(group.num_columns)
+                                             : CeilDiv(group.num_columns, kVptqUnitColumns));
       call.book_factor = weights.on_device().book_factor;
       TW_RETURN_IF_ERROR(f(part, call));
       position += call.num_columns;
@@ -191,6 +256,7 @@ struct WidenedVptq;  // owns memory for rows that are laid out
 }  // namespace
 
 absl::Status VptqLinearFewTokensCuda(const VptqLinearArgs& args, Stream& stream) {
+  if (args.weights->on_device().in_bytes) return Bytes(args, stream);
   return args.weights->on_device().in_tables ? Tables(args, stream) : AnyBooks(args, stream);
 }
 

@@ -178,8 +178,9 @@ struct VptqDeviceGroup {
   int32_t num_columns;
   int32_t first_position;
   int64_t row_bytes;
-  bool in_tables;  // then books are fp16 rows of kVptqRow, to be multiplied with book_factor
-  int32_t num_units;
+  bool in_tables;     // then books are fp16 rows of kVptqRow, to be multiplied with book_factor
+  bool in_bytes;      // of those in tables: codes in the order of byte books' kernels
+  int32_t num_units;  // or strips, of these
   float book_factor;
 };
 

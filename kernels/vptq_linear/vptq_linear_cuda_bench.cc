@@ -1,7 +1,8 @@
 // VPTQ linears on a GPU, fp16 activations. Few tokens: bytes of codes and books, as a checkpoint
 // has them, over the time of a call, against the rate of a plain copy; calls take copies of the
 // weights in turn, so that no cache holds them. Many tokens: products. Arguments: v, index bits,
-// residual bits (0: none), num_tokens, out, in; Dense: the same of an fp16 layer.
+// residual bits (0: none), num_tokens, out, in, whether books are byte books; Dense: the same of an
+// fp16 layer.
 #include <cstdint>
 #include <memory>
 #include <random>
@@ -24,9 +25,11 @@ struct Shape {
         residual_bits(static_cast<int>(state.range(2))),
         num_tokens(state.range(3)),
         out(state.range(4)),
-        in(state.range(5)) {}
+        in(state.range(5)),
+        bytes(state.range(6) != 0) {}
   int length, index_bits, residual_bits;
   int64_t num_tokens, out, in;
+  bool bytes;
 };
 
 ConstTensorView Matrix(const Tensor& bytes, int64_t rows, int64_t columns) {
@@ -69,7 +72,8 @@ void Vptq(benchmark::State& state) {
                                         .index_bits = shape.index_bits,
                                         .residual_bits = shape.residual_bits,
                                         .residual = shape.residual_bits > 0,
-                                        .group_columns = {shape.in}}},
+                                        .group_columns = {shape.in},
+                                        .bytes = shape.bytes}},
                                       false, true, random);
   const Tensor x = RandomOnGpu(shape.num_tokens * shape.in * 2, true, gpu->stream);
   Tensor y = RandomOnGpu(shape.num_tokens * shape.out * 2, true, gpu->stream);
@@ -103,27 +107,37 @@ void Dense(benchmark::State& state) {
 }
 
 void Few(benchmark::internal::Benchmark* benchmark) {
-  for (const int tokens : {1, 8, 16, 64}) {
-    benchmark->Args({8, 12, 8, tokens, 28672, 8192})->Args({6, 12, 0, tokens, 28672, 8192});
+  for (const int bytes : {1, 0}) {
+    for (const int tokens : {1, 8, 16, 64}) {
+      benchmark->Args({8, 12, 8, tokens, 28672, 8192, bytes});
+      benchmark->Args({6, 12, 0, tokens, 28672, 8192, bytes});
+    }
+    for (const int tokens : {1, 16}) {
+      benchmark->Args({4, 8, 0, tokens, 28672, 8192, bytes});
+      benchmark->Args({8, 8, 8, tokens, 28672, 8192, bytes});
+      benchmark->Args({8, 12, 8, tokens, 8192, 8192, bytes});
+      benchmark->Args({8, 12, 8, tokens, 8192, 28672, bytes});
+      benchmark->Args({8, 12, 8, tokens, 4096, 4096, bytes});
+    }
   }
   for (const int tokens : {1, 16}) {
-    benchmark->Args({4, 8, 0, tokens, 28672, 8192})->Args({8, 8, 8, tokens, 28672, 8192});
-    benchmark->Args({6, 12, 12, tokens, 28672, 8192})->Args({8, 16, 0, tokens, 28672, 8192});
-    benchmark->Args({8, 12, 8, tokens, 8192, 8192})->Args({8, 12, 8, tokens, 4096, 4096});
+    benchmark->Args({6, 12, 12, tokens, 28672, 8192, 0});
+    benchmark->Args({8, 16, 0, tokens, 28672, 8192, 0});
   }
 }
 BENCHMARK(Vptq<VptqLinear>)->Apply(Few)->Iterations(1)->UseManualTime();
 
 void Many(benchmark::internal::Benchmark* benchmark) {
-  benchmark->Args({8, 12, 8, 128, 28672, 8192})->Args({8, 12, 8, 4096, 28672, 8192});
-  benchmark->Args({6, 12, 0, 4096, 28672, 8192})->Args({8, 16, 0, 4096, 28672, 8192});
+  benchmark->Args({8, 12, 8, 128, 28672, 8192, 0})->Args({8, 12, 8, 4096, 28672, 8192, 0});
+  benchmark->Args({6, 12, 0, 4096, 28672, 8192, 0})->Args({8, 16, 0, 4096, 28672, 8192, 0});
+  benchmark->Args({8, 12, 8, 4096, 28672, 8192, 1});
 }
 BENCHMARK(Vptq<VptqLinearManyTokensCuda>)->Apply(Many)->Iterations(1)->UseManualTime();
 BENCHMARK(Dense)
-    ->Args({0, 16, 0, 1, 28672, 8192})
-    ->Args({0, 16, 0, 16, 28672, 8192})
-    ->Args({0, 16, 0, 128, 28672, 8192})
-    ->Args({0, 16, 0, 4096, 28672, 8192})
+    ->Args({0, 16, 0, 1, 28672, 8192, 0})
+    ->Args({0, 16, 0, 16, 28672, 8192, 0})
+    ->Args({0, 16, 0, 128, 28672, 8192, 0})
+    ->Args({0, 16, 0, 4096, 28672, 8192, 0})
     ->Iterations(1)
     ->UseManualTime();
 

@@ -1,15 +1,20 @@
 #include "kernels/vptq_linear/vptq_linear_cuda.h"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <random>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/core/device_properties.h"
 #include "kernels/testing/gpu_test.h"
 #include "kernels/testing/on_device.h"
 #include "kernels/testing/rounded.h"
+#include "kernels/vptq_linear/byte_book.h"
 #include "kernels/vptq_linear/random_vptq.h"
+#include "kernels/vptq_linear/vptq_bytes_cuda.h"
 #include "kernels/vptq_linear/vptq_device.h"
 #include "kernels/vptq_linear/vptq_linear.h"
 
@@ -26,10 +31,12 @@ struct Case {
   bool ordered = true, scaled = true, bias = true;
   DType dtype = DType::kF32;
   int64_t x_gap = 0, y_gap = 3;
+  bool bytes = false;  // byte books
 };
 
 std::ostream& operator<<(std::ostream& to, const Case& c) {
-  to << c.num_tokens << " x " << c.out << ", " << std::string(DTypeName(c.dtype));
+  to << c.num_tokens << " x " << c.out << ", " << std::string(DTypeName(c.dtype))
+     << (c.bytes ? ", byte books" : "");
   for (const RandomVptqPart& part : c.parts) {
     to << ", v" << part.length << " skip " << part.skip << " bits " << part.index_bits << "+"
        << (part.residual ? part.residual_bits : 0) << " " << std::string(DTypeName(part.dtype))
@@ -45,18 +52,36 @@ float Whole(int largest, std::mt19937& random) {
                             largest);
 }
 
-void Fill(Tensor& book, std::mt19937& random) {
-  if (book.empty()) return;
+// Elements of a book as floats become others.
+void SetFloats(Tensor& book, const std::vector<float>& values) {
   const TensorView view = book.mutable_view();
   for (int64_t i = 0; i < view.num_elements(); ++i) {
-    const float value = Whole(4, random);
+    const float value = values[static_cast<size_t>(i)];
     if (view.dtype() == DType::kF32) view.mutable_data<float>()[i] = value;
     if (view.dtype() == DType::kF16) view.mutable_data<Half>()[i] = ToHalf(value);
     if (view.dtype() == DType::kBF16) view.mutable_data<BFloat16>()[i] = ToBFloat16(value);
   }
 }
 
-// Weights of whole numbers, below 128: with such x every sum is exact.
+// A byte book, or one that is none.
+void Fill(Tensor& book, bool bytes, std::mt19937& random) {
+  if (book.empty()) return;
+  std::vector<float> values;
+  for (int64_t i = 0; i < book.view().num_elements(); ++i) values.push_back(Whole(4, random));
+  if (!bytes && book.view().dim(0) > 1) {
+    values[0] = 1.0f;
+    values[static_cast<size_t>(book.view().dim(1))] = 256.0f;
+  }
+  SetFloats(book, values);
+}
+
+VptqWeights RandomWeights(int64_t out, std::vector<RandomVptqPart> parts, bool ordered, bool scaled,
+                          bool bytes, std::mt19937& random) {
+  for (RandomVptqPart& part : parts) part.bytes = bytes;
+  return RandomVptq(out, parts, ordered, scaled, random);
+}
+
+// Weights of whole numbers, few above 128: with such x every sum is exact.
 VptqWeights WholeWeights(const Case& c, std::mt19937& random) {
   std::vector<VptqPart> parts;
   int64_t in = 0;
@@ -64,8 +89,8 @@ VptqWeights WholeWeights(const Case& c, std::mt19937& random) {
     VptqPart& part = parts.emplace_back(RandomPart(from, c.out, random));
     in += part.num_columns();
     for (VptqGroup& group : part.groups) {
-      Fill(group.centroids, random);
-      Fill(group.residual, random);
+      Fill(group.centroids, c.bytes, random);
+      Fill(group.residual, c.bytes, random);
     }
   }
   std::vector<int32_t> order;
@@ -93,6 +118,7 @@ class VptqLinearCudaTest : public GpuTest {
                             const std::vector<float>& bias, Way way) {
     const VptqWeights on_device = weights.CopyTo(stream().device()).value();
     EXPECT_EQ(on_device.out_features(), weights.out_features());
+    EXPECT_TRUE(c.bytes || !on_device.on_device().in_bytes);
     const Tensor x = OnDevice(host_x.view(), stream());
     const Tensor device_bias = VectorOnDevice(bias, stream());
     const int64_t stride = c.out + c.y_gap;
@@ -151,7 +177,7 @@ class VptqLinearCudaTest : public GpuTest {
   void ExpectNear(const Case& c, Way way, bool rounds_weights) {
     SCOPED_TRACE(testing::Message() << c);
     std::mt19937 random(static_cast<uint32_t>(c.num_tokens * 31 + c.out));
-    const VptqWeights weights = RandomVptq(c.out, c.parts, c.ordered, c.scaled, random);
+    const VptqWeights weights = RandomWeights(c.out, c.parts, c.ordered, c.scaled, c.bytes, random);
     const int64_t in = weights.in_features(), x_stride = in + c.x_gap;
     std::normal_distribution<float> normal(0.0f, 1.0f);
     std::vector<float> values(static_cast<size_t>(c.num_tokens * x_stride)), bias;
@@ -181,7 +207,24 @@ class VptqLinearCudaTest : public GpuTest {
         // At most in + 8 roundings in a chain, of which matrix units cut off a whole unit; 16-bit x
         // times scales, or weights, are rounded once to 16 bits.
         double error = 2.0 * static_cast<double>(in + 8) * 0x1p-24 * magnitude;
-        if (c.dtype != DType::kF32) {
+        // x as integers is rounded by at most half a step, which is below 2 / 32639 of a strip's
+        // largest; the second row that fp32 has leaves 2^-15 of that.
+        if (c.bytes && !rounds_weights) {
+          for (int64_t first = 0; first < in; first += kVptqByteStrip) {
+            double largest = 0.0, sizes = 0.0;
+            for (int64_t p = first; p < std::min<int64_t>(in, first + kVptqByteStrip); ++p) {
+              const int64_t column = weights.order().empty() ? p : weights.order()[p];
+              const double scale = weights.scale().empty() ? 1.0 : weights.scale()[p];
+              const double offset = weights.offset().empty() ? 0.0 : weights.offset()[p];
+              const double value = rounded[t * x_stride + column];
+              largest = std::max(largest, std::fabs(value * scale));
+              if (scale != 0.0)
+                sizes += std::fabs((static_cast<double>(row[column]) - offset) / scale);
+            }
+            error += largest * sizes / 32639.0 * (c.dtype == DType::kF32 ? 0x1p-15 : 1.0);
+          }
+        }
+        if (c.dtype != DType::kF32 && (rounds_weights || !c.bytes)) {
           error += (rounds_weights ? UnitRoundoff(c.dtype) : 0x1p-11) * products;
         }
         const double bound = error + UnitRoundoff(c.dtype) * (std::fabs(sum) + error) + 0x1p-24;
@@ -244,6 +287,20 @@ TEST_F(VptqLinearCudaTest, TablesFitInSharedMemoryOrAreNotThere) {
   EXPECT_FALSE(HasVptqTables(8, 12, 0, 99 << 10));
 }
 
+TEST_F(VptqLinearCudaTest, ByteBooksAreRecognised) {
+  std::mt19937 random(8);
+  for (const auto& bits : kTableBits) {
+    for (const bool bytes : {false, true}) {
+      const VptqWeights weights =
+          RandomWeights(20, {Books(6, 1, bits[0], bits[1], 70)}, false, true, bytes, random);
+      const DeviceProperties properties = GetDeviceProperties(stream().device()).value();
+      EXPECT_EQ(weights.CopyTo(stream().device()).value().on_device().in_bytes,
+                bytes && HasVptqByteTables(6, bits[0], bits[1],
+                                           properties.shared_memory_per_block_bytes));
+    }
+  }
+}
+
 TEST_F(VptqLinearCudaTest, TablesOfOddShapesAreExactOnWholeNumbers) {
   std::mt19937 random(3);
   for (int i = 0; i < 100; ++i) {
@@ -261,35 +318,38 @@ TEST_F(VptqLinearCudaTest, TablesOfOddShapesAreExactOnWholeNumbers) {
     c.scaled = random() % 2 == 0;
     c.bias = random() % 2 == 0;
     c.x_gap = static_cast<int64_t>(random() % 3);
+    c.bytes = random() % 2 == 0 && bits[1] != 12;
     ExpectExact(c, VptqLinearFewTokensCuda);
+    // Weights laid out in 16 bits are not exact with numbers as large as other books have.
+    c.bytes = true;
     ExpectExact(c, VptqLinearManyTokensCuda);
   }
 }
 
 TEST_F(VptqLinearCudaTest, LongRowsAndManyOutputsAreExactOnWholeNumbers) {
-  for (const auto& bits : kTableBits) {
-    // Several splits, the last unit not full; more quads than blocks; passes of tokens.
-    ExpectExact({1, 70, {Books(8, 0, bits[0], bits[1], 5000)}}, VptqLinearFewTokensCuda);
-    ExpectExact({37, 50, {Books(6, 5, bits[0], bits[1], 2500)}}, VptqLinearFewTokensCuda);
-    for (const int64_t num_tokens : {1, 16, 33, 70}) {
-      ExpectExact(
-          {num_tokens, 40, {Books(8, 3, bits[0], bits[1], 9000)}, true, true, true, DType::kF16},
-          VptqLinearFewTokensCuda);
+  for (const bool bytes : {false, true}) {
+    for (const auto& bits : kTableBits) {
+      if (bytes && bits[1] == 12) continue;
+      const auto expect = [&](int64_t num_tokens, int64_t out, int length, int skip,
+                              int64_t columns, DType dtype) {
+        Case c = {num_tokens, out, {Books(length, skip, bits[0], bits[1], columns)}};
+        c.dtype = dtype;
+        c.bytes = bytes;
+        ExpectExact(c, VptqLinearFewTokensCuda);
+      };
+      // Several splits, the last unit not full; more quads than blocks; passes of tokens.
+      expect(1, 70, 8, 0, 5000, DType::kF32);
+      expect(37, 50, 6, 5, 2500, DType::kF32);
+      for (const int64_t num_tokens : {1, 16, 33, 70}) {
+        expect(num_tokens, 40, 8, 3, 9000, DType::kF16);
+      }
+      // x made by each block: of a part, of two.
+      for (const int64_t columns : {700, 4097, 6200, 8192}) {
+        expect(1, columns == 700 ? 4500 : 300, 8, 1, columns, DType::kBF16);
+      }
+      expect(2, 20000, 8, 0, 300, DType::kF32);
+      expect(9, 9001, 8, 7, 300, DType::kBF16);
     }
-    // x made by each block: of a part, of two.
-    for (const int64_t columns : {700, 4097, 6200, 8192}) {
-      ExpectExact({1,
-                   columns == 700 ? 4500 : 300,
-                   {Books(8, 1, bits[0], bits[1], columns)},
-                   true,
-                   true,
-                   true,
-                   DType::kBF16},
-                  VptqLinearFewTokensCuda);
-    }
-    ExpectExact({2, 20000, {Books(8, 0, bits[0], bits[1], 300)}}, VptqLinearFewTokensCuda);
-    ExpectExact({9, 9001, {Books(8, 7, bits[0], bits[1], 300)}, true, true, true, DType::kBF16},
-                VptqLinearFewTokensCuda);
   }
 }
 
@@ -317,6 +377,7 @@ TEST_F(VptqLinearCudaTest, OtherBooksAreExactOnWholeNumbers) {
     c.dtype = kFloatDTypes[random() % 3];
     c.ordered = random() % 2 == 0;
     c.scaled = random() % 2 == 0;
+    c.bytes = true;
     ExpectExact(c, VptqLinearFewTokensCuda);
     ExpectExact(c, VptqLinearManyTokensCuda);
   }
@@ -326,11 +387,17 @@ TEST_F(VptqLinearCudaTest, AnyNumbersMatchTheDefinition) {
   for (const DType dtype : kFloatDTypes) {
     for (const DType book : {DType::kF16, DType::kBF16}) {
       for (const auto& bits : kTableBits) {
-        Case c = {3, 45, {Books(8, 1, bits[0], bits[1], 600, book)}};
-        c.dtype = dtype;
-        ExpectNear(c, VptqLinear, false);
-        c.num_tokens = kFewTableTokens + 4;
-        ExpectNear(c, VptqLinear, true);
+        for (const bool bytes : {false, true}) {
+          if (bytes && bits[1] == 12) continue;
+          Case c = {3, 45, {Books(8, 1, bits[0], bits[1], 600, book)}};
+          c.dtype = dtype;
+          c.bytes = bytes;
+          ExpectNear(c, VptqLinear, false);
+          c.num_tokens = 1;
+          ExpectNear(c, VptqLinear, false);
+          c.num_tokens = kFewTableTokens + 4;
+          ExpectNear(c, VptqLinear, true);
+        }
       }
       Case c = {5, 45, {Books(4, 1, 5, 3, 40, book), Books(12, 3, 14, 2, 500, book)}};
       c.dtype = dtype;
@@ -341,13 +408,15 @@ TEST_F(VptqLinearCudaTest, AnyNumbersMatchTheDefinition) {
 
 TEST_F(VptqLinearCudaTest, ATokensBitsAreTheSameBesideAnyOthers) {
   for (const DType dtype : kFloatDTypes) {
-    for (const auto& part : {Books(8, 0, 12, 8, 5000), Books(8, 0, 13, 0, 700)}) {
+    for (const auto& [part, bytes] :
+         {std::pair(Books(8, 0, 12, 8, 5000), false), std::pair(Books(8, 0, 13, 0, 700), false),
+          std::pair(Books(8, 0, 12, 8, 5000), true), std::pair(Books(6, 0, 12, 0, 9000), true)}) {
       std::mt19937 random(5);
-      const VptqWeights weights = RandomVptq(60, {part}, true, true, random);
+      const VptqWeights weights = RandomWeights(60, {part}, true, true, bytes, random);
       const int64_t in = weights.in_features();
       const Tensor x = NormalTensor(dtype, 20, in);
       const std::vector<float> bias(60, 0.5f);
-      Case c = {20, 60, {}, true, true, true, dtype, 0, 0};
+      Case c = {20, 60, {}, true, true, true, dtype, 0, 0, bytes};
       const std::vector<float> all = Result(c, weights, x, bias, VptqLinearFewTokensCuda);
       const std::vector<float> values = Floats(x);
       for (const int64_t num_tokens : {1, 2, 7, 16}) {
@@ -365,28 +434,62 @@ TEST_F(VptqLinearCudaTest, ATokensBitsAreTheSameBesideAnyOthers) {
 
 TEST_F(VptqLinearCudaTest, LargeAndSmallActivationsStayInRange) {
   std::mt19937 random(6);
-  const VptqWeights weights = RandomVptq(24, {Books(8, 0, 12, 8, 300)}, true, true, random);
-  for (const float factor : {1e-30f, 1e-6f, 1e6f, 1e30f}) {
-    std::vector<float> values = Floats(NormalTensor(DType::kF32, 2, 300));
-    for (float& value : values) value *= factor;
-    const Tensor x = RoundedTensor(values, DType::kF32, 2, 300);
-    const Case c = {2, 24, {}, true, true, false, DType::kF32, 0, 0};
-    const std::vector<float> found =
-        Result(c, weights, x, std::vector<float>(24), VptqLinearFewTokensCuda);
-    std::vector<float> row(300);
-    for (int64_t o = 0; o < 24; ++o) {
-      weights.DequantizeRow(o, absl::MakeSpan(row));
-      for (int64_t t = 0; t < 2; ++t) {
-        double sum = 0.0, magnitude = 0.0;
-        for (int64_t i = 0; i < 300; ++i) {
-          const double product =
-              static_cast<double>(values[t * 300 + i]) * static_cast<double>(row[i]);
-          sum += product;
-          magnitude += std::fabs(product);
+  for (const bool bytes : {false, true}) {
+    const VptqWeights weights =
+        RandomWeights(24, {Books(8, 0, 12, 8, 300)}, true, true, bytes, random);
+    for (const float factor : {1e-30f, 1e-6f, 1e6f, 1e30f}) {
+      std::vector<float> values = Floats(NormalTensor(DType::kF32, 2, 300));
+      for (float& value : values) value *= factor;
+      const Tensor x = RoundedTensor(values, DType::kF32, 2, 300);
+      const Case c = {2, 24, {}, true, true, false, DType::kF32, 0, 0, bytes};
+      const std::vector<float> found =
+          Result(c, weights, x, std::vector<float>(24), VptqLinearFewTokensCuda);
+      std::vector<float> row(300);
+      for (int64_t o = 0; o < 24; ++o) {
+        weights.DequantizeRow(o, absl::MakeSpan(row));
+        for (int64_t t = 0; t < 2; ++t) {
+          double sum = 0.0, magnitude = 0.0;
+          for (int64_t i = 0; i < 300; ++i) {
+            const double product =
+                static_cast<double>(values[t * 300 + i]) * static_cast<double>(row[i]);
+            sum += product;
+            magnitude += std::fabs(product);
+          }
+          EXPECT_NEAR(static_cast<double>(found[t * 24 + o]), sum, 1e-4 * magnitude);
         }
-        EXPECT_NEAR(static_cast<double>(found[t * 24 + o]), sum, 1e-4 * magnitude);
       }
     }
+  }
+}
+
+TEST_F(VptqLinearCudaTest, WhatIsNoNumberMakesItsTokensResultsNone) {
+  std::mt19937 random(7);
+  for (const bool bytes : {false, true}) {
+    const VptqWeights weights =
+        RandomWeights(24, {Books(8, 0, 12, 8, 300)}, true, true, bytes, random);
+    for (const int64_t num_tokens : {1, 3}) {
+      std::vector<float> values = Floats(NormalTensor(DType::kF16, num_tokens, 300));
+      values[270] = kNaN;
+      const Tensor x = RoundedTensor(values, DType::kF16, num_tokens, 300);
+      const Case c = {num_tokens, 24, {}, true, true, false, DType::kF16, 0, 0, bytes};
+      const std::vector<float> found =
+          Result(c, weights, x, std::vector<float>(24), VptqLinearFewTokensCuda);
+      for (size_t i = 0; i < found.size(); ++i) EXPECT_EQ(std::isnan(found[i]), i < 24) << i;
+    }
+  }
+}
+
+TEST_F(VptqLinearCudaTest, ACopyOfAByteBooksCentroidIsInOtherBanks) {
+  for (int i = 0; i < 4096; ++i) {
+    uint32_t banks = 0;
+    for (int copy = 0; copy < 4; ++copy) {
+      const int place = VptqBytePlace(i, copy);
+      banks |= 1u << (place % 16);
+      EXPECT_EQ(place / 16 % 256, i / 16);
+      EXPECT_EQ(place / 4096, copy);
+      EXPECT_EQ(VptqByteIndexAt(12, place), i);
+    }
+    EXPECT_EQ(std::popcount(banks), 4);
   }
 }
 

@@ -147,7 +147,8 @@ absl::StatusOr<VptqWeights> VptqWeights::CopyTo(Device device) const {
 int64_t VptqWeights::size_bytes() const {
   int64_t bytes = static_cast<int64_t>(4 * (order_.size() + scale_.size() + offset_.size())) +
                   on_device_.order.size_bytes() + on_device_.scale.size_bytes() +
-                  on_device_.offset.size_bytes();
+                  on_device_.offset.size_bytes() + on_device_.byte_centroids.size_bytes() +
+                  on_device_.byte_residual.size_bytes();
   for (const VptqPart& part : parts_) {
     for (const VptqGroup& group : part.groups) {
       bytes +=

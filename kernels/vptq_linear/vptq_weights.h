@@ -8,6 +8,7 @@
 // stored: the groups of the first part, then those of the next.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -65,6 +66,11 @@ struct VptqOnDevice {
   // the kernels that keep books in shared memory (vptq_linear_cuda.h).
   bool in_tables = false;
   float book_factor = 1.0f;
+  // Where both books are byte books (byte_book.h) and kernels have tables for them: codes are in
+  // their order instead (vptq_bytes_cuda.h).
+  bool in_bytes = false;
+  Tensor byte_centroids, byte_residual;  // int8 [.., 8], the second may be empty
+  std::array<std::array<float, 8>, 2> byte_scales = {};
   Tensor order, scale, offset;  // as below, or empty
 };
 

@@ -2,12 +2,15 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "kernels/convert/convert.h"
 #include "kernels/core/cuda_status.h"
 #include "kernels/core/device_properties.h"
 #include "kernels/core/float16.h"
+#include "kernels/vptq_linear/byte_book.h"
+#include "kernels/vptq_linear/vptq_bytes_cuda.h"
 #include "kernels/vptq_linear/vptq_device.h"
 #include "kernels/vptq_linear/vptq_linear_cuda.h"
 
@@ -83,6 +86,40 @@ absl::StatusOr<Tensor> TableOnDevice(const ConstTensorView& book, int length, fl
   return CopyOnDevice(host, device);
 }
 
+// Codes of a byte book, rows of 8.
+absl::StatusOr<Tensor> BytesOfBook(const ByteBook& book, Device device) {
+  std::vector<int8_t> rows(static_cast<size_t>(book.entries * kVptqRow));
+  for (int64_t i = 0; i < book.entries; ++i) {
+    std::copy_n(book.codes.begin() + i * book.length, book.length, rows.begin() + i * kVptqRow);
+  }
+  return BytesOnDevice(rows.data(), DType::kI8, static_cast<int64_t>(rows.size()), device);
+}
+
+// Whether weights whose books fit in tables have byte books with tables of their own; then these.
+absl::StatusOr<bool> MakeByteBooks(const VptqPart& part, Device device, VptqOnDevice& made) {
+  const VptqGroup& group = part.groups[0];
+  const int residual_bits = part.code_bits(group) - part.index_bits;
+  TW_ASSIGN_OR_RETURN(const DeviceProperties properties, GetDeviceProperties(device));
+  if (!HasVptqByteTables(part.length, part.index_bits, residual_bits,
+                         properties.shared_memory_per_block_bytes)) {
+    return false;
+  }
+  const std::optional<ByteBook> centroids = AsByteBook(group.centroids.view(), part.length);
+  if (!centroids.has_value()) return false;
+  std::optional<ByteBook> residual;
+  if (residual_bits > 0) {
+    residual = AsByteBook(group.residual.view(), part.length);
+    if (!residual.has_value()) return false;
+  }
+  TW_ASSIGN_OR_RETURN(made.byte_centroids, BytesOfBook(*centroids, device));
+  std::copy(centroids->scales.begin(), centroids->scales.end(), made.byte_scales[0].begin());
+  if (residual.has_value()) {
+    TW_ASSIGN_OR_RETURN(made.byte_residual, BytesOfBook(*residual, device));
+    std::copy(residual->scales.begin(), residual->scales.end(), made.byte_scales[1].begin());
+  }
+  return true;
+}
+
 absl::StatusOr<bool> FitsTables(const VptqWeights& host, Device device) {
   const absl::Span<const VptqPart> parts = host.parts();
   if (parts.size() != 1 || parts[0].groups.size() != 1) return false;
@@ -99,6 +136,32 @@ absl::StatusOr<bool> FitsTables(const VptqWeights& host, Device device) {
                        properties.shared_memory_per_block_bytes);
 }
 
+// The codes of `to`, from the host's order of them on the device.
+absl::Status ArrangeBytes(const VptqWeights& host, const Tensor& codes, Device device,
+                          VptqGroup& to) {
+  const VptqPart& part = host.parts()[0];
+  const VptqGroup& from = part.groups[0];
+  VptqByteArrangeCall call = {};
+  call.codes = reinterpret_cast<const uint32_t*>(codes.view().raw());
+  call.row_words = VptqRowBytes(from.num_columns, part.code_bits(from)) / 4;
+  call.index_bits = part.index_bits;
+  call.residual_bits = part.code_bits(from) - part.index_bits;
+  const int64_t vectors = part.num_vectors(host.out_features());
+  call.num_vectors = static_cast<int32_t>(vectors);
+  call.num_columns = static_cast<int32_t>(from.num_columns);
+  call.num_groups = static_cast<int32_t>((vectors + kVptqByteRows - 1) / kVptqByteRows);
+  call.num_chunks =
+      static_cast<int32_t>(VptqByteStrips(from.num_columns) * (kVptqByteStrip / kVptqByteChunk));
+  const int64_t words = int64_t{call.num_groups} * call.num_chunks * 32 *
+                        VptqByteWords(call.index_bits, call.residual_bits);
+  TW_ASSIGN_OR_RETURN(to.codes, Tensor::Allocate(DType::kI32, {words}, device));
+  call.to = static_cast<uint32_t*>(to.codes.mutable_view().mutable_raw());
+  TW_RETURN_IF_CUDA_ERROR(LaunchVptqByteArrange(call, nullptr), device);
+  // Before the host's order of codes goes.
+  TW_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(nullptr), device);
+  return absl::OkStatus();
+}
+
 absl::Status MakeTables(const VptqWeights& host, Device device, VptqPart& part,
                         VptqOnDevice& made) {
   const VptqGroup& from = host.parts()[0].groups[0];
@@ -112,6 +175,8 @@ absl::Status MakeTables(const VptqWeights& host, Device device, VptqPart& part,
   TW_ASSIGN_OR_RETURN(to.residual,
                       TableOnDevice(from.residual.view(), part.length, made.book_factor, device));
   TW_ASSIGN_OR_RETURN(const Tensor codes, CopyOnDevice(from.codes, device));
+  TW_ASSIGN_OR_RETURN(made.in_bytes, MakeByteBooks(host.parts()[0], device, made));
+  if (made.in_bytes) return ArrangeBytes(host, codes, device, to);
   VptqArrangeCall call = {};
   call.codes = reinterpret_cast<const uint32_t*>(codes.view().raw());
   call.row_words = VptqRowBytes(from.num_columns, part.code_bits(from)) / 4;
