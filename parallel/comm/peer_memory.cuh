@@ -4,8 +4,8 @@
 // them stores the signal with release semantics at system scope: by cumulativity what any of them
 // wrote before is visible to whoever acquires the signal. A receiver's thread loads it with acquire
 // semantics at system scope, then its block meets at a barrier, after which all its threads may
-// read the room by ordinary loads. Values in mailboxes need none of that: each 8 bytes, which are
-// moved at once, are 4 of the values and 4 of the mark.
+// read the room by ordinary loads. Values in mailboxes need none of that: what is moved at once, 8
+// bytes or 16, has a mark of 4 behind the values.
 #pragma once
 
 #include <cstdint>

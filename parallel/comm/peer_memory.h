@@ -40,7 +40,7 @@ struct PeerView {
   int64_t room_bytes;
   int rank;
   int size;
-  bool through_host;  // the memory is the host's: far away, best moved in whole lines
+  bool through_host;  // the memory is the host's: far away, and signals wait for busy links
 
   // Of the counters.
   static constexpr int64_t kEpoch = 0;  // uint64: kernels that have ended

@@ -15,11 +15,11 @@
 namespace thinwire {
 namespace {
 
-// Of all ranks and both parities; the rest are rooms. Less through the host, where messages that
-// carry their marks would pay for twice the bytes on a slower link, and where two ranks should fit
-// into the 64 MiB that containers have of such memory if not told otherwise.
+// Of all ranks and both parities; the rest are rooms. Nearly all through the host, where signals
+// wait for busy links. Two ranks fit into the 64 MiB that containers have of the host's shared
+// memory if not told otherwise.
 constexpr int64_t kDeviceMailboxes = int64_t{8} << 20;
-constexpr int64_t kHostMailboxes = int64_t{2} << 20;
+constexpr int64_t kHostMailboxes = int64_t{24} << 20;
 static_assert(PeerView::kSignals + 8 * kMostPeerRanks * kMostPeerBlocks <= PeerView::kMailboxes);
 
 // The kernel's id of this boot, which containers of a host share, and what NCCL is told of it.

@@ -214,9 +214,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 
 // Of a message that goes by mailboxes: what fits, and where marks cost less than fences.
 int64_t MostMarkedBytes(const PeerMemory& peers) {
+  constexpr int64_t kMostThroughHost = int64_t{512} << 10;
   const int64_t threads =
       int64_t{kThreads} * kBlocksPerMultiprocessor * peers.num_multiprocessors();
-  return std::min(peers.mailbox_bytes() / 2, 8 * kItems * threads);
+  const int64_t fits = std::min(peers.mailbox_bytes() / 2, 8 * kItems * threads);
+  return peers.through_host() ? std::min(fits, kMostThroughHost) : fits;
 }
 
 unsigned NumBlocks(const PeerMemory& peers, int64_t wanted) {

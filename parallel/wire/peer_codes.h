@@ -28,9 +28,14 @@ bool PeersExchange(const RowCodec& codec, const ConstTensorView& rows);
 // otherwise: a rank could not choose another way alone). The bits are those of EncodeRows, an
 // exchange of the bytes, and DecodeRows or AddDecodedRows. Counts as sent the rows' bytes, which is
 // what is sent but for up to 30 bytes of padding a block of rows and 8 bytes of signal for every
-// round of up to 256 groups.
+// round of up to 256 groups or, through the host, a third more for marks.
 absl::Status ExchangeThroughPeers(PeerMemory& peers, PeerExchange exchange, const RowCodec& codec,
                                   TensorView rows, absl::Span<const int64_t> offsets,
                                   Stream& stream);
+
+// The part of ExchangeThroughPeers that enqueues kernels, through memory of the host: values carry
+// their own marks there (a third more bytes), for signals would wait longer than that takes.
+void LaunchMarkedExchange(const PeerMemory& peers, PeerExchange exchange, const RowCodec& codec,
+                          TensorView rows, absl::Span<const int64_t> offsets, Stream& stream);
 
 }  // namespace thinwire

@@ -9,13 +9,10 @@
 // block have pushed; peer_memory.cuh has the order of memory. Progress: a round waits, before its
 // barrier, for signals that the other rank gives in rounds before this one.
 #include <algorithm>
-#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/cuda_status.h"
-#include "kernels/group_codes/group_lanes.cuh"
-#include "parallel/comm/peer_memory.cuh"
-#include "parallel/wire/peer_codes.h"
+#include "parallel/wire/peer_codes.cuh"
 
 namespace thinwire {
 namespace {
@@ -41,20 +38,10 @@ struct Tile {
   }
 };
 
-// Most tiles of a round: what a round costs, such as the wait of its signal for what was pushed
+// Tiles of a round: what a round costs, such as the wait of its signal for what was pushed
 // before to arrive, is paid once for all. As many as static shared memory holds.
 template <int kBits, int kSteps>
-inline constexpr int kMostTiles = std::min(4, 46 * 1024 / (kStages * Tile<kBits, kSteps>::kBytes));
-
-template <typename T>
-struct Job {
-  PeerView peers;
-  T* rows;
-  int64_t first_group[kMostPeerRanks];  // of rank r's block of rows, in `rows`
-  int32_t num_groups[kMostPeerRanks];
-  int tiles;  // of a round
-  float norm;
-};
+inline constexpr int kTiles = std::min(4, 46 * 1024 / (kStages * Tile<kBits, kSteps>::kBytes));
 
 // Rounds in which owners are sent tiles of their own, one in turn.
 struct Turn {
@@ -73,19 +60,14 @@ struct Turn {
 template <int kSteps>
 inline constexpr int kResident = kSteps == 8 ? 2 : 4;
 
-// Through the host: fewer blocks that look for signals on a link slower than they are, and more
-// rounds, so that the link is used in both directions at once.
-inline constexpr int kResidentThroughHost = 2;
-inline constexpr int kTilesThroughHost = 2;
-
 template <PeerExchange kExchange, int kBits, int kSteps, typename T>
 __global__ void __launch_bounds__(Tile<kBits, kSteps>::kBlock, kResident<kSteps>)
-    Exchange(const __grid_constant__ Job<T> job) {
+    Exchange(const __grid_constant__ ExchangeJob<T> job) {
   using TileOf = Tile<kBits, kSteps>;
   __shared__ LaneTables tables;
   constexpr int kThreads = TileOf::kThreads;
-  __shared__ uint4 stages[kStages][kMostTiles<kBits, kSteps>][TileOf::kVectors];
-  __shared__ uint4 fetched[TileOf::kVectors];
+  constexpr int kRoundTiles = kTiles<kBits, kSteps>;
+  __shared__ uint4 stages[kStages][kRoundTiles][TileOf::kVectors];
   FillLaneTables<kBits>(tables);
   const PeerView& v = job.peers;
   const uint64_t epoch = CurrentEpoch(v);
@@ -102,7 +84,7 @@ __global__ void __launch_bounds__(Tile<kBits, kSteps>::kBlock, kResident<kSteps>
     return me + 1 + turn < v.size ? me + 1 + turn : me + 1 + turn - v.size;
   };
   // The first tile of the block's round; the others are `blocks` further each.
-  const auto tile_at = [&](int index) { return index * job.tiles * blocks + block; };
+  const auto tile_at = [&](int index) { return index * kRoundTiles * blocks + block; };
   const auto has_tile = [&](int of, int tile) {
     return tile * kGroupsPerBlock < job.num_groups[of];
   };
@@ -110,7 +92,7 @@ __global__ void __launch_bounds__(Tile<kBits, kSteps>::kBlock, kResident<kSteps>
   for (int r = 0; r < v.size; ++r) most_groups = max(most_groups, job.num_groups[r]);
   const auto rounds_of = [&](int groups) {
     const int tiles = (groups + kGroupsPerBlock - 1) / kGroupsPerBlock;
-    const int step = job.tiles * blocks;
+    const int step = kRoundTiles * blocks;
     return tiles > block ? (tiles - block + step - 1) / step : 0;
   };
   const int own_rounds = rounds_of(job.num_groups[me]);
@@ -135,7 +117,7 @@ __global__ void __launch_bounds__(Tile<kBits, kSteps>::kBlock, kResident<kSteps>
     const bool sends = round < rounds && has_tile(sent_block, sent_tile);
     if (sends) {
 #pragma unroll 1
-      for (int i = 0; i < job.tiles; ++i) {
+      for (int i = 0; i < kRoundTiles; ++i) {
         if (!has_tile(sent_block, sent_tile + i * blocks)) break;
         const GroupCode<kSteps, kThreads> coded = EncodeGroup<kBits, kSteps, kThreads>(
             tables, lane, values_at(sent_block, sent_tile + i * blocks), job.norm, true);
@@ -174,7 +156,7 @@ __global__ void __launch_bounds__(Tile<kBits, kSteps>::kBlock, kResident<kSteps>
         const int peer = to + hop < v.size ? to + hop : to + hop - v.size;
         std::byte* const room = RoomOf(v, peer, me, epoch);
 #pragma unroll 1
-        for (int i = 0; i < job.tiles; ++i) {
+        for (int i = 0; i < kRoundTiles; ++i) {
           const int sent = sent_tile + i * blocks;
           const int filled = job.num_groups[sent_block] - sent * kGroupsPerBlock;
           auto* const at = reinterpret_cast<uint4*>(room + int64_t{sent} * TileOf::kBytes);
@@ -189,34 +171,13 @@ __global__ void __launch_bounds__(Tile<kBits, kSteps>::kBlock, kResident<kSteps>
       }
     }
 #pragma unroll 1
-    for (int i = 0; receives && i < job.tiles; ++i) {
+    for (int i = 0; receives && i < kRoundTiles; ++i) {
       const int got = tile + i * blocks;
       // The codes of the tile as rank r has sent them.
       const auto add = [&](int r, Values<kSteps, kThreads>& u, bool is_first) {
         const uint8_t* bytes = reinterpret_cast<const uint8_t*>(stages[past_stage][i]);
         if (r != me) {
           bytes = rooms + (r - (r > me ? 1 : 0)) * v.room_bytes + int64_t{got} * TileOf::kBytes;
-          if (v.through_host) {
-            __syncthreads();  // all have read what was fetched before
-            const int filled = job.num_groups[shares ? r : me] - got * kGroupsPerBlock;
-            // All on their way before any is waited for.
-            constexpr int kEach = (TileOf::kVectors + TileOf::kBlock - 1) / TileOf::kBlock;
-            uint4 vectors[kEach] = {};
-#pragma unroll
-            for (int e = 0; e < kEach; ++e) {
-              const int j = e * TileOf::kBlock + thread;
-              if (j < TileOf::kVectors && TileOf::FirstGroupOf(j) < filled) {
-                vectors[e] = reinterpret_cast<const uint4*>(bytes)[j];
-              }
-            }
-#pragma unroll
-            for (int e = 0; e < kEach; ++e) {
-              const int j = e * TileOf::kBlock + thread;
-              if (j < TileOf::kVectors) fetched[j] = vectors[e];
-            }
-            __syncthreads();
-            bytes = reinterpret_cast<const uint8_t*>(fetched);
-          }
         }
         uint32_t codes[kWords<kSteps, kThreads>];
         LoadCodes<kBits, kSteps, true, kThreads>(lane, bytes + slot * TileOf::kGroupBytes, codes);
@@ -252,76 +213,34 @@ __global__ void __launch_bounds__(Tile<kBits, kSteps>::kBlock, kResident<kSteps>
       past_stage = past_stage + 1 < kStages ? past_stage + 1 : 0;
     }
   }
-  // Every kernel waits for all ranks (peer_memory.h), also where it has nothing for some or nothing
-  // of them. Block 0 has a part of what there is.
-  if (blockIdx.x == 0 && thread < v.size && thread != me) {
-    const uint64_t any = (epoch << 16) + 1;
-    if (job.num_groups[to_owners ? thread : me] == 0) Signal(SignalOf(v, thread, me, 0), any);
-    if (job.num_groups[to_owners ? me : thread] == 0) {
-      const uint64_t* const signal = SignalOf(v, me, thread, 0);
-      (void)WaitFor(v, thread, [&] { return ReadSignal(signal) >= any; });
-    }
-  }
+  MeetWithoutMessages<kExchange>(job, epoch);
   EndEpoch(v, epoch);
 }
 
-// Launches kernels of as many groups of every block of rows as fit into a room.
-template <PeerExchange kExchange, int kBits, int kSteps, typename T>
-void Launch(const PeerMemory& peers, TensorView rows, absl::Span<const int64_t> offsets,
-            cudaStream_t stream) {
-  using TileOf = Tile<kBits, kSteps>;
-  const int64_t groups_per_row = rows.dim(1) / TileOf::kGroupSize;
-  constexpr bool sums_all = kExchange == PeerExchange::kSumAll;
-  Job<T> job = {};
-  job.peers = peers.view();
-  job.rows = rows.mutable_data<T>();
-  job.norm = static_cast<float>(1.0 / std::sqrt(static_cast<double>(TileOf::kGroupSize)));
-  const auto begin_of = [&](int r) { return sums_all ? 0 : offsets[r] * groups_per_row; };
-  const auto end_of = [&](int r) {
-    return (sums_all ? rows.dim(0) : offsets[r + 1]) * groups_per_row;
-  };
-  int64_t most = 0;
-  for (int r = 0; r < peers.size(); ++r) most = std::max(most, end_of(r) - begin_of(r));
-  const int64_t room = peers.room_bytes() / TileOf::kBytes * kGroupsPerBlock;
-  job.tiles = std::min(kMostTiles<kBits, kSteps>, peers.through_host() ? kTilesThroughHost : 4);
-  const int64_t resident = peers.through_host() ? kResidentThroughHost : kResident<kSteps>;
-  const int64_t most_blocks =
-      std::min<int64_t>(resident * peers.num_multiprocessors(), kMostPeerBlocks);
-  for (int64_t begin = 0; begin < most; begin += room) {
-    const int64_t count = std::min(room, most - begin);
-    for (int r = 0; r < peers.size(); ++r) {
-      job.first_group[r] = begin_of(r) + begin;
-      job.num_groups[r] =
-          static_cast<int32_t>(std::clamp<int64_t>(end_of(r) - job.first_group[r], 0, count));
-    }
-    const int64_t tiles = (count + kGroupsPerBlock - 1) / kGroupsPerBlock;
-    Exchange<kExchange, kBits, kSteps, T>
-        <<<static_cast<unsigned>(std::min(tiles, most_blocks)), TileOf::kBlock, 0, stream>>>(job);
-  }
-}
-
-template <int kBits, int kSteps, typename T>
-void Launch(const PeerMemory& peers, PeerExchange exchange, TensorView rows,
-            absl::Span<const int64_t> offsets, cudaStream_t stream) {
-  switch (exchange) {
-    case PeerExchange::kSumAll:
-      return Launch<PeerExchange::kSumAll, kBits, kSteps, T>(peers, rows, offsets, stream);
-    case PeerExchange::kSumToOwners:
-      return Launch<PeerExchange::kSumToOwners, kBits, kSteps, T>(peers, rows, offsets, stream);
-    case PeerExchange::kShare:
-      return Launch<PeerExchange::kShare, kBits, kSteps, T>(peers, rows, offsets, stream);
-  }
-}
-
-int64_t GroupSize(int bits, int64_t width) {
-  return width % 128 == 0 && bits == 8 ? 128 : width % 64 == 0 ? 64 : 0;
+void LaunchSignalledExchange(const PeerMemory& peers, PeerExchange exchange, const RowCodec& codec,
+                             TensorView rows, absl::Span<const int64_t> offsets, Stream& stream) {
+  const cudaStream_t native = CudaStream(stream);
+  DispatchExchange(
+      exchange, codec, rows, [&]<PeerExchange kExchange, int kBits, int kSteps, typename T>() {
+        using TileOf = Tile<kBits, kSteps>;
+        const int64_t fit = peers.room_bytes() / TileOf::kBytes * kGroupsPerBlock;
+        const int64_t most_blocks =
+            std::min<int64_t>(kResident<kSteps> * peers.num_multiprocessors(), kMostPeerBlocks);
+        LaunchInPieces<T>(peers, exchange, rows, TileOf::kGroupSize, offsets, fit,
+                          [&](const ExchangeJob<T>& job, int64_t groups) {
+                            const int64_t tiles = (groups + kGroupsPerBlock - 1) / kGroupsPerBlock;
+                            Exchange<kExchange, kBits, kSteps, T>
+                                <<<static_cast<unsigned>(std::min(tiles, most_blocks)),
+                                   TileOf::kBlock, 0, native>>>(job);
+                          });
+      });
 }
 
 }  // namespace
 
 bool PeersExchange(const RowCodec& codec, const ConstTensorView& rows) {
   return codec.kind == RowCodec::Kind::kCodes && IsFloat(rows.dtype()) && rows.contiguous() &&
-         rows.device().kind == DeviceKind::kCuda && GroupSize(codec.bits, rows.dim(1)) > 0;
+         rows.device().kind == DeviceKind::kCuda && ExchangedGroupSize(codec.bits, rows.dim(1)) > 0;
 }
 
 absl::Status ExchangeThroughPeers(PeerMemory& peers, PeerExchange exchange, const RowCodec& codec,
@@ -333,19 +252,11 @@ absl::Status ExchangeThroughPeers(PeerMemory& peers, PeerExchange exchange, cons
         absl::StrCat("rows for peer memory begin at multiples of 16 bytes: ", rows.DebugString()));
   }
   TW_RETURN_IF_ERROR(peers.status());
-  const cudaStream_t native = CudaStream(stream);
-  WithFloatType(rows.dtype(), [&](auto zero) {
-    using T = decltype(zero);
-    WithBits(codec.bits, [&](auto bits) {
-      constexpr int kBits = decltype(bits)::value;
-      if constexpr (kBits == 8) {
-        if (GroupSize(kBits, rows.dim(1)) == 128) {
-          return Launch<kBits, 8, T>(peers, exchange, rows, offsets, native);
-        }
-      }
-      Launch<kBits, 4, T>(peers, exchange, rows, offsets, native);
-    });
-  });
+  if (peers.through_host()) {
+    LaunchMarkedExchange(peers, exchange, codec, rows, offsets, stream);
+  } else {
+    LaunchSignalledExchange(peers, exchange, codec, rows, offsets, stream);
+  }
   const int64_t row_bytes = codec.RowBytes(rows.dim(1), rows.dtype());
   const int me = peers.rank();
   const int64_t own_rows = offsets[me + 1] - offsets[me];
