@@ -114,6 +114,16 @@ void AddProducts(int64_t rows, int64_t width, const Centred& a, const Centred& b
   });
 }
 
+// run(i) for i in [0, count): on the pool, or here without one.
+template <typename F>
+void InTurns(ThreadPool* pool, int64_t count, const F& run) {
+  if (pool != nullptr) {
+    pool->ParallelForDynamic(count, run);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) run(i);
+}
+
 }  // namespace
 
 SecondMoments::SecondMoments(int64_t width, bool with_target)
@@ -197,33 +207,39 @@ std::vector<double> SecondMoments::TargetShiftMean() const {
   return MeanOf(Shift());
 }
 
-std::vector<double> SecondMoments::Hessian(bool centred) const {
+std::vector<double> SecondMoments::Hessian(bool centred, ThreadPool* pool) const {
   std::vector<double> hessian(static_cast<size_t>(width_ * width_), 0.0);
   if (count() == 0) return hessian;
   const std::vector<double> mean = centred ? Mean() : std::vector<double>(width_, 0.0);
   const double* product = Product();
-  for (int64_t i = 0; i < width_; ++i) {
-    for (int64_t j = i; j < width_; ++j) {
-      const double value = product[i * width_ + j] / sums_[0] - mean[i] * mean[j];
-      hessian[i * width_ + j] = i == j ? std::max(0.0, value) : value;
-      hessian[j * width_ + i] = hessian[i * width_ + j];
+  // Tile after tile: the lower ones are read across.
+  InTurns(pool, (width_ + kTile - 1) / kTile, [&](int64_t tile) {
+    const int64_t end = std::min(width_, (tile + 1) * kTile);
+    for (int64_t first = 0; first < width_; first += kTile) {
+      for (int64_t i = tile * kTile; i < end; ++i) {
+        for (int64_t j = first; j < std::min(width_, first + kTile); ++j) {
+          const int64_t upper = i <= j ? i * width_ + j : j * width_ + i;
+          const double value = product[upper] / sums_[0] - mean[i] * mean[j];
+          hessian[i * width_ + j] = i == j ? std::max(0.0, value) : value;
+        }
+      }
     }
-  }
+  });
   return hessian;
 }
 
-std::vector<double> SecondMoments::TargetShift(bool centred) const {
+std::vector<double> SecondMoments::TargetShift(bool centred, ThreadPool* pool) const {
   TW_CHECK(with_target_);
   std::vector<double> shift(static_cast<size_t>(width_ * width_), 0.0);
   if (count() == 0) return shift;
   const std::vector<double> mean = centred ? Mean() : std::vector<double>(width_, 0.0);
   const std::vector<double> shift_mean = TargetShiftMean();
   const double* product = Shift() + width_;
-  for (int64_t i = 0; i < width_; ++i) {
+  InTurns(pool, width_, [&](int64_t i) {
     for (int64_t j = 0; j < width_; ++j) {
       shift[i * width_ + j] = product[i * width_ + j] / sums_[0] - shift_mean[i] * mean[j];
     }
-  }
+  });
   return shift;
 }
 

@@ -55,11 +55,11 @@ class SecondMoments {
 
   // [width, width], all of it: mean of x x^T, less mean x mean x^T where centred. GPTQ's H up to a
   // constant factor (H = 2 E[x x^T]). Symmetric bit for bit, the diagonal >= 0. Zero before the
-  // first row.
-  std::vector<double> Hessian(bool centred) const;
+  // first row. `pool`: whose threads share the rows, or null; the same bits.
+  std::vector<double> Hessian(bool centred, ThreadPool* pool = nullptr) const;
 
   // [width, width]: mean of (y - x) x^T, less the product of the means where centred.
-  std::vector<double> TargetShift(bool centred) const;
+  std::vector<double> TargetShift(bool centred, ThreadPool* pool = nullptr) const;
 
   // [width]: mean of x^2, centred or not: the diagonal of Hessian.
   std::vector<double> Variance(bool centred) const;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
+#include "runtime/quantizer/device_sums.h"
 #include "runtime/quantizer/rank_exchange.h"
 
 namespace thinwire {
@@ -39,10 +40,11 @@ absl::StatusOr<AllSiteStats> CalibrationSums::Stats(const LayerRun& run,
   }
   std::array<LaneSum<ChannelStats>, kQuantSites.size()> sums;
   for (const Range& lane : Lanes(*run.stream)) {
-    AllSiteStats parts;
+    std::array<std::optional<DeviceStats>, kQuantSites.size()> parts;
     for (const SiteQuery& query : queries) {
-      parts[static_cast<size_t>(query.site)].emplace(SiteWidth(config_, query.site),
-                                                     query.sample_stride);
+      TW_ASSIGN_OR_RETURN(parts[static_cast<size_t>(query.site)],
+                          DeviceStats::Create(SiteWidth(config_, query.site), query.sample_stride,
+                                              pass_.stream()));
     }
     for (int64_t w = lane.begin; w < lane.end; ++w) {
       TW_RETURN_IF_ERROR(
@@ -53,15 +55,19 @@ absl::StatusOr<AllSiteStats> CalibrationSums::Stats(const LayerRun& run,
                         return AtSite(parts[static_cast<size_t>(site)]->Add(x, query->first), site);
                       }));
     }
-    for (size_t site = 0; site < parts.size(); ++site) {
-      if (parts[site].has_value()) sums[site].Add(*std::move(parts[site]));
+    for (const QuantSite site : kQuantSites) {
+      std::optional<DeviceStats>& part = parts[static_cast<size_t>(site)];
+      if (!part.has_value()) continue;
+      absl::StatusOr<ChannelStats> stats = part->Take();
+      if (!stats.ok()) return AtSite(stats.status(), site);
+      sums[static_cast<size_t>(site)].Add(*std::move(stats));
     }
   }
   AllSiteStats stats;
   for (size_t site = 0; site < stats.size(); ++site) {
     if (asked[site] == nullptr) continue;
     stats[site] = sums[site].Take();
-    TW_RETURN_IF_ERROR(stats[site]->MergeOverRanks(world_, pass_.stream()));
+    TW_RETURN_IF_ERROR(stats[site]->MergeOverRanks(world_, pass_.host()));
   }
   return stats;
 }
@@ -69,34 +75,30 @@ absl::StatusOr<AllSiteStats> CalibrationSums::Stats(const LayerRun& run,
 absl::StatusOr<SecondMoments> CalibrationSums::Moments(QuantSite site, const LayerRun& run,
                                                        const LayerRun* target) {
   const int64_t width = SiteWidth(config_, site);
-  const int64_t seqlen = run.stream->seqlen;
-  std::vector<float> x(seqlen * width), y(target == nullptr ? 0 : x.size());
-  const auto visit = [&](const LayerRun& which, int64_t w, std::vector<float>& to) {
-    return pass_.Visit(*which.weights, *which.roundings, which.stream->window(w), site,
-                       [&](QuantSite seen, ConstTensorView from) {
-                         if (seen != site) return absl::OkStatus();
-                         for (int64_t t = 0; t < seqlen; ++t) {
-                           std::copy_n(from.data<float>() + t * from.row_stride(), width,
-                                       to.begin() + t * width);
-                         }
-                         return absl::OkStatus();
-                       });
-  };
-  LaneSum<SecondMoments> sums;
+  TW_ASSIGN_OR_RETURN(Tensor x, pass_.AllocateRows(width));
+  Tensor y;
+  if (target != nullptr) {
+    TW_ASSIGN_OR_RETURN(y, pass_.AllocateRows(width));
+  }
+  LaneSum<DeviceMoments> sums;
   for (const Range& lane : Lanes(*run.stream)) {
-    SecondMoments part(width, target != nullptr);
+    TW_ASSIGN_OR_RETURN(DeviceMoments part,
+                        DeviceMoments::Create(width, target != nullptr, pass_.stream()));
     for (int64_t w = lane.begin; w < lane.end; ++w) {
-      if (target != nullptr) TW_RETURN_IF_ERROR(visit(*target, w, y));
-      TW_RETURN_IF_ERROR(visit(run, w, x));
-      run.roundings->at(site).Apply(TensorView(x.data(), DType::kF32, {seqlen, width}));
-      TW_RETURN_IF_ERROR(AtSite(
-          part.Add(x.data(), width, target == nullptr ? nullptr : y.data(), width, seqlen, pool_),
-          site));
+      if (target != nullptr) {
+        TW_RETURN_IF_ERROR(pass_.Capture(*target->weights, *target->roundings,
+                                         target->stream->window(w), site, y.mutable_view()));
+      }
+      TW_RETURN_IF_ERROR(pass_.Capture(*run.weights, *run.roundings, run.stream->window(w), site,
+                                       x.mutable_view()));
+      TW_RETURN_IF_ERROR(pass_.Round(site, *run.roundings, x.mutable_view()));
+      TW_RETURN_IF_ERROR(AtSite(part.Add(x.view(), y.view()), site));
     }
     sums.Add(std::move(part));
   }
-  SecondMoments moments = sums.Take();
-  TW_RETURN_IF_ERROR(SumOverRanks(moments.mutable_sums(), world_, pass_.stream()));
+  absl::StatusOr<SecondMoments> moments = sums.Take().Take();
+  if (!moments.ok()) return AtSite(moments.status(), site);
+  TW_RETURN_IF_ERROR(SumOverRanks(moments->mutable_sums(), world_, pass_.host()));
   return moments;
 }
 
@@ -110,7 +112,7 @@ absl::StatusOr<std::vector<double>> CalibrationSums::Sum(
     sums.Add(std::move(part));
   }
   std::vector<double> total = sums.Take().values;
-  TW_RETURN_IF_ERROR(SumOverRanks(absl::MakeSpan(total), world_, pass_.stream()));
+  TW_RETURN_IF_ERROR(SumOverRanks(absl::MakeSpan(total), world_, pass_.host()));
   return total;
 }
 

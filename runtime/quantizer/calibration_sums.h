@@ -1,5 +1,5 @@
-// Sums over a layer's activations on all ranks' calibration windows: the same bytes from 1, 2 and 4
-// ranks.
+// Sums over a layer's activations on all ranks' calibration windows, formed on the device of the
+// pass: the same bytes from 1, 2 and 4 ranks.
 #pragma once
 
 #include <array>
@@ -33,9 +33,9 @@ using AllSiteStats = std::array<std::optional<ChannelStats>, kQuantSites.size()>
 class CalibrationSums {
  public:
   // num_windows: of all ranks, where there are several.
-  CalibrationSums(const ModelConfig* config, LayerPass* pass, Communicator* world, ThreadPool* pool,
+  CalibrationSums(const ModelConfig* config, LayerPass* pass, Communicator* world,
                   int64_t num_windows)
-      : config_(*config), pass_(*pass), world_(*world), pool_(*pool), num_windows_(num_windows) {}
+      : config_(*config), pass_(*pass), world_(*world), num_windows_(num_windows) {}
 
   // The rank's windows in runs whose sums are the same with 1, 2 and 4 ranks.
   std::vector<Range> Lanes(const ResidualStream& stream) const {
@@ -74,7 +74,6 @@ class CalibrationSums {
   const ModelConfig& config_;
   LayerPass& pass_;
   Communicator& world_;
-  ThreadPool& pool_;
   const int64_t num_windows_;
 };
 

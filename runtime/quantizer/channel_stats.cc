@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
@@ -18,6 +19,16 @@ ChannelStats::ChannelStats(int64_t width, int64_t sample_stride)
       squares_(width),
       minima_(width, std::numeric_limits<float>::infinity()),
       maxima_(width, -std::numeric_limits<float>::infinity()) {}
+
+ChannelStats::ChannelStats(GpuChannelStats::Sums sums, std::vector<float> samples)
+    : width_(static_cast<int64_t>(sums.sums.size())),
+      sample_stride_(0),
+      count_(sums.count),
+      sums_(std::move(sums.sums)),
+      squares_(std::move(sums.squares)),
+      minima_(std::move(sums.minima)),
+      maxima_(std::move(sums.maxima)),
+      samples_(std::move(samples)) {}
 
 absl::Status ChannelStats::Add(ConstTensorView x, int64_t first) {
   TW_CHECK_EQ(x.dim(1), width_);

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kernels/core/tensor_view.h"
+#include "kernels/quantize/gpu_channel_stats.h"
 #include "parallel/comm/communicator.h"
 
 namespace thinwire {
@@ -16,6 +17,9 @@ class ChannelStats {
  public:
   // Keeps every `sample_stride`-th row that is added; 0: none.
   explicit ChannelStats(int64_t width, int64_t sample_stride = 0);
+
+  // Of rows that a GPU summed, and samples [n, width] of them.
+  ChannelStats(GpuChannelStats::Sums sums, std::vector<float> samples);
 
   // x: [num_tokens, width] fp32, rows may be strided; rows before `first` are left out.
   // InvalidArgument names row and channel of a NaN or infinity.

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/convert/convert.h"
 #include "kernels/core/check.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/status_macros.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/checkpoint/decoder_shape.h"
@@ -48,24 +49,33 @@ absl::Status CheckFinite(const DenseLinear& linear, int64_t layer, absl::string_
   return absl::OkStatus();
 }
 
-absl::StatusOr<Tensor> VectorTensor(const std::vector<float>& values) {
+absl::StatusOr<Tensor> VectorTensor(const std::vector<float>& values, Stream& stream) {
   if (values.empty()) return Tensor();
-  TW_ASSIGN_OR_RETURN(
-      Tensor tensor,
-      Tensor::Allocate(DType::kF32, {static_cast<int64_t>(values.size())}, Device::Cpu()));
-  std::copy(values.begin(), values.end(), tensor.mutable_view().mutable_data<float>());
+  const auto size = static_cast<int64_t>(values.size());
+  TW_ASSIGN_OR_RETURN(Tensor tensor, Tensor::Allocate(DType::kF32, {size}, stream.device()));
+  TW_RETURN_IF_ERROR(
+      Copy(ConstTensorView(values.data(), DType::kF32, {size}), tensor.mutable_view(), stream));
   return tensor;
 }
 
-absl::StatusOr<LinearWeights> ToLinearWeights(const DenseLinear& linear) {
+absl::StatusOr<LinearWeights> ToLinearWeights(const DenseLinear& linear, Stream& stream) {
   LinearWeights weights;
   TW_ASSIGN_OR_RETURN(
       weights.weight,
-      Tensor::Allocate(DType::kF32, {linear.out_features, linear.in_features}, Device::Cpu()));
-  std::copy(linear.weight.begin(), linear.weight.end(),
-            weights.weight.mutable_view().mutable_data<float>());
-  TW_ASSIGN_OR_RETURN(weights.bias, VectorTensor(linear.bias));
+      Tensor::Allocate(DType::kF32, {linear.out_features, linear.in_features}, stream.device()));
+  TW_RETURN_IF_ERROR(Copy(ConstTensorView(linear.weight.data(), DType::kF32,
+                                          {linear.out_features, linear.in_features}),
+                          weights.weight.mutable_view(), stream));
+  TW_ASSIGN_OR_RETURN(weights.bias, VectorTensor(linear.bias, stream));
   return weights;
+}
+
+// Where LayerRunner looks for the projections that read a site.
+std::vector<LinearWeights>& ReadersOf(QuantSite site, LayerWeights& weights) {
+  return site == QuantSite::kOutIn    ? weights.out
+         : site == QuantSite::kDownIn ? weights.down
+         : site == QuantSite::kMlpIn  ? weights.up
+                                      : weights.qkv;
 }
 
 }  // namespace
@@ -148,23 +158,31 @@ absl::StatusOr<DenseLayer> LoadDenseLayer(const Checkpoint& checkpoint, const Mo
   return dense;
 }
 
-absl::StatusOr<LayerWeights> ToLayerWeights(const DenseLayer& layer) {
+absl::StatusOr<LayerWeights> ToLayerWeights(const DenseLayer& layer, Stream& stream) {
   LayerWeights weights;
-  TW_ASSIGN_OR_RETURN(weights.attention_norm.weight, VectorTensor(layer.attention_norm.gain));
-  TW_ASSIGN_OR_RETURN(weights.attention_norm.bias, VectorTensor(layer.attention_norm.offset));
-  TW_ASSIGN_OR_RETURN(weights.mlp_norm.weight, VectorTensor(layer.mlp_norm.gain));
-  TW_ASSIGN_OR_RETURN(weights.mlp_norm.bias, VectorTensor(layer.mlp_norm.offset));
-  for (const LinearRole role : kLinearRoles) {
-    const DenseLinear& linear = layer.at(role);
-    if (linear.empty()) continue;
-    TW_ASSIGN_OR_RETURN(LinearWeights converted, ToLinearWeights(linear));
-    std::vector<LinearWeights>& part = role == LinearRole::kOut               ? weights.out
-                                       : role == LinearRole::kDown            ? weights.down
-                                       : InputSite(role) == QuantSite::kMlpIn ? weights.up
-                                                                              : weights.qkv;
-    part.push_back(std::move(converted));
+  TW_ASSIGN_OR_RETURN(weights.attention_norm.weight,
+                      VectorTensor(layer.attention_norm.gain, stream));
+  TW_ASSIGN_OR_RETURN(weights.attention_norm.bias,
+                      VectorTensor(layer.attention_norm.offset, stream));
+  TW_ASSIGN_OR_RETURN(weights.mlp_norm.weight, VectorTensor(layer.mlp_norm.gain, stream));
+  TW_ASSIGN_OR_RETURN(weights.mlp_norm.bias, VectorTensor(layer.mlp_norm.offset, stream));
+  for (const QuantSite site :
+       {QuantSite::kQkvIn, QuantSite::kOutIn, QuantSite::kMlpIn, QuantSite::kDownIn}) {
+    TW_RETURN_IF_ERROR(ReplaceReaders(layer, site, weights, stream));
   }
   return weights;
+}
+
+absl::Status ReplaceReaders(const DenseLayer& layer, QuantSite site, LayerWeights& weights,
+                            Stream& stream) {
+  std::vector<LinearWeights>& readers = ReadersOf(site, weights);
+  readers.clear();
+  for (const LinearRole role : kLinearRoles) {
+    if (InputSite(role) != site || layer.at(role).empty()) continue;
+    TW_ASSIGN_OR_RETURN(LinearWeights converted, ToLinearWeights(layer.at(role), stream));
+    readers.push_back(std::move(converted));
+  }
+  return stream.Synchronize();
 }
 
 }  // namespace thinwire

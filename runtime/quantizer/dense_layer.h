@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "kernels/core/stream.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/quant_scheme.h"
@@ -64,7 +65,13 @@ struct DenseLayer {
 absl::StatusOr<DenseLayer> LoadDenseLayer(const Checkpoint& checkpoint, const ModelConfig& config,
                                           int64_t layer);
 
-// The same layer for LayerRunner on one rank.
-absl::StatusOr<LayerWeights> ToLayerWeights(const DenseLayer& layer);
+// The same layer for LayerRunner on one rank, on the stream's device; done on return.
+// ResourceExhausted where memory lacks.
+absl::StatusOr<LayerWeights> ToLayerWeights(const DenseLayer& layer, Stream& stream);
+
+// Replaces the projections of `weights` that read `site`, which q, k and v, out, gate and up, or
+// down do, by those of `layer`; done on return.
+absl::Status ReplaceReaders(const DenseLayer& layer, QuantSite site, LayerWeights& weights,
+                            Stream& stream);
 
 }  // namespace thinwire

@@ -9,7 +9,6 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
-#include "kernels/linear/blas.h"
 #include "runtime/quant/asymmetric_target.h"
 #include "runtime/quant/cholesky.h"
 #include "runtime/quant/gptq.h"
@@ -17,6 +16,7 @@
 #include "runtime/quantizer/folds.h"
 #include "runtime/quantizer/kv_grids.h"
 #include "runtime/quantizer/ordered_linear.h"
+#include "runtime/quantizer/output_losses.h"
 #include "runtime/quantizer/site_grids.h"
 
 namespace thinwire {
@@ -67,16 +67,20 @@ struct LayerQuantizer::Work {
 
   LayerRun Run() const { return {&current_weights, &roundings, input_stream}; }
 
-  absl::Status Refresh() {
-    TW_ASSIGN_OR_RETURN(current_weights, ToLayerWeights(current));
-    return absl::OkStatus();
-  }
+};
+
+struct LayerQuantizer::SiteProblem {
+  // With biases to take up the means, only deviations from them count. Else empty.
+  std::vector<double> mean;             // [width] in the model's order
+  std::vector<double> hessian, shift;   // [width, width]
+  std::vector<double> factor;           // of the damped Hessian, for GPTQ
+  std::vector<double> target_factor;    // of the Hessian damped for targets
 };
 
 absl::Status LayerQuantizer::Fold(Work& work) {
   const ResidualStream& target = *work.target_stream;
   DenseLayer& layer = work.current;
-  TW_ASSIGN_OR_RETURN(const LayerWeights weights, ToLayerWeights(layer));
+  TW_ASSIGN_OR_RETURN(const LayerWeights weights, ToLayerWeights(layer, pass_.stream()));
   // Vectors have no steps that clusters would share.
   const bool vectors = options_.scheme.weight_format() == WeightFormat::kVptq;
   const int step_bits = vectors ? 16 : SiteBits(options_.scheme, QuantSite::kDownIn);
@@ -117,8 +121,8 @@ absl::StatusOr<LayerResult> LayerQuantizer::Quantize(const DenseLayer& dense,
   if (options_.scheme.weight_format() != WeightFormat::kDense && folds) {
     TW_RETURN_IF_ERROR(Fold(work));
   }
-  TW_ASSIGN_OR_RETURN(work.target, ToLayerWeights(work.current));
-  TW_RETURN_IF_ERROR(work.Refresh());
+  TW_ASSIGN_OR_RETURN(work.target, ToLayerWeights(work.current, pass_.stream()));
+  TW_ASSIGN_OR_RETURN(work.current_weights, ToLayerWeights(work.current, pass_.stream()));
   TW_RETURN_IF_ERROR(QuantizeSite(QuantSite::kQkvIn, work));
   TW_RETURN_IF_ERROR(QuantizeKv(work));
   TW_RETURN_IF_ERROR(QuantizeSite(QuantSite::kOutIn, work));
@@ -132,13 +136,15 @@ absl::StatusOr<LayerResult> LayerQuantizer::Quantize(const DenseLayer& dense,
   return std::move(work.result);
 }
 
+int64_t LayerQuantizer::SampleStride(int bits, const Work& work) const {
+  return bits < 8 ? sums_.SampleStride(*work.input_stream, kSamples) : 0;
+}
+
 absl::Status LayerQuantizer::ChooseSiteCodes(QuantSite site, Work& work) {
   const int bits = SiteBits(options_.scheme, site);
   TW_ASSIGN_OR_RETURN(
       const AllSiteStats all,
-      sums_.Stats(
-          work.Run(),
-          {{.site = site, .sample_stride = sums_.SampleStride(*work.input_stream, kSamples)}}));
+      sums_.Stats(work.Run(), {{.site = site, .sample_stride = SampleStride(bits, work)}}));
   const ChannelStats& stats = *all[static_cast<size_t>(site)];
   std::vector<const DenseLinear*> readers;
   for (const LinearRole role : kLinearRoles) {
@@ -177,12 +183,12 @@ absl::Status LayerQuantizer::QuantizeKv(Work& work) {
   const int kv_bits = SiteBits(options_.scheme, QuantSite::kK);
   const int q_bits = SiteBits(options_.scheme, QuantSite::kQ);
   if (kv_bits >= 16 && q_bits >= 16) return absl::OkStatus();
-  const int64_t stride = sums_.SampleStride(*work.input_stream, kSamples);
+  const int64_t stride = SampleStride(kv_bits, work);
   // A first token's K and V are kept as they are.
   const int64_t first = options_.first_token_exact ? 1 : 0;
   TW_ASSIGN_OR_RETURN(
       const AllSiteStats all,
-      sums_.Stats(work.Run(), {{.site = QuantSite::kQ, .sample_stride = stride},
+      sums_.Stats(work.Run(), {{.site = QuantSite::kQ, .sample_stride = SampleStride(q_bits, work)},
                                {.site = QuantSite::kK, .sample_stride = stride, .first = first},
                                {.site = QuantSite::kV, .sample_stride = stride, .first = first}}));
   const auto of = [&](QuantSite site) { return &*all[static_cast<size_t>(site)]; };
@@ -216,39 +222,24 @@ absl::StatusOr<std::vector<double>> LayerQuantizer::MeasureKvLoss(QuantSite site
                                                                   const SiteCodes& codes,
                                                                   Work& work) {
   const int64_t width = SiteWidth(config_, QuantSite::kOutIn);
-  const int64_t head_dim = config_.head_dim;
   const int64_t group = config_.num_heads / config_.num_kv_heads;
-  const DenseLinear& out = work.current.at(LinearRole::kOut);
-  const int64_t seqlen = work.input_stream->seqlen;
-  std::vector<float> exact(seqlen * width), coded(seqlen * width);
-  std::vector<float> moved(seqlen * out.out_features);
+  TW_ASSIGN_OR_RETURN(Tensor exact, pass_.AllocateRows(width));
+  TW_ASSIGN_OR_RETURN(Tensor coded, pass_.AllocateRows(width));
   SiteRoundings roundings = work.roundings;
   roundings.Set(site, SiteRounding(codes, options_.first_token_exact));
   const ResidualStream& stream = *work.input_stream;
   const int64_t step = std::max<int64_t>(1, sums_.TotalWindows(stream) / kLossWindows);
-  const auto run = [&](const SiteRoundings& with, int64_t w, std::vector<float>& rows) {
-    return pass_.Visit(work.current_weights, with, stream.window(w), QuantSite::kOutIn,
-                       [&](QuantSite seen, ConstTensorView x) {
-                         if (seen != QuantSite::kOutIn) return absl::OkStatus();
-                         for (int64_t t = 0; t < seqlen; ++t) {
-                           std::copy_n(x.data<float>() + t * x.row_stride(), width,
-                                       rows.begin() + t * width);
-                         }
-                         return absl::OkStatus();
-                       });
-  };
   const auto add = [&](Range windows, absl::Span<double> losses) -> absl::Status {
     for (int64_t w = windows.begin; w < windows.end; w += step) {
-      TW_RETURN_IF_ERROR(run(work.roundings, w, exact));
-      TW_RETURN_IF_ERROR(run(roundings, w, coded));
-      for (size_t i = 0; i < coded.size(); ++i) coded[i] -= exact[i];
-      for (int64_t h = 0; h < config_.num_heads; ++h) {
-        SgemmNT(seqlen, out.out_features, head_dim, coded.data() + h * head_dim, width,
-                out.weight.data() + h * head_dim, width, 0.0f, moved.data(), out.out_features);
-        double loss = 0.0;
-        for (const float value : moved) loss += double{value} * double{value};
-        losses[h / group] += loss;
-      }
+      TW_RETURN_IF_ERROR(pass_.Capture(work.current_weights, work.roundings, stream.window(w),
+                                       QuantSite::kOutIn, exact.mutable_view()));
+      TW_RETURN_IF_ERROR(pass_.Capture(work.current_weights, roundings, stream.window(w),
+                                       QuantSite::kOutIn, coded.mutable_view()));
+      TW_ASSIGN_OR_RETURN(const std::vector<double> by_head,
+                          HeadLosses(exact.view(), coded.mutable_view(),
+                                     work.current_weights.out.front().weight.view(),
+                                     config_.head_dim, pass_.stream()));
+      for (int64_t h = 0; h < config_.num_heads; ++h) losses[h / group] += by_head[h];
     }
     return absl::OkStatus();
   };
@@ -264,30 +255,55 @@ absl::Status LayerQuantizer::QuantizeSite(QuantSite site, Work& work) {
   if (!weights) return absl::OkStatus();
   const SiteRoundings none;
   const LayerRun target = {&work.target, &none, work.target_stream};
-  TW_ASSIGN_OR_RETURN(const SecondMoments moments, sums_.Moments(site, work.Run(), &target));
+  SiteProblem problem;
+  {
+    TW_ASSIGN_OR_RETURN(const SecondMoments moments, sums_.Moments(site, work.Run(), &target));
+    TW_ASSIGN_OR_RETURN(problem, PrepareSite(site, moments, work));
+  }
   for (const LinearRole role : kLinearRoles) {
     if (InputSite(role) == site && !work.current.at(role).empty()) {
-      TW_RETURN_IF_ERROR(ordered ? QuantizeLinear(role, moments, work)
-                                 : QuantizeVectors(role, moments, work));
+      TW_RETURN_IF_ERROR(ordered ? QuantizeLinear(role, problem, work)
+                                 : QuantizeVectors(role, problem, work));
     }
   }
-  return work.Refresh();
+  return ReplaceReaders(work.current, site, work.current_weights, pass_.stream());
 }
 
-absl::Status LayerQuantizer::QuantizeVectors(LinearRole role, const SecondMoments& moments,
+absl::StatusOr<LayerQuantizer::SiteProblem> LayerQuantizer::PrepareSite(
+    QuantSite site, const SecondMoments& moments, const Work& work) {
+  const bool ordered = options_.scheme.weight_format() == WeightFormat::kGptq;
+  const bool ours = options_.vptq != VptqVariant::kReference;
+  const bool biased = std::all_of(kLinearRoles.begin(), kLinearRoles.end(), [&](LinearRole role) {
+    const DenseLinear& linear = work.current.at(role);
+    return InputSite(role) != site || linear.empty() || !linear.bias.empty();
+  });
+  const bool centred = biased && (ordered || ours);
+  const int64_t width = moments.width();
+  SiteProblem problem;
+  if (centred) problem.mean = moments.Mean();
+  problem.hessian = moments.Hessian(centred, &pool_);
+  if (!ordered && !ours) return problem;
+  problem.shift = moments.TargetShift(centred, &pool_);
+  if (ordered) {
+    const std::vector<int32_t>& order = work.result.codes.at(site).order;
+    problem.hessian = InOrder(problem.hessian, order, pool_);
+    problem.shift = InOrder(problem.shift, order, pool_);
+    TW_ASSIGN_OR_RETURN(problem.factor, DampedFactor(problem.hessian, width, kDamping, gpu_));
+  }
+  TW_ASSIGN_OR_RETURN(problem.target_factor,
+                      DampedFactor(problem.hessian, width, kTargetDamping, gpu_));
+  return problem;
+}
+
+absl::Status LayerQuantizer::QuantizeVectors(LinearRole role, const SiteProblem& problem,
                                              Work& work) {
   DenseLinear& linear = work.current.at(role);
   const int64_t width = linear.in_features;
   const bool ours = options_.vptq != VptqVariant::kReference;
-  // With a bias to take up the means, only deviations from them count.
-  const bool centred = ours && !linear.bias.empty();
-  const std::vector<double> hessian = moments.Hessian(centred);
   std::vector<float> target = linear.weight;
   if (ours) {
-    TW_ASSIGN_OR_RETURN(const std::vector<double> factor,
-                        DampedFactor(hessian, width, kTargetDamping, gpu_));
     TW_ASSIGN_OR_RETURN(target, AsymmetricTarget(linear.out_features, width, linear.weight,
-                                                 moments.TargetShift(centred), factor,
+                                                 problem.shift, problem.target_factor,
                                                  /*strength=*/1.0, pool_, gpu_));
   }
   VptqOptions vptq = VptqOptionsOf(work.shapes[static_cast<size_t>(role)]);
@@ -299,39 +315,31 @@ absl::Status LayerQuantizer::QuantizeVectors(LinearRole role, const SecondMoment
   auto made = Vptq({.out_features = linear.out_features,
                     .in_features = width,
                     .weights = target,
-                    .hessian = hessian},
+                    .hessian = problem.hessian},
                    vptq, pool_, /*columns=*/nullptr, gpu_);
   if (!made.ok()) return Annotate(made.status(), RoleWord(role));
   VptqResult& result = *made;
-  SetWeights(Dequantize(result.codes), centred ? moments.Mean() : std::vector<double>(), linear);
+  SetWeights(Dequantize(result.codes), problem.mean, linear);
   work.result.errors[static_cast<size_t>(role)] = result.relative_error;
   work.result.vector(role) = std::move(result.codes);
   return absl::OkStatus();
 }
 
-absl::Status LayerQuantizer::QuantizeLinear(LinearRole role, const SecondMoments& moments,
+absl::Status LayerQuantizer::QuantizeLinear(LinearRole role, const SiteProblem& problem,
                                             Work& work) {
   DenseLinear& linear = work.current.at(role);
   const int64_t width = linear.in_features;
   const std::vector<int32_t>& order = work.result.codes.at(InputSite(role)).order;
-  // With a bias to take up the means, only deviations from them count.
-  const bool centred = !linear.bias.empty();
-  const std::vector<double> hessian = InOrder(moments.Hessian(centred), order);
-  const std::vector<double> shift = InOrder(moments.TargetShift(centred), order);
   const std::vector<float> weights = ColumnsInOrder(linear, order);
-  TW_ASSIGN_OR_RETURN(const std::vector<double> factor,
-                      DampedFactor(hessian, width, kDamping, gpu_));
-  TW_ASSIGN_OR_RETURN(const std::vector<double> target_factor,
-                      DampedFactor(hessian, width, kTargetDamping, gpu_));
   TW_ASSIGN_OR_RETURN(const std::vector<float> target,
-                      AsymmetricTarget(linear.out_features, width, weights, shift, target_factor,
-                                       /*strength=*/1.0, pool_, gpu_));
+                      AsymmetricTarget(linear.out_features, width, weights, problem.shift,
+                                       problem.target_factor, /*strength=*/1.0, pool_, gpu_));
   const std::vector<int32_t> groups = GroupOffsets(width, options_.group_size);
   TW_ASSIGN_OR_RETURN(GptqResult result, Gptq({.out_features = linear.out_features,
                                                .in_features = width,
                                                .weights = target,
-                                               .hessian = hessian,
-                                               .factor = factor,
+                                               .hessian = problem.hessian,
+                                               .factor = problem.factor,
                                                .group_offsets = groups},
                                               {.bits = options_.scheme.weight_bits,
                                                .shrink_steps = 20,
@@ -340,9 +348,9 @@ absl::Status LayerQuantizer::QuantizeLinear(LinearRole role, const SecondMoments
                                                .sweeps = 3,
                                                .refits = 1},
                                               pool_, gpu_));
-  if (!linear.bias.empty()) {
+  if (!problem.mean.empty()) {
     const std::vector<float> correction =
-        BiasCorrection(weights, result.codes, VectorInOrder(moments.Mean(), order));
+        BiasCorrection(weights, result.codes, VectorInOrder(problem.mean, order));
     for (int64_t o = 0; o < linear.out_features; ++o) linear.bias[o] += correction[o];
   }
   SetColumns(Dequantize(result.codes), order, linear);

@@ -43,8 +43,8 @@ struct LayerQuantizerOptions {
 // with the same result.
 class LayerQuantizer {
  public:
-  // `gpu`: a GPU's stream, where weights are quantised then; null: on the pool. Calibration runs on
-  // the pool with either.
+  // `gpu`: a GPU's stream, where weights are quantised then; null: on the pool. What the layer makes
+  // of its windows is computed and summed where `pass` runs.
   LayerQuantizer(const LayerQuantizerOptions& options, const ModelConfig* config, LayerPass* pass,
                  Communicator* world, ThreadPool* pool, Stream* gpu = nullptr)
       : options_(options),
@@ -52,7 +52,7 @@ class LayerQuantizer {
         pass_(*pass),
         pool_(*pool),
         gpu_(gpu),
-        sums_(config, pass, world, pool, options.num_windows) {}
+        sums_(config, pass, world, options.num_windows) {}
 
   // `target`: the residual that enters the layer in the model as it came; `input`: in the model
   // whose layers so far are quantised. InvalidArgument names the site of activations that are NaN
@@ -63,16 +63,22 @@ class LayerQuantizer {
 
  private:
   struct Work;
+  struct SiteProblem;
 
   absl::Status Fold(Work& work);
+  // Of the rows that codes of so many bits are chosen by: ranges alone say what 8 bits need.
+  int64_t SampleStride(int bits, const Work& work) const;
   absl::Status QuantizeKv(Work& work);
   // By KV head: how far o_proj's output moves when K or V alone has these codes.
   absl::StatusOr<std::vector<double>> MeasureKvLoss(QuantSite site, const SiteCodes& codes,
                                                     Work& work);
   absl::Status QuantizeSite(QuantSite site, Work& work);
   absl::Status ChooseSiteCodes(QuantSite site, Work& work);
-  absl::Status QuantizeVectors(LinearRole role, const SecondMoments& moments, Work& work);
-  absl::Status QuantizeLinear(LinearRole role, const SecondMoments& moments, Work& work);
+  // What the projections that read a site have in common, in the site's order where it has one.
+  absl::StatusOr<SiteProblem> PrepareSite(QuantSite site, const SecondMoments& moments,
+                                          const Work& work);
+  absl::Status QuantizeVectors(LinearRole role, const SiteProblem& problem, Work& work);
+  absl::Status QuantizeLinear(LinearRole role, const SiteProblem& problem, Work& work);
 
   const LayerQuantizerOptions options_;
   const ModelConfig& config_;

@@ -35,7 +35,7 @@ class LayerQuantizerTest : public ::testing::TestWithParam<ModelFamily> {
   // What the layer adds to the residual.
   std::vector<float> Delta(const DenseLayer& layer, const SiteRoundings& roundings) {
     ResidualStream after = RandomStream(config_, kWindows, kSeqlen, 2);
-    EXPECT_TRUE(pass_->Advance(ToLayerWeights(layer).value(), roundings, after).ok());
+    EXPECT_TRUE(pass_->Advance(ToLayerWeights(layer, pass_->stream()).value(), roundings, after).ok());
     std::vector<float> delta(after.rows.view().num_elements());
     for (size_t i = 0; i < delta.size(); ++i) {
       delta[i] = after.rows.view().data<float>()[i] - stream_.rows.view().data<float>()[i];
@@ -72,7 +72,7 @@ TEST_P(LayerQuantizerTest, FoldsLeaveTheFunctionAsItIs) {
     for (const QuantSite site : kQuantSites) {
       stats[static_cast<size_t>(site)].emplace(SiteWidth(config_, site), 1);
     }
-    const LayerWeights weights = ToLayerWeights(layer_).value();
+    const LayerWeights weights = ToLayerWeights(layer_, pass_->stream()).value();
     for (int64_t w = 0; w < kWindows; ++w) {
       ASSERT_TRUE(pass_
                       ->Visit(weights, SiteRoundings(), stream_.window(w), QuantSite::kDownIn,

@@ -4,13 +4,16 @@
 
 namespace thinwire {
 
-std::vector<double> InOrder(const std::vector<double>& matrix, const std::vector<int32_t>& order) {
-  const size_t width = order.size();
+std::vector<double> InOrder(const std::vector<double>& matrix, const std::vector<int32_t>& order,
+                            ThreadPool& pool) {
+  const auto width = static_cast<int64_t>(order.size());
   std::vector<double> ordered(matrix.size());
-  for (size_t i = 0; i < width; ++i) {
-    const double* row = matrix.data() + static_cast<size_t>(order[i]) * width;
-    for (size_t j = 0; j < width; ++j) ordered[i * width + j] = row[order[j]];
-  }
+  pool.ParallelFor(width, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const double* row = matrix.data() + order[i] * width;
+      for (int64_t j = 0; j < width; ++j) ordered[i * width + j] = row[order[j]];
+    }
+  });
   return ordered;
 }
 

@@ -5,12 +5,14 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "kernels/core/thread_pool.h"
 #include "runtime/quantizer/dense_layer.h"
 
 namespace thinwire {
 
 // [width, width] with rows and columns in `order`.
-std::vector<double> InOrder(const std::vector<double>& matrix, const std::vector<int32_t>& order);
+std::vector<double> InOrder(const std::vector<double>& matrix, const std::vector<int32_t>& order,
+                            ThreadPool& pool);
 
 // [width] in `order`.
 std::vector<double> VectorInOrder(absl::Span<const double> values,

@@ -139,7 +139,7 @@ absl::StatusOr<std::vector<LayerShapes>> ShapesOf(const QuantizeOptions& options
                                                   const ModelConfig& config,
                                                   const Checkpoint& source,
                                                   const OutputFolder& folder, Communicator& world,
-                                                  ThreadPool& pool) {
+                                                  ThreadPool& pool, Stream* gpu) {
   const VptqShape& wanted = options.layer.scheme.vptq;
   if (wanted.centibits == 0) return std::vector<LayerShapes>();
   Stream stream = Stream::Cpu(&pool);
@@ -150,7 +150,7 @@ absl::StatusOr<std::vector<LayerShapes>> ShapesOf(const QuantizeOptions& options
   TW_RETURN_IF_ERROR(world.Broadcast(TensorView(&found, DType::kI32, {1}), 0, stream));
   if (found == 0) {
     const auto made = PlanShapes(source, config, options.calibration, wanted,
-                                 static_cast<uint64_t>(options.seed), world, pool);
+                                 static_cast<uint64_t>(options.seed), world, pool, gpu);
     if (!made.ok()) {
       if (world.size() > 1) world.Abort(made.status());  // others may wait inside
       return made.status();
@@ -185,8 +185,15 @@ absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, 
   TW_RETURN_IF_ERROR(CheckIds(options.calibration, config));
   TW_ASSIGN_OR_RETURN(const Checkpoint source, Checkpoint::Open(options.model_dir));
   const int64_t seqlen = options.calibration.info.seqlen;
+  std::optional<Stream> gpu;
+  if (options.device.kind == DeviceKind::kCuda) {
+    auto opened = Stream::Cuda(options.device, &pool);
+    TW_RETURN_IF_ERROR(AgreeOnStatus(opened.status(), world, stream));
+    gpu.emplace(*std::move(opened));
+  }
+  Stream* const on_gpu = gpu.has_value() ? &*gpu : nullptr;
   TW_ASSIGN_OR_RETURN(const std::unique_ptr<LayerPass> pass,
-                      LayerPass::Create(config, seqlen, &pool));
+                      LayerPass::Create(config, seqlen, &pool, on_gpu));
   const auto windows = WindowsOf(options.calibration, world.rank(), world.size());
   TW_ASSIGN_OR_RETURN(ResidualStream target, pass->Embed(source, windows));
   TW_ASSIGN_OR_RETURN(ResidualStream input, pass->Embed(source, windows));
@@ -201,19 +208,12 @@ absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, 
   const LayerFiles files(folder.partial(), &source, &config, gptq, options.layer.tp);
   LayerQuantizerOptions layer_options = options.layer;
   layer_options.num_windows = static_cast<int64_t>(options.calibration.windows.size());
-  std::optional<Stream> gpu;
-  if (options.device.kind == DeviceKind::kCuda) {
-    auto opened = Stream::Cuda(options.device, &pool);
-    TW_RETURN_IF_ERROR(AgreeOnStatus(opened.status(), world, stream));
-    gpu.emplace(*std::move(opened));
-  }
-  Stream* const on_gpu = gpu.has_value() ? &*gpu : nullptr;
   LayerQuantizer quantizer(layer_options, &config, pass.get(), &world, &pool, on_gpu);
   ReferenceQuantizer reference(options.layer, options.algorithm == "reference",
                                static_cast<uint64_t>(options.seed), &config, pass.get(), &world,
                                &pool, on_gpu);
   TW_ASSIGN_OR_RETURN(const std::vector<LayerShapes> shapes,
-                      ShapesOf(options, config, source, folder, world, pool));
+                      ShapesOf(options, config, source, folder, world, pool, on_gpu));
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     TW_ASSIGN_OR_RETURN(const DenseLayer dense, LoadDenseLayer(source, config, layer));
     TW_ASSIGN_OR_RETURN(const bool resumed, FoundByLeader(files, layer, world, stream));
@@ -236,8 +236,8 @@ absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, 
     absl::StatusOr<LayerResult> result = files.Read(layer, dense);
     TW_RETURN_IF_ERROR(AgreeOnStatus(result.status(), world, stream));
     const DenseLayer quantised = Dequantized(*result, dense);
-    TW_ASSIGN_OR_RETURN(const LayerWeights original_weights, ToLayerWeights(dense));
-    TW_ASSIGN_OR_RETURN(const LayerWeights quantised_weights, ToLayerWeights(quantised));
+    TW_ASSIGN_OR_RETURN(const LayerWeights original_weights, ToLayerWeights(dense, pass->stream()));
+    TW_ASSIGN_OR_RETURN(const LayerWeights quantised_weights, ToLayerWeights(quantised, pass->stream()));
     TW_RETURN_IF_ERROR(pass->Advance(original_weights, SiteRoundings(), target));
     TW_RETURN_IF_ERROR(pass->Advance(
         quantised_weights, SiteRoundings(result->codes, options.layer.first_token_exact), input));

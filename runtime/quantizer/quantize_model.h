@@ -23,9 +23,9 @@ struct QuantizeOptions {
   CalibrationSet calibration;
   int64_t seed = 0;
   std::string tool_version;
-  // Where weights are quantised: the CPU or a GPU, of one kind on all ranks. A GPU makes a result
-  // of its own, as good and the same every time. Calibration, and the choice of shapes within a
-  // budget of bits, run on the CPU with either.
+  // Where windows go through the layers and weights are quantised: the CPU or a GPU, of one kind on
+  // all ranks. A GPU makes a result of its own, as good and the same every time, and holds the
+  // residual of the rank's windows twice and one layer twice.
   Device device;
 };
 

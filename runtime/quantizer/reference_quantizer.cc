@@ -17,6 +17,7 @@
 #include "runtime/quant/kmeans.h"
 #include "runtime/quant/second_moments.h"
 #include "runtime/quantizer/channel_stats.h"
+#include "runtime/quantizer/device_sums.h"
 #include "runtime/quantizer/ordered_linear.h"
 #include "runtime/quantizer/rank_exchange.h"
 #include "runtime/quantizer/site_grids.h"
@@ -30,6 +31,10 @@ constexpr double kDamping = 0.01;
 
 constexpr std::array<QuantSite, 4> kLinearSites = {QuantSite::kQkvIn, QuantSite::kOutIn,
                                                    QuantSite::kMlpIn, QuantSite::kDownIn};
+
+absl::Status AtSite(const absl::Status& status, QuantSite site) {
+  return status.ok() ? status : Annotate(status, absl::StrCat("activations of ", SiteName(site)));
+}
 
 // Clusters one block of channels by their features, [count, num_features], and appends it.
 absl::Status AppendClusters(const std::vector<double>& features, int64_t num_features,
@@ -76,22 +81,25 @@ absl::StatusOr<LayerResult> ReferenceQuantizer::Quantize(const DenseLayer& dense
                                                          const ResidualStream& input) {
   Work work;
   work.input = &input;
-  TW_ASSIGN_OR_RETURN(work.weights, ToLayerWeights(dense));
+  TW_ASSIGN_OR_RETURN(work.weights, ToLayerWeights(dense, pass_.stream()));
+  std::array<std::optional<DeviceStats>, kQuantSites.size()> sums;
   for (const QuantSite site : kQuantSites) {
-    work.stats[static_cast<size_t>(site)].emplace(SiteWidth(config_, site));
+    TW_ASSIGN_OR_RETURN(sums[static_cast<size_t>(site)],
+                        DeviceStats::Create(SiteWidth(config_, site), 0, pass_.stream()));
   }
   const SiteRoundings none;
   for (int64_t w = 0; w < input.num_windows; ++w) {
-    TW_RETURN_IF_ERROR(pass_.Visit(work.weights, none, input.window(w), QuantSite::kDownIn,
-                                   [&](QuantSite site, ConstTensorView x) -> absl::Status {
-                                     const absl::Status status = work.Stats(site).Add(x);
-                                     if (status.ok()) return status;
-                                     return Annotate(
-                                         status, absl::StrCat("activations of ", SiteName(site)));
-                                   }));
+    TW_RETURN_IF_ERROR(
+        pass_.Visit(work.weights, none, input.window(w), QuantSite::kDownIn,
+                    [&](QuantSite site, ConstTensorView x) {
+                      return AtSite(sums[static_cast<size_t>(site)]->Add(x), site);
+                    }));
   }
-  for (auto& stats : work.stats) {
-    TW_RETURN_IF_ERROR(stats->MergeOverRanks(world_, pass_.stream()));
+  for (const QuantSite site : kQuantSites) {
+    absl::StatusOr<ChannelStats> stats = sums[static_cast<size_t>(site)]->Take();
+    if (!stats.ok()) return AtSite(stats.status(), site);
+    TW_RETURN_IF_ERROR(stats->MergeOverRanks(world_, pass_.host()));
+    work.stats[static_cast<size_t>(site)] = *std::move(stats);
   }
   TW_RETURN_IF_ERROR(ClusterSites(work));
   TW_RETURN_IF_ERROR(MeasureRanges(work));
@@ -190,17 +198,20 @@ absl::Status ReferenceQuantizer::MeasureRanges(Work& work) const {
   for (SiteCodes& site : codes.sites) {
     num_clusters += clustered_ ? static_cast<int64_t>(site.offsets.size()) - 1 : 1;
   }
+  std::array<std::optional<DeviceMoments>, kQuantSites.size()> sums;
   if (weights) {
     for (const QuantSite site : kLinearSites) {
-      work.moments[static_cast<size_t>(site)].emplace(SiteWidth(config_, site), false);
+      TW_ASSIGN_OR_RETURN(sums[static_cast<size_t>(site)],
+                          DeviceMoments::Create(SiteWidth(config_, site), false, pass_.stream()));
     }
   }
   const SiteRoundings none;
   for (int64_t w = 0; w < work.input->num_windows; ++w) {
     const auto visit = [&](QuantSite seen, ConstTensorView x) -> absl::Status {
       const SiteCodes& site = codes.at(seen);
-      ChannelStats window(x.dim(1));
-      TW_RETURN_IF_ERROR(window.Add(x));
+      TW_ASSIGN_OR_RETURN(DeviceStats rows, DeviceStats::Create(x.dim(1), 0, pass_.stream()));
+      TW_RETURN_IF_ERROR(rows.Add(x));
+      TW_ASSIGN_OR_RETURN(const ChannelStats window, rows.Take());
       const size_t clusters = clustered_ ? site.offsets.size() - 1 : 1;
       for (size_t c = 0; c < clusters; ++c) {
         const int64_t begin = clustered_ ? site.offsets[c] : 0;
@@ -213,20 +224,20 @@ absl::Status ReferenceQuantizer::MeasureRanges(Work& work) const {
         minima.push_back(minimum);
         maxima.push_back(maximum);
       }
-      auto& moments = work.moments[static_cast<size_t>(seen)];
-      if (!moments.has_value()) return absl::OkStatus();
-      return moments->Add(x.data<float>(), x.row_stride(), nullptr, 0, x.dim(0), pool_);
+      auto& moments = sums[static_cast<size_t>(seen)];
+      return moments.has_value() ? moments->Add(x, {}) : absl::OkStatus();
     };
     TW_RETURN_IF_ERROR(
         pass_.Visit(work.weights, none, work.input->window(w), QuantSite::kDownIn, visit));
   }
-  for (auto& moments : work.moments) {
-    if (!moments.has_value()) continue;
-    TW_RETURN_IF_ERROR(SumOverRanks(moments->mutable_sums(), world_, pass_.stream()));
+  for (size_t site = 0; site < sums.size(); ++site) {
+    if (!sums[site].has_value()) continue;
+    TW_ASSIGN_OR_RETURN(work.moments[site], sums[site]->Take());
+    TW_RETURN_IF_ERROR(SumOverRanks(work.moments[site]->mutable_sums(), world_, pass_.host()));
   }
   // A moving average depends on the order: all windows in theirs.
-  TW_ASSIGN_OR_RETURN(minima, ConcatenateOverRanks(minima, world_, pass_.stream()));
-  TW_ASSIGN_OR_RETURN(maxima, ConcatenateOverRanks(maxima, world_, pass_.stream()));
+  TW_ASSIGN_OR_RETURN(minima, ConcatenateOverRanks(minima, world_, pass_.host()));
+  TW_ASSIGN_OR_RETURN(maxima, ConcatenateOverRanks(maxima, world_, pass_.host()));
   std::vector<EmaRange> ranges(num_clusters);
   for (size_t i = 0; i < minima.size(); ++i) ranges[i % num_clusters].Add(minima[i], maxima[i]);
 
@@ -266,7 +277,7 @@ absl::Status ReferenceQuantizer::QuantizeWeights(const DenseLayer& dense, Work& 
     const QuantSite kind = InputSite(role);
     const SiteCodes& site = work.result.codes.at(kind);
     const SecondMoments& moments = *work.moments[static_cast<size_t>(kind)];
-    const std::vector<double> hessian = InOrder(moments.Hessian(/*centred=*/false), site.order);
+    const std::vector<double> hessian = InOrder(moments.Hessian(/*centred=*/false, &pool_), site.order, pool_);
     std::vector<double> factor = hessian;
     double damping = kDamping;
     while (true) {

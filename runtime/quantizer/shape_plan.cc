@@ -36,13 +36,14 @@ absl::StatusOr<std::vector<LayerShapes>> PlanShapes(const Checkpoint& source,
                                                     const ModelConfig& config,
                                                     const CalibrationSet& calibration,
                                                     const VptqShape& wanted, uint64_t seed,
-                                                    Communicator& world, ThreadPool& pool) {
+                                                    Communicator& world, ThreadPool& pool,
+                                                    Stream* gpu) {
   const int64_t count = std::min(kSurveyWindows, static_cast<int64_t>(calibration.windows.size()));
   TW_ASSIGN_OR_RETURN(const std::unique_ptr<LayerPass> pass,
-                      LayerPass::Create(config, calibration.info.seqlen, &pool));
+                      LayerPass::Create(config, calibration.info.seqlen, &pool, gpu));
   TW_ASSIGN_OR_RETURN(ResidualStream stream,
                       pass->Embed(source, SomeWindows(calibration, count, world)));
-  VptqSurvey survey(&config, pass.get(), &world, &pool, count, seed);
+  VptqSurvey survey(&config, pass.get(), &world, &pool, count, seed, gpu);
   std::vector<SurveyedLayer> layers;
   int64_t num_weights = 0;
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
@@ -53,7 +54,7 @@ absl::StatusOr<std::vector<LayerShapes>> PlanShapes(const Checkpoint& source,
     auto surveyed = survey.Survey(dense, stream, wanted);
     if (!surveyed.ok()) return Annotate(surveyed.status(), absl::StrCat("layer ", layer));
     layers.push_back(*std::move(surveyed));
-    TW_ASSIGN_OR_RETURN(const LayerWeights weights, ToLayerWeights(dense));
+    TW_ASSIGN_OR_RETURN(const LayerWeights weights, ToLayerWeights(dense, pass->stream()));
     TW_RETURN_IF_ERROR(pass->Advance(weights, SiteRoundings(), stream));
   }
   return ChooseShapes(layers, num_weights, wanted.centibits);

@@ -18,13 +18,15 @@ namespace thinwire {
 inline constexpr char kShapePlanName[] = "shapes.json";
 
 // Surveys the model on some of the calibration windows for what is wanted: bits of a weight and
-// the kind of books. Collective: the ranks end with the same plan. Errors: those of loading;
+// the kind of books. `gpu`: a GPU's stream, where it is done then; null: on the pool. Collective:
+// the ranks end with the same plan. Errors: those of loading;
 // InvalidArgument: fewer bits than any choice takes.
 absl::StatusOr<std::vector<LayerShapes>> PlanShapes(const Checkpoint& source,
                                                     const ModelConfig& config,
                                                     const CalibrationSet& calibration,
                                                     const VptqShape& wanted, uint64_t seed,
-                                                    Communicator& world, ThreadPool& pool);
+                                                    Communicator& world, ThreadPool& pool,
+                                                    Stream* gpu = nullptr);
 
 absl::Status WriteShapePlan(const std::string& dir, const std::vector<LayerShapes>& shapes);
 

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "kernels/core/tensor_view.h"
@@ -23,6 +24,18 @@ class SiteRounding {
 
   // x: [num_tokens, width] fp32, rows may be strided; in place.
   void Apply(TensorView x) const;
+
+  // For those who apply it elsewhere (GpuRoundings): [width] by channel, codes up to max_code
+  // included; snap [256], or empty; "max", "rms" or empty.
+  const std::vector<float>& step() const { return step_; }
+  const std::vector<float>& inverse_step() const { return inverse_step_; }
+  const std::vector<float>& zero() const { return zero_; }
+  const std::vector<float>& max_code() const { return max_code_; }
+  const std::vector<uint8_t>& snap() const { return snap_; }
+  const std::string& gain() const { return gain_; }
+  bool first_exact() const { return first_exact_; }
+
+  bool operator==(const SiteRounding&) const = default;
 
  private:
   void ApplyRow(float* x) const;

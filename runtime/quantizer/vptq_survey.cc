@@ -96,7 +96,7 @@ absl::StatusOr<std::vector<LayerShapes>> ChooseShapes(const std::vector<Surveyed
 absl::StatusOr<DenseLayer> VptqSurvey::Folded(const DenseLayer& dense,
                                               const ResidualStream& stream) {
   DenseLayer layer = dense;
-  TW_ASSIGN_OR_RETURN(const LayerWeights weights, ToLayerWeights(layer));
+  TW_ASSIGN_OR_RETURN(const LayerWeights weights, ToLayerWeights(layer, pass_.stream()));
   std::vector<CalibrationSums::SiteQuery> queries;
   for (const QuantSite site : kQuantSites) queries.push_back({.site = site});
   const SiteRoundings none;
@@ -118,13 +118,16 @@ absl::StatusOr<double> VptqSurvey::Movement(const LayerWeights& exact, const Lay
   const int64_t hidden = config_.hidden;
   const SiteRoundings none;
   const auto run = [&](const LayerWeights& weights, int64_t w) -> absl::StatusOr<Tensor> {
-    TW_ASSIGN_OR_RETURN(Tensor rows,
-                        Tensor::Allocate(DType::kF32, {stream.seqlen, hidden}, Device::Cpu()));
-    const ConstTensorView from = stream.window(w);
-    TW_RETURN_IF_ERROR(Copy(from, rows.mutable_view(), pass_.stream()));
+    TW_ASSIGN_OR_RETURN(Tensor rows, pass_.AllocateRows(hidden));
+    TW_RETURN_IF_ERROR(Copy(stream.window(w), rows.mutable_view(), pass_.stream()));
     ResidualStream one = {.rows = std::move(rows), .num_windows = 1, .seqlen = stream.seqlen};
     TW_RETURN_IF_ERROR(pass_.Advance(weights, none, one));
-    return std::move(one.rows);
+    if (pass_.device() == Device::Cpu()) return std::move(one.rows);
+    TW_ASSIGN_OR_RETURN(
+        Tensor here, Tensor::Allocate(DType::kF32, {stream.seqlen, hidden}, Device::Cpu()));
+    TW_RETURN_IF_ERROR(Copy(one.rows.view(), here.mutable_view(), pass_.stream()));
+    TW_RETURN_IF_ERROR(pass_.stream().Synchronize());
+    return here;
   };
   const auto add = [&](Range windows, absl::Span<double> sums) -> absl::Status {
     const int64_t end = std::min(windows.end, windows.begin + kMovedWindows);
@@ -153,7 +156,8 @@ absl::StatusOr<SurveyedLayer> VptqSurvey::Survey(const DenseLayer& dense,
                                                  const ResidualStream& stream,
                                                  const VptqShape& wanted) {
   TW_ASSIGN_OR_RETURN(DenseLayer layer, Folded(dense, stream));
-  TW_ASSIGN_OR_RETURN(const LayerWeights exact, ToLayerWeights(layer));
+  TW_ASSIGN_OR_RETURN(const LayerWeights exact, ToLayerWeights(layer, pass_.stream()));
+  TW_ASSIGN_OR_RETURN(LayerWeights changed, ToLayerWeights(layer, pass_.stream()));
   const SiteRoundings none;
   const LayerRun run = {&exact, &none, &stream};
   SurveyedLayer survey;
@@ -167,7 +171,7 @@ absl::StatusOr<SurveyedLayer> VptqSurvey::Survey(const DenseLayer& dense,
     }
     const DenseLinear linear = layer.at(role);
     const bool centred = !linear.bias.empty();
-    const std::vector<double> hessian = moments->Hessian(centred);
+    const std::vector<double> hessian = moments->Hessian(centred, &pool_);
     const VptqProblem problem = {.out_features = linear.out_features,
                                  .in_features = linear.in_features,
                                  .weights = linear.weight,
@@ -190,9 +194,9 @@ absl::StatusOr<SurveyedLayer> VptqSurvey::Survey(const DenseLayer& dense,
       quick.refits = quick.sweeps = 0;
       quick.seed = seed_;
       if (i == 0 || shapes[i].norm != shapes[i - 1].norm) {
-        TW_ASSIGN_OR_RETURN(columns, PrepareColumns(problem, quick));
+        TW_ASSIGN_OR_RETURN(columns, PrepareColumns(problem, quick, gpu_));
       }
-      const auto made = Vptq(problem, quick, pool_, &*columns);
+      const auto made = Vptq(problem, quick, pool_, &*columns, gpu_);
       if (!made.ok()) return Annotate(made.status(), RoleWord(role));
       const int64_t bits = VptqBits(shapes[i], linear.out_features, linear.in_features);
       options.push_back({.bits = bits, .loss = made->relative_error});
@@ -205,10 +209,11 @@ absl::StatusOr<SurveyedLayer> VptqSurvey::Survey(const DenseLayer& dense,
       measured_enough = enough;
       SetWeights(Dequantize(made->codes), centred ? moments->Mean() : std::vector<double>(),
                  layer.at(role));
-      TW_ASSIGN_OR_RETURN(const LayerWeights changed, ToLayerWeights(layer));
+      TW_RETURN_IF_ERROR(ReplaceReaders(layer, *site, changed, pass_.stream()));
       TW_ASSIGN_OR_RETURN(const double movement, Movement(exact, changed, stream));
       sensitivity = movement / made->relative_error;
       layer.at(role) = linear;
+      TW_RETURN_IF_ERROR(ReplaceReaders(layer, *site, changed, pass_.stream()));
     }
     for (BudgetOption& option : options) option.loss *= sensitivity.value_or(0.0);
   }

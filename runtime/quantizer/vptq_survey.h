@@ -38,13 +38,15 @@ absl::StatusOr<std::vector<LayerShapes>> ChooseShapes(const std::vector<Surveyed
 // Borrows everything.
 class VptqSurvey {
  public:
-  // num_windows: of all ranks.
+  // num_windows: of all ranks. `gpu`: a GPU's stream, where vectors are chosen then; null: on the
+  // pool.
   VptqSurvey(const ModelConfig* config, LayerPass* pass, Communicator* world, ThreadPool* pool,
-             int64_t num_windows, uint64_t seed)
+             int64_t num_windows, uint64_t seed, Stream* gpu = nullptr)
       : config_(*config),
         pass_(*pass),
         pool_(*pool),
-        sums_(config, pass, world, pool, num_windows),
+        gpu_(gpu),
+        sums_(config, pass, world, num_windows),
         seed_(seed) {}
 
   // Collective: the ranks end with the same result. `stream`: the residual that enters the layer as
@@ -63,6 +65,7 @@ class VptqSurvey {
   const ModelConfig& config_;
   LayerPass& pass_;
   ThreadPool& pool_;
+  Stream* const gpu_;  // or null
   CalibrationSums sums_;
   const uint64_t seed_;
 };
