@@ -154,9 +154,10 @@ class QuantizeCommand : public Command {
     app_->add_option("--tp", tp_, "Largest --tp to run the result with; its divisors will do, too")
         ->check(CLI::Range(1, 65536))
         ->default_str("the largest of 8, 4, 2, 1 that the model allows; any for --kv alone");
-    app_->add_option("--device", device_,
-                     "Where calibration runs and weights are quantised; cuda: the n-th rank of a host "
-                     "on its n-th GPU")
+    app_->add_option(
+            "--device", device_,
+            "Where calibration runs and weights are quantised; cuda: the n-th rank of a host "
+            "on its n-th GPU")
         ->check(CLI::IsMember({"cpu", "cuda"}))
         ->capture_default_str();
     app_->add_option("--threads", threads_, "Threads of a rank; 0: its share of the processors")

@@ -70,8 +70,11 @@ class CalibrationCudaTest : public GpuTest {
 };
 
 TEST_F(CalibrationCudaTest, MomentsAreThoseOfTheRows) {
-  for (const auto [num_rows, width, padding] :
-       {std::array<int64_t, 3>{1, 1, 0}, {37, 33, 5}, {700, 96, 0}, {1100, 300, 12}, {60, 2100, 0}}) {
+  for (const auto [num_rows, width, padding] : {std::array<int64_t, 3>{1, 1, 0},
+                                                {37, 33, 5},
+                                                {700, 96, 0},
+                                                {1100, 300, 12},
+                                                {60, 2100, 0}}) {
     for (const bool target : {false, true}) {
       SCOPED_TRACE(absl::StrCat(num_rows, " x ", width, target ? " with a target" : ""));
       const Rows x = MakeRows(num_rows, width, padding), y = MakeRows(num_rows, width, 0);
@@ -282,8 +285,7 @@ TEST_F(CalibrationCudaTest, RowsAreRoundedToTheirCodes) {
         for (int64_t c = 0; c < kWidth; ++c) {
           const double u = double{x.at(t, c)} * inverse[c] / by;
           const auto code_of = [&](double v) {
-            const double code =
-                std::nearbyint(std::clamp(v + zero[c], 0.0, double{max_code[c]}));
+            const double code = std::nearbyint(std::clamp(v + zero[c], 0.0, double{max_code[c]}));
             return snapped ? static_cast<double>(snap[static_cast<size_t>(code)]) : code;
           };
           const double off = std::fabs(u) * (slack + 0x1p-20) + 1e-4;

@@ -24,7 +24,7 @@ class GpuChannelStats {
 
   struct Sums {
     int64_t count = 0;
-    std::vector<double> sums, squares;   // [width]
+    std::vector<double> sums, squares;  // [width]
     std::vector<float> minima, maxima;  // [width]
   };
   // Done on return. InvalidArgument names channel and row, counted over all that were added, of the

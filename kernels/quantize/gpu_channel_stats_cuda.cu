@@ -97,9 +97,9 @@ absl::StatusOr<GpuChannelStats::Sums> GpuChannelStats::Download(Stream& stream) 
   TW_RETURN_IF_ERROR(bad_.Download(absl::MakeSpan(bad), stream));
   if (bad[0] != kNoneBad) {
     const auto at = static_cast<int64_t>(bad[0]);
-    return absl::InvalidArgumentError(absl::StrCat("channel ", at % width_, " of token ",
-                                                   at / width_,
-                                                   " is NaN or infinite; expected a finite number"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("channel ", at % width_, " of token ", at / width_,
+                     " is NaN or infinite; expected a finite number"));
   }
   const auto width = static_cast<size_t>(width_);
   std::vector<double> sums(2 * width);

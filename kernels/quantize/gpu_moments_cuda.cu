@@ -233,8 +233,8 @@ absl::Status GpuMoments::Add(const float* x, int64_t x_stride, const float* y, i
       return CudaLaunchStatus("means of moments", stream);
     };
     TW_RETURN_IF_ERROR(centre(inputs, false, sums_.data() + 1));
-    TW_RETURN_IF_ERROR(AddProducts(rows, width_, inputs, inputs, true,
-                                   floats + 2 * values, product, stream));
+    TW_RETURN_IF_ERROR(
+        AddProducts(rows, width_, inputs, inputs, true, floats + 2 * values, product, stream));
     if (with_target_) {
       TW_RETURN_IF_ERROR(centre(shifts, true, shift_sums));
       TW_RETURN_IF_ERROR(AddProducts(rows, width_, shifts, inputs, false, floats + 2 * values,
@@ -265,9 +265,9 @@ absl::Status GpuMoments::Download(absl::Span<double> sums, absl::Span<float> min
   TW_RETURN_IF_ERROR(bad_.Download(absl::MakeSpan(bad), stream));
   if (bad[0] != kNoneBad) {
     const auto at = static_cast<int64_t>(bad[0] / 2);
-    return absl::InvalidArgumentError(absl::StrCat(
-        bad[0] % 2 == 0 ? "input" : "target", " row ", at / width_, ", channel ", at % width_,
-        ": NaN or infinity, expected a finite number"));
+    return absl::InvalidArgumentError(absl::StrCat(bad[0] % 2 == 0 ? "input" : "target", " row ",
+                                                   at / width_, ", channel ", at % width_,
+                                                   ": NaN or infinity, expected a finite number"));
   }
   TW_RETURN_IF_ERROR(sums_.Download(sums, stream));
   sums[0] = static_cast<double>(count_);

@@ -9,12 +9,12 @@
 
 namespace thinwire {
 
-// losses[h] += |E_h W_h^T|^2, E = coded - exact: E_h its columns [h head_dim, (h + 1) head_dim), W_h
-// those of the weights. Products in fp32, squares added up in double, in an order of their own.
+// losses[h] += |E_h W_h^T|^2, E = coded - exact: E_h its columns [h head_dim, (h + 1) head_dim),
+// W_h those of the weights. Products in fp32, squares added up in double, in an order of their own.
 struct HeadLossArgs {
   // In the GPU's memory, dense.
-  const float* exact = nullptr;  // [num_rows, width]
-  const float* coded = nullptr;  // [num_rows, width]
+  const float* exact = nullptr;   // [num_rows, width]
+  const float* coded = nullptr;   // [num_rows, width]
   const float* weight = nullptr;  // [out_features, width]
   int64_t num_rows = 0, width = 0, head_dim = 0, out_features = 0;
   absl::Span<double> losses;  // [width / head_dim], in host memory

@@ -39,12 +39,10 @@ absl::Status AddHeadLossesOnGpu(const HeadLossArgs& args, Stream& stream) {
   TW_CHECK_EQ(static_cast<int64_t>(args.losses.size()), num_heads);
   const int64_t size = args.num_rows * args.width, moved_size = args.num_rows * args.out_features;
   if (size == 0) return absl::OkStatus();
-  TW_ASSIGN_OR_RETURN(
-      const auto parts,
-      DeviceArray<double>::Allocate(num_heads * kParts, "losses of heads", stream));
-  TW_ASSIGN_OR_RETURN(
-      std::byte* const scratch,
-      stream.Scratch((size + moved_size) * static_cast<int64_t>(sizeof(float))));
+  TW_ASSIGN_OR_RETURN(const auto parts,
+                      DeviceArray<double>::Allocate(num_heads * kParts, "losses of heads", stream));
+  TW_ASSIGN_OR_RETURN(std::byte* const scratch,
+                      stream.Scratch((size + moved_size) * static_cast<int64_t>(sizeof(float))));
   auto* const error = reinterpret_cast<float*>(scratch);
   float* const moved = error + size;
   const cudaStream_t native = CudaStream(stream);

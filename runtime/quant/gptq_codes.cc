@@ -34,10 +34,17 @@ double Trace(const std::vector<double>& a, int64_t rows, int64_t in, const doubl
 
 }  // namespace
 
-std::vector<float> Dequantize(const GptqCodes& codes) {
+std::vector<float> Dequantize(const GptqCodes& codes, ThreadPool* pool) {
   std::vector<float> values(static_cast<size_t>(codes.out_features * codes.in_features));
-  for (int64_t row = 0; row < codes.out_features; ++row) {
-    DequantizeRow(codes, row, values.data() + row * codes.in_features);
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      DequantizeRow(codes, row, values.data() + row * codes.in_features);
+    }
+  };
+  if (pool == nullptr) {
+    run(0, codes.out_features);
+  } else {
+    pool->ParallelFor(codes.out_features, kRows, run);
   }
   return values;
 }

@@ -24,8 +24,8 @@ struct GptqCodes {
   int64_t num_groups() const { return static_cast<int64_t>(group_offsets.size()) - 1; }
 };
 
-// The codes' values, [out, in].
-std::vector<float> Dequantize(const GptqCodes& codes);
+// The codes' values, [out, in]. `pool`: whose threads share the rows, or null.
+std::vector<float> Dequantize(const GptqCodes& codes, ThreadPool* pool = nullptr);
 
 // tr((W^ - W) H (W^ - W)^T) / tr(W H W^T) for weights and their codes; 0 when the denominator is.
 double RelativeError(absl::Span<const float> weights, const GptqCodes& codes,

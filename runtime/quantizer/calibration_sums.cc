@@ -42,9 +42,9 @@ absl::StatusOr<AllSiteStats> CalibrationSums::Stats(const LayerRun& run,
   for (const Range& lane : Lanes(*run.stream)) {
     std::array<std::optional<DeviceStats>, kQuantSites.size()> parts;
     for (const SiteQuery& query : queries) {
-      TW_ASSIGN_OR_RETURN(parts[static_cast<size_t>(query.site)],
-                          DeviceStats::Create(SiteWidth(config_, query.site), query.sample_stride,
-                                              pass_.stream()));
+      TW_ASSIGN_OR_RETURN(
+          parts[static_cast<size_t>(query.site)],
+          DeviceStats::Create(SiteWidth(config_, query.site), query.sample_stride, pass_.stream()));
     }
     for (int64_t w = lane.begin; w < lane.end; ++w) {
       TW_RETURN_IF_ERROR(

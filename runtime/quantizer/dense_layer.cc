@@ -63,9 +63,9 @@ absl::StatusOr<LinearWeights> ToLinearWeights(const DenseLinear& linear, Stream&
   TW_ASSIGN_OR_RETURN(
       weights.weight,
       Tensor::Allocate(DType::kF32, {linear.out_features, linear.in_features}, stream.device()));
-  TW_RETURN_IF_ERROR(Copy(ConstTensorView(linear.weight.data(), DType::kF32,
-                                          {linear.out_features, linear.in_features}),
-                          weights.weight.mutable_view(), stream));
+  TW_RETURN_IF_ERROR(Copy(
+      ConstTensorView(linear.weight.data(), DType::kF32, {linear.out_features, linear.in_features}),
+      weights.weight.mutable_view(), stream));
   TW_ASSIGN_OR_RETURN(weights.bias, VectorTensor(linear.bias, stream));
   return weights;
 }
@@ -80,13 +80,21 @@ std::vector<LinearWeights>& ReadersOf(QuantSite site, LayerWeights& weights) {
 
 }  // namespace
 
-std::vector<double> ColumnSquares(const std::vector<const DenseLinear*>& readers, int64_t width) {
+std::vector<double> ColumnSquares(const std::vector<const DenseLinear*>& readers, int64_t width,
+                                  ThreadPool* pool) {
   std::vector<double> squares(width, 0.0);
-  for (const DenseLinear* reader : readers) {
-    for (int64_t o = 0; o < reader->out_features; ++o) {
-      const absl::Span<const float> row = reader->row(o);
-      for (int64_t c = 0; c < width; ++c) squares[c] += double{row[c]} * double{row[c]};
+  const auto add = [&](int64_t begin, int64_t end) {
+    for (const DenseLinear* reader : readers) {
+      for (int64_t o = 0; o < reader->out_features; ++o) {
+        const absl::Span<const float> row = reader->row(o);
+        for (int64_t c = begin; c < end; ++c) squares[c] += double{row[c]} * double{row[c]};
+      }
     }
+  };
+  if (pool == nullptr) {
+    add(0, width);
+  } else {
+    pool->ParallelFor(width, 64, add);
   }
   return squares;
 }

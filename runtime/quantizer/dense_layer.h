@@ -9,6 +9,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "kernels/core/stream.h"
+#include "kernels/core/thread_pool.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/checkpoint/quant_scheme.h"
@@ -32,8 +33,9 @@ struct DenseLinear {
 };
 
 // [width]: for each input channel, the sum of its squared weights over the rows of `readers`, all
-// of which have `width` inputs.
-std::vector<double> ColumnSquares(const std::vector<const DenseLinear*>& readers, int64_t width);
+// of which have `width` inputs. `pool`: whose threads share the columns, or null; the same bits.
+std::vector<double> ColumnSquares(const std::vector<const DenseLinear*>& readers, int64_t width,
+                                  ThreadPool* pool = nullptr);
 
 // Which of a layer's projections.
 enum class LinearRole { kQ, kK, kV, kOut, kGate, kUp, kDown };

@@ -41,11 +41,10 @@ absl::Status DeviceStats::Add(ConstTensorView x, int64_t first) {
       const size_t size = samples_.size();
       samples_.resize(size + static_cast<size_t>(kept * x.dim(1)));
       const float* const from = x.data<float>() + (first + next) * x.row_stride();
-      TW_RETURN_IF_ERROR(
-          Copy(ConstTensorView(from, DType::kF32, {kept, sample_stride_ * x.row_stride()},
-                               x.device())
-                   .Columns(0, x.dim(1)),
-               TensorView(samples_.data() + size, DType::kF32, {kept, x.dim(1)}), *stream_));
+      TW_RETURN_IF_ERROR(Copy(
+          ConstTensorView(from, DType::kF32, {kept, sample_stride_ * x.row_stride()}, x.device())
+              .Columns(0, x.dim(1)),
+          TensorView(samples_.data() + size, DType::kF32, {kept, x.dim(1)}), *stream_));
       // Memory of the host that grows must not be written any more.
       TW_RETURN_IF_ERROR(stream_->Synchronize());
     }

@@ -16,23 +16,40 @@ constexpr double kDead = 1e-8;
 // gated models and is among the best on others.
 constexpr double kAlpha = 0.25;
 
+// Rows, and columns, that a thread takes at least.
+constexpr int64_t kRows = 16;
+constexpr int64_t kColumns = 64;
+
+// run(o) for every row, shared among threads.
+template <typename F>
+void ForRows(const DenseLinear& linear, ThreadPool& pool, const F& run) {
+  pool.ParallelFor(linear.out_features, kRows, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) run(o);
+  });
+}
+
 // sum over the rows of `linears` of (W_oc / |W_o|)^2, |W_o|^2 = sum_c W_oc^2 variance_c: how much
 // column c matters to outputs of unit variance, whatever scale each output has.
 std::vector<double> ColumnEnergy(const std::vector<const DenseLinear*>& linears,
-                                 const std::vector<double>& variance) {
+                                 const std::vector<double>& variance, ThreadPool& pool) {
   std::vector<double> energy(variance.size(), 0.0);
   for (const DenseLinear* linear : linears) {
-    for (int64_t o = 0; o < linear->out_features; ++o) {
+    std::vector<double> norms(static_cast<size_t>(linear->out_features), 0.0);
+    ForRows(*linear, pool, [&](int64_t o) {
       const absl::Span<const float> row = linear->row(o);
-      double norm = 0.0;
       for (size_t c = 0; c < variance.size(); ++c) {
-        norm += double{row[c]} * double{row[c]} * variance[c];
+        norms[o] += double{row[c]} * double{row[c]} * variance[c];
       }
-      if (!(norm > 0.0)) continue;
-      for (size_t c = 0; c < variance.size(); ++c) {
-        energy[c] += double{row[c]} * double{row[c]} / norm;
+    });
+    // Each column's rows in their order, whatever the number of threads.
+    pool.ParallelFor(linear->in_features, kColumns, [&](int64_t begin, int64_t end) {
+      for (int64_t o = 0; o < linear->out_features; ++o) {
+        if (!(norms[o] > 0.0)) continue;
+        const absl::Span<const float> row = linear->row(o);
+        for (int64_t c = begin; c < end; ++c)
+          energy[c] += double{row[c]} * double{row[c]} / norms[o];
       }
-    }
+    });
   }
   return energy;
 }
@@ -73,28 +90,28 @@ std::vector<double> BestSteps(const ChannelStats& stats, int bits,
   return steps;
 }
 
-void ScaleColumns(const std::vector<double>& scales, DenseLinear& linear) {
-  for (int64_t o = 0; o < linear.out_features; ++o) {
+void ScaleColumns(const std::vector<double>& scales, DenseLinear& linear, ThreadPool& pool) {
+  ForRows(linear, pool, [&](int64_t o) {
     const absl::Span<float> row = linear.row(o);
     for (size_t c = 0; c < scales.size(); ++c) row[c] = static_cast<float>(row[c] * scales[c]);
-  }
+  });
 }
 
-void DivideRows(const std::vector<double>& scales, DenseLinear& linear) {
-  for (int64_t o = 0; o < linear.out_features; ++o) {
+void DivideRows(const std::vector<double>& scales, DenseLinear& linear, ThreadPool& pool) {
+  ForRows(linear, pool, [&](int64_t o) {
     for (float& weight : linear.row(o)) weight = static_cast<float>(weight / scales[o]);
     if (!linear.bias.empty()) linear.bias[o] = static_cast<float>(linear.bias[o] / scales[o]);
-  }
+  });
 }
 
 // bias += W mean.
-void AddMean(const std::vector<double>& mean, DenseLinear& linear) {
-  for (int64_t o = 0; o < linear.out_features; ++o) {
+void AddMean(const std::vector<double>& mean, DenseLinear& linear, ThreadPool& pool) {
+  ForRows(linear, pool, [&](int64_t o) {
     const absl::Span<const float> row = linear.row(o);
     double sum = linear.bias[o];
     for (size_t c = 0; c < mean.size(); ++c) sum += double{row[c]} * mean[c];
     linear.bias[o] = static_cast<float>(sum);
-  }
+  });
 }
 
 std::vector<double> Variances(const ChannelStats& stats, bool centred) {
@@ -105,7 +122,8 @@ std::vector<double> Variances(const ChannelStats& stats, bool centred) {
   return variances;
 }
 
-void FoldNorm(const ChannelStats& stats, DenseNorm& norm, std::vector<DenseLinear*> readers) {
+void FoldNorm(const ChannelStats& stats, DenseNorm& norm, std::vector<DenseLinear*> readers,
+              ThreadPool& pool) {
   readers.erase(std::remove_if(readers.begin(), readers.end(),
                                [](const DenseLinear* linear) { return linear->empty(); }),
                 readers.end());
@@ -114,7 +132,7 @@ void FoldNorm(const ChannelStats& stats, DenseNorm& norm, std::vector<DenseLinea
   for (const DenseLinear* linear : readers) shift = shift && !linear->bias.empty();
   const std::vector<double> variance = Variances(stats, shift);
   const std::vector<double> scales =
-      Scales(variance, ColumnEnergy({readers.begin(), readers.end()}, variance));
+      Scales(variance, ColumnEnergy({readers.begin(), readers.end()}, variance, pool));
   if (norm.gain.empty()) return;  // a norm without weights has nowhere to put them
   std::vector<double> mean(width);
   for (int64_t c = 0; c < width; ++c) {
@@ -123,8 +141,8 @@ void FoldNorm(const ChannelStats& stats, DenseNorm& norm, std::vector<DenseLinea
     if (shift) norm.offset[c] = static_cast<float>((norm.offset[c] - mean[c]) / scales[c]);
   }
   for (DenseLinear* linear : readers) {
-    if (shift) AddMean(mean, *linear);
-    ScaleColumns(scales, *linear);
+    if (shift) AddMean(mean, *linear, pool);
+    ScaleColumns(scales, *linear, pool);
   }
 }
 
@@ -143,7 +161,7 @@ void FoldValues(const ModelConfig& config, const FoldStats& all, DenseLayer& lay
     read_variance[c] = variance[kv_channel(c)];
     read_mean[c] = stats.mean(kv_channel(c));
   }
-  const std::vector<double> read_energy = ColumnEnergy({&out}, read_variance);
+  const std::vector<double> read_energy = ColumnEnergy({&out}, read_variance, pool);
   std::vector<double> energy(variance.size(), 0.0);
   for (int64_t c = 0; c < out.in_features; ++c) energy[kv_channel(c)] += read_energy[c];
   std::vector<double> scales = Scales(variance, energy);
@@ -153,15 +171,15 @@ void FoldValues(const ModelConfig& config, const FoldStats& all, DenseLayer& lay
     scales = BestSteps(*all.out_in, all.step_bits, channels, pool);
   }
   if (shift) {
-    AddMean(read_mean, out);
+    AddMean(read_mean, out, pool);
     for (int64_t c = 0; c < v.out_features; ++c) {
       v.bias[c] = static_cast<float>(v.bias[c] - stats.mean(c));
     }
   }
-  DivideRows(scales, v);
+  DivideRows(scales, v, pool);
   std::vector<double> read_scales(out.in_features);
   for (int64_t c = 0; c < out.in_features; ++c) read_scales[c] = scales[kv_channel(c)];
-  ScaleColumns(read_scales, out);
+  ScaleColumns(read_scales, out, pool);
 }
 
 // Scales pass through ReLU and through the product with the gate; other activations are left alone.
@@ -170,17 +188,17 @@ bool ScalesPassActivation(const ModelConfig& config, const DenseLayer& layer) {
 }
 
 // [out]: mean square of each row's weights, each over its column's mean square.
-std::vector<double> RowEnergy(const DenseLinear& linear) {
-  const std::vector<double> columns = ColumnSquares({&linear}, linear.in_features);
+std::vector<double> RowEnergy(const DenseLinear& linear, ThreadPool& pool) {
+  const std::vector<double> columns = ColumnSquares({&linear}, linear.in_features, &pool);
   const auto out = static_cast<double>(linear.out_features);
   std::vector<double> energy(linear.out_features, 0.0);
-  for (int64_t o = 0; o < linear.out_features; ++o) {
+  ForRows(linear, pool, [&](int64_t o) {
     const absl::Span<const float> row = linear.row(o);
     for (size_t c = 0; c < columns.size(); ++c) {
       if (columns[c] > 0.0) energy[o] += double{row[c]} * double{row[c]} * out / columns[c];
     }
     energy[o] /= static_cast<double>(linear.in_features);
-  }
+  });
   return energy;
 }
 
@@ -195,7 +213,8 @@ std::vector<double> RowScales(const std::vector<double>& energy) {
 }
 
 // q's rows over a scale, k's times it, such that both have the same energy.
-void BalanceQueriesAndKeys(const ModelConfig& config, DenseLinear& q, DenseLinear& k) {
+void BalanceQueriesAndKeys(const ModelConfig& config, DenseLinear& q, DenseLinear& k,
+                           ThreadPool& pool) {
   const int64_t head_dim = config.head_dim;
   const int64_t group = config.num_heads / config.num_kv_heads;
   const int64_t half = head_dim / 2;
@@ -205,7 +224,7 @@ void BalanceQueriesAndKeys(const ModelConfig& config, DenseLinear& q, DenseLinea
   const auto first_of_pair = [&](int64_t c) {
     return rotary && c % head_dim >= half ? c - half : c;
   };
-  const std::vector<double> q_energy = RowEnergy(q), k_energy = RowEnergy(k);
+  const std::vector<double> q_energy = RowEnergy(q, pool), k_energy = RowEnergy(k, pool);
   std::vector<double> q_sums(k_energy.size(), 0.0), k_sums(k_energy.size(), 0.0);
   for (int64_t c = 0; c < q.out_features; ++c) {
     q_sums[first_of_pair(kv_channel(c))] += q_energy[c] / static_cast<double>(group);
@@ -217,31 +236,31 @@ void BalanceQueriesAndKeys(const ModelConfig& config, DenseLinear& q, DenseLinea
     if (q_sums[at] > 0.0 && k_sums[at] > 0.0) scales[c] = std::pow(q_sums[at] / k_sums[at], 0.25);
     inverse[c] = 1.0 / scales[c];
   }
-  DivideRows(inverse, k);
+  DivideRows(inverse, k, pool);
   std::vector<double> q_scales(q.out_features);
   for (int64_t c = 0; c < q.out_features; ++c) q_scales[c] = scales[kv_channel(c)];
-  DivideRows(q_scales, q);
+  DivideRows(q_scales, q, pool);
 }
 
 }  // namespace
 
-void EqualizeRows(const ModelConfig& config, DenseLayer& layer) {
+void EqualizeRows(const ModelConfig& config, DenseLayer& layer, ThreadPool& pool) {
   DenseLinear& v = layer.at(LinearRole::kV);
   DenseLinear& out = layer.at(LinearRole::kOut);
   const int64_t group = config.num_heads / config.num_kv_heads;
-  const std::vector<double> v_scales = RowScales(RowEnergy(v));
+  const std::vector<double> v_scales = RowScales(RowEnergy(v, pool));
   std::vector<double> read_scales(out.in_features);
   for (int64_t c = 0; c < out.in_features; ++c) {
     read_scales[c] = v_scales[c / config.head_dim / group * config.head_dim + c % config.head_dim];
   }
-  DivideRows(v_scales, v);
-  ScaleColumns(read_scales, out);
+  DivideRows(v_scales, v, pool);
+  ScaleColumns(read_scales, out, pool);
   if (ScalesPassActivation(config, layer)) {
-    const std::vector<double> scales = RowScales(RowEnergy(layer.at(LinearRole::kUp)));
-    DivideRows(scales, layer.at(LinearRole::kUp));
-    ScaleColumns(scales, layer.at(LinearRole::kDown));
+    const std::vector<double> scales = RowScales(RowEnergy(layer.at(LinearRole::kUp), pool));
+    DivideRows(scales, layer.at(LinearRole::kUp), pool);
+    ScaleColumns(scales, layer.at(LinearRole::kDown), pool);
   }
-  BalanceQueriesAndKeys(config, layer.at(LinearRole::kQ), layer.at(LinearRole::kK));
+  BalanceQueriesAndKeys(config, layer.at(LinearRole::kQ), layer.at(LinearRole::kK), pool);
 }
 
 void FoldLayer(const ModelConfig& config, const FoldStats& stats, DenseLayer& layer,
@@ -250,20 +269,20 @@ void FoldLayer(const ModelConfig& config, const FoldStats& stats, DenseLayer& la
   if (ScalesPassActivation(config, layer)) {
     const std::vector<double> variance = Variances(*stats.down_in, false);
     std::vector<double> scales =
-        Scales(variance, ColumnEnergy({&layer.at(LinearRole::kDown)}, variance));
+        Scales(variance, ColumnEnergy({&layer.at(LinearRole::kDown)}, variance, pool));
     if (stats.step_bits < 8) {
       std::vector<std::vector<int64_t>> channels(variance.size());
       for (size_t c = 0; c < channels.size(); ++c) channels[c] = {static_cast<int64_t>(c)};
       scales = BestSteps(*stats.down_in, stats.step_bits, channels, pool);
     }
-    DivideRows(scales, layer.at(LinearRole::kUp));
-    ScaleColumns(scales, layer.at(LinearRole::kDown));
+    DivideRows(scales, layer.at(LinearRole::kUp), pool);
+    ScaleColumns(scales, layer.at(LinearRole::kDown), pool);
   }
   if (!config.norm_before) return;  // the norm's output is the residual
   FoldNorm(*stats.qkv_in, layer.attention_norm,
-           {&layer.at(LinearRole::kQ), &layer.at(LinearRole::kK), &layer.at(LinearRole::kV)});
+           {&layer.at(LinearRole::kQ), &layer.at(LinearRole::kK), &layer.at(LinearRole::kV)}, pool);
   FoldNorm(*stats.mlp_in, layer.mlp_norm,
-           {&layer.at(LinearRole::kGate), &layer.at(LinearRole::kUp)});
+           {&layer.at(LinearRole::kGate), &layer.at(LinearRole::kUp)}, pool);
 }
 
 }  // namespace thinwire

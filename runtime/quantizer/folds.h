@@ -38,6 +38,6 @@ void FoldLayer(const ModelConfig& config, const FoldStats& stats, DenseLayer& la
 // are of unit mean square where each column is, which is how vectors along rows see them. Scales
 // move into o_proj's and down's columns. For KV heads with several query heads, and pairs of
 // channels that the rotary embedding turns, alike.
-void EqualizeRows(const ModelConfig& config, DenseLayer& layer);
+void EqualizeRows(const ModelConfig& config, DenseLayer& layer, ThreadPool& pool);
 
 }  // namespace thinwire

@@ -43,13 +43,13 @@ absl::Status GpuRoundings::Apply(QuantSite site, const SiteRounding& rounding, T
                            .zero = there.zero.data(),
                            .max_code = there.max_code.data(),
                            .snap = rounding.snap().empty() ? nullptr : there.snap.data(),
-                           .gain = rounding.gain() == "max"   ? Gain::kMax
+                           .gain = rounding.gain() == "max"  ? Gain::kMax
                                    : rounding.gain().empty() ? Gain::kNone
                                                              : Gain::kRms},
                           stream);
   }
-  return absl::UnimplementedError(absl::StrCat("calibration on ", DeviceName(stream.device()),
-                                               ": this build has no CUDA"));
+  return absl::UnimplementedError(
+      absl::StrCat("calibration on ", DeviceName(stream.device()), ": this build has no CUDA"));
 }
 
 }  // namespace thinwire

@@ -160,7 +160,8 @@ absl::Status ChooseKvGrids(const KvGridArgs& args, ThreadPool& pool, LayerCodes&
     codes.at(QuantSite::kV) = RangeCodes(*args.v, head_dim, args.bits);
     return absl::OkStatus();
   }
-  const std::vector<double> column_squares = ColumnSquares({args.out}, args.out->in_features);
+  const std::vector<double> column_squares =
+      ColumnSquares({args.out}, args.out->in_features, &pool);
   std::vector<double> k_weights(num_heads * head_dim, 0.0), v_weights(k_weights);
   for (int64_t h = 0; h < config.num_heads; ++h) {
     const int64_t kv = h / group * head_dim;

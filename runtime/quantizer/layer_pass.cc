@@ -76,8 +76,8 @@ absl::StatusOr<std::unique_ptr<LayerPass>> LayerPass::Create(const ModelConfig& 
                                                       .ffn = config.ffn,
                                                       .vocab = config.vocab},
                                                      Mesh{1, 1}, 0));
-  TW_ASSIGN_OR_RETURN(pass->runner_, LayerRunner::Create(config, pass->plan_, DType::kF32, seqlen,
-                                                         pass->stream()));
+  TW_ASSIGN_OR_RETURN(
+      pass->runner_, LayerRunner::Create(config, pass->plan_, DType::kF32, seqlen, pass->stream()));
   TW_ASSIGN_OR_RETURN(pass->cache_, PagedKvCache::Allocate({.num_layers = 1,
                                                             .num_kv_heads = config.num_kv_heads,
                                                             .head_dim = config.head_dim,
@@ -147,8 +147,8 @@ absl::StatusOr<ResidualStream> LayerPass::Embed(const Checkpoint& checkpoint,
                       Tensor::Allocate(DType::kF32, {seqlen_, config_.embed_dim}, Device::Cpu()));
   Tensor here;
   if (gpu_ != nullptr) {
-    TW_ASSIGN_OR_RETURN(
-        here, Tensor::Allocate(DType::kF32, {seqlen_, config_.hidden}, Device::Cpu()));
+    TW_ASSIGN_OR_RETURN(here,
+                        Tensor::Allocate(DType::kF32, {seqlen_, config_.hidden}, Device::Cpu()));
   }
   for (int64_t w = 0; w < residual.num_windows; ++w) {
     const TensorView window = residual.window(w);

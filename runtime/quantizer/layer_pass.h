@@ -43,8 +43,8 @@ using SiteVisitor = absl::FunctionRef<absl::Status(QuantSite site, ConstTensorVi
 class LayerPass {
  public:
   // Borrows pool and stream. `gpu`: a GPU's stream, where layers run then, and where their weights
-  // and residuals lie; null: on the pool. What is shown to visitors there may not have been computed
-  // yet: they enqueue behind it. ResourceExhausted where memory lacks.
+  // and residuals lie; null: on the pool. What is shown to visitors there may not have been
+  // computed yet: they enqueue behind it. ResourceExhausted where memory lacks.
   static absl::StatusOr<std::unique_ptr<LayerPass>> Create(const ModelConfig& config,
                                                            int64_t seqlen, ThreadPool* pool,
                                                            Stream* gpu = nullptr);

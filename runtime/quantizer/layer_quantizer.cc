@@ -66,15 +66,14 @@ struct LayerQuantizer::Work {
   }
 
   LayerRun Run() const { return {&current_weights, &roundings, input_stream}; }
-
 };
 
 struct LayerQuantizer::SiteProblem {
   // With biases to take up the means, only deviations from them count. Else empty.
-  std::vector<double> mean;             // [width] in the model's order
-  std::vector<double> hessian, shift;   // [width, width]
-  std::vector<double> factor;           // of the damped Hessian, for GPTQ
-  std::vector<double> target_factor;    // of the Hessian damped for targets
+  std::vector<double> mean;            // [width] in the model's order
+  std::vector<double> hessian, shift;  // [width, width]
+  std::vector<double> factor;          // of the damped Hessian, for GPTQ
+  std::vector<double> target_factor;   // of the Hessian damped for targets
 };
 
 absl::Status LayerQuantizer::Fold(Work& work) {
@@ -102,7 +101,7 @@ absl::Status LayerQuantizer::Fold(Work& work) {
              .down_in = of(QuantSite::kDownIn),
              .step_bits = step_bits},
             layer, pool_);
-  if (vectors) EqualizeRows(config_, layer);
+  if (vectors) EqualizeRows(config_, layer, pool_);
   return absl::OkStatus();
 }
 
@@ -330,7 +329,7 @@ absl::Status LayerQuantizer::QuantizeLinear(LinearRole role, const SiteProblem& 
   DenseLinear& linear = work.current.at(role);
   const int64_t width = linear.in_features;
   const std::vector<int32_t>& order = work.result.codes.at(InputSite(role)).order;
-  const std::vector<float> weights = ColumnsInOrder(linear, order);
+  const std::vector<float> weights = ColumnsInOrder(linear, order, pool_);
   TW_ASSIGN_OR_RETURN(const std::vector<float> target,
                       AsymmetricTarget(linear.out_features, width, weights, problem.shift,
                                        problem.target_factor, /*strength=*/1.0, pool_, gpu_));
@@ -353,7 +352,7 @@ absl::Status LayerQuantizer::QuantizeLinear(LinearRole role, const SiteProblem& 
         BiasCorrection(weights, result.codes, VectorInOrder(problem.mean, order));
     for (int64_t o = 0; o < linear.out_features; ++o) linear.bias[o] += correction[o];
   }
-  SetColumns(Dequantize(result.codes), order, linear);
+  SetColumns(Dequantize(result.codes, &pool_), order, linear, pool_);
   work.result.errors[static_cast<size_t>(role)] = result.relative_error;
   work.result.weight(role) = std::move(result.codes);
   return absl::OkStatus();

@@ -43,8 +43,8 @@ struct LayerQuantizerOptions {
 // with the same result.
 class LayerQuantizer {
  public:
-  // `gpu`: a GPU's stream, where weights are quantised then; null: on the pool. What the layer makes
-  // of its windows is computed and summed where `pass` runs.
+  // `gpu`: a GPU's stream, where weights are quantised then; null: on the pool. What the layer
+  // makes of its windows is computed and summed where `pass` runs.
   LayerQuantizer(const LayerQuantizerOptions& options, const ModelConfig* config, LayerPass* pass,
                  Communicator* world, ThreadPool* pool, Stream* gpu = nullptr)
       : options_(options),

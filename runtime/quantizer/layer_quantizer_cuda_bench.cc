@@ -90,8 +90,7 @@ struct Job {
     ResidualStream stream;
     stream.num_windows = kWindows;
     stream.seqlen = kSeqlen;
-    stream.rows =
-        Tensor::Allocate(DType::kF32, {kTokens, config.hidden}, pass->device()).value();
+    stream.rows = Tensor::Allocate(DType::kF32, {kTokens, config.hidden}, pass->device()).value();
     const std::vector<float> values = Normals(kTokens * config.hidden, 1.0f);
     TW_CHECK(Copy(ConstTensorView(values.data(), DType::kF32, {kTokens, config.hidden}),
                   stream.rows.mutable_view(), pass->stream())
@@ -123,8 +122,7 @@ double SgemmRate(Stream& stream) {
   const Tensor x = OnDevice(ConstTensorView(values.data(), DType::kF32, {kRows, kWidth}), stream);
   Tensor y = Tensor::Allocate(DType::kF32, {kRows, kWidth}, stream.device()).value();
   const double seconds = MedianGpuSeconds(stream, 5, 4, [&](int64_t) {
-    TW_CHECK(
-        Linear({.x = x.view(), .weight = weight.view(), .y = y.mutable_view()}, stream).ok());
+    TW_CHECK(Linear({.x = x.view(), .weight = weight.view(), .y = y.mutable_view()}, stream).ok());
   });
   return 2.0 * kRows * kWidth * kWidth / seconds;
 }
@@ -144,9 +142,8 @@ void BM_Advance(benchmark::State& state) {
   for (auto _ : state) {
     double seconds = 0.0;
     for (int round = 0; round < 2; ++round) {  // the first warms up
-      seconds = SecondsOf(gpu->stream, [&] {
-        TW_CHECK(job.pass->Advance(weights, SiteRoundings(), stream).ok());
-      });
+      seconds = SecondsOf(
+          gpu->stream, [&] { TW_CHECK(job.pass->Advance(weights, SiteRoundings(), stream).ok()); });
     }
     state.SetIterationTime(seconds);
     state.counters["of_sgemm"] =

@@ -102,9 +102,9 @@ class LayerQuantizerCudaTest : public GpuTest, public ::testing::WithParamInterf
   // What the layer adds to the residual, on the CPU.
   std::vector<float> Delta(const DenseLayer& layer, const SiteRoundings& roundings) {
     ResidualStream after = RandomStream(config_, kWindows, kSeqlen, kStreamSeed);
-    EXPECT_TRUE(here_->pass
-                    ->Advance(ToLayerWeights(layer, here_->pass->stream()).value(), roundings, after)
-                    .ok());
+    EXPECT_TRUE(
+        here_->pass->Advance(ToLayerWeights(layer, here_->pass->stream()).value(), roundings, after)
+            .ok());
     std::vector<float> delta(after.rows.view().num_elements());
     for (size_t i = 0; i < delta.size(); ++i) {
       delta[i] = after.rows.view().data<float>()[i] - here_->windows.rows.view().data<float>()[i];
@@ -113,9 +113,8 @@ class LayerQuantizerCudaTest : public GpuTest, public ::testing::WithParamInterf
   }
 
   double Error(const LayerResult& result) {
-    return RelativeError(
-        Delta(Dequantized(result, layer_), SiteRoundings(result.codes, true)),
-        Delta(layer_, SiteRoundings()));
+    return RelativeError(Delta(Dequantized(result, layer_), SiteRoundings(result.codes, true)),
+                         Delta(layer_, SiteRoundings()));
   }
 
   const ModelConfig config_;
@@ -134,7 +133,8 @@ TEST_P(LayerQuantizerCudaTest, ActivationsAreTheCpus) {
       ASSERT_TRUE(pass.Visit(weights, SiteRoundings(), rank->windows.window(w), QuantSite::kDownIn,
                              [&](QuantSite site, ConstTensorView x) {
                                const std::vector<float> rows = Values<float>(x, pass.stream());
-                               auto& to = (rank == &*here_ ? here : there)[static_cast<size_t>(site)];
+                               auto& to =
+                                   (rank == &*here_ ? here : there)[static_cast<size_t>(site)];
                                to.insert(to.end(), rows.begin(), rows.end());
                                return absl::OkStatus();
                              })
@@ -161,10 +161,9 @@ TEST_P(LayerQuantizerCudaTest, SumsAreTheCpus) {
     SiteRoundings roundings;
     const LayerRun run = {&weights, &roundings, &rank->windows};
     moments.push_back(sums.Moments(QuantSite::kDownIn, run, &run).value());
-    stats.push_back(
-        sums.Stats(run, {{.site = QuantSite::kK, .sample_stride = 7, .first = 1},
-                         {.site = QuantSite::kMlpIn}})
-            .value());
+    stats.push_back(sums.Stats(run, {{.site = QuantSite::kK, .sample_stride = 7, .first = 1},
+                                     {.site = QuantSite::kMlpIn}})
+                        .value());
   }
   EXPECT_EQ(moments[0].count(), moments[1].count());
   const std::vector<double> a = moments[0].Hessian(true), b = moments[1].Hessian(true);
@@ -250,7 +249,8 @@ TEST_P(LayerQuantizerCudaTest, ThePublishedAlgorithmRunsThere) {
 TEST_P(LayerQuantizerCudaTest, SurveysAgree) {
   std::vector<SurveyedLayer> surveys;
   for (Rank* rank : {&*here_, &*there_, &*there_}) {
-    VptqSurvey survey(&config_, rank->pass.get(), world_.get(), &rank->pool, kWindows, 0, rank->gpu);
+    VptqSurvey survey(&config_, rank->pass.get(), world_.get(), &rank->pool, kWindows, 0,
+                      rank->gpu);
     surveys.push_back(survey.Survey(layer_, rank->windows, 300).value());
   }
   for (size_t role = 0; role < kLinearRoles.size(); ++role) {

@@ -35,7 +35,8 @@ class LayerQuantizerTest : public ::testing::TestWithParam<ModelFamily> {
   // What the layer adds to the residual.
   std::vector<float> Delta(const DenseLayer& layer, const SiteRoundings& roundings) {
     ResidualStream after = RandomStream(config_, kWindows, kSeqlen, 2);
-    EXPECT_TRUE(pass_->Advance(ToLayerWeights(layer, pass_->stream()).value(), roundings, after).ok());
+    EXPECT_TRUE(
+        pass_->Advance(ToLayerWeights(layer, pass_->stream()).value(), roundings, after).ok());
     std::vector<float> delta(after.rows.view().num_elements());
     for (size_t i = 0; i < delta.size(); ++i) {
       delta[i] = after.rows.view().data<float>()[i] - stream_.rows.view().data<float>()[i];

@@ -24,23 +24,28 @@ std::vector<double> VectorInOrder(absl::Span<const double> values,
   return ordered;
 }
 
-std::vector<float> ColumnsInOrder(const DenseLinear& linear, const std::vector<int32_t>& order) {
+std::vector<float> ColumnsInOrder(const DenseLinear& linear, const std::vector<int32_t>& order,
+                                  ThreadPool& pool) {
   std::vector<float> columns(linear.weight.size());
-  for (int64_t o = 0; o < linear.out_features; ++o) {
-    const absl::Span<const float> row = linear.row(o);
-    float* to = columns.data() + o * linear.in_features;
-    for (int64_t j = 0; j < linear.in_features; ++j) to[j] = row[order[j]];
-  }
+  pool.ParallelFor(linear.out_features, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      const absl::Span<const float> row = linear.row(o);
+      float* to = columns.data() + o * linear.in_features;
+      for (int64_t j = 0; j < linear.in_features; ++j) to[j] = row[order[j]];
+    }
+  });
   return columns;
 }
 
 void SetColumns(const std::vector<float>& columns, const std::vector<int32_t>& order,
-                DenseLinear& linear) {
-  for (int64_t o = 0; o < linear.out_features; ++o) {
-    const absl::Span<float> row = linear.row(o);
-    const float* from = columns.data() + o * linear.in_features;
-    for (int64_t j = 0; j < linear.in_features; ++j) row[order[j]] = from[j];
-  }
+                DenseLinear& linear, ThreadPool& pool) {
+  pool.ParallelFor(linear.out_features, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      const absl::Span<float> row = linear.row(o);
+      const float* from = columns.data() + o * linear.in_features;
+      for (int64_t j = 0; j < linear.in_features; ++j) row[order[j]] = from[j];
+    }
+  });
 }
 
 void SetWeights(std::vector<float> weights, absl::Span<const double> mean, DenseLinear& linear) {

@@ -19,11 +19,12 @@ std::vector<double> VectorInOrder(absl::Span<const double> values,
                                   const std::vector<int32_t>& order);
 
 // The weights [out, in] with columns in `order`.
-std::vector<float> ColumnsInOrder(const DenseLinear& linear, const std::vector<int32_t>& order);
+std::vector<float> ColumnsInOrder(const DenseLinear& linear, const std::vector<int32_t>& order,
+                                  ThreadPool& pool);
 
 // Sets the weights from columns in `order`.
 void SetColumns(const std::vector<float>& columns, const std::vector<int32_t>& order,
-                DenseLinear& linear);
+                DenseLinear& linear, ThreadPool& pool);
 
 // Replaces the weights by `weights` [out, in]; the bias takes up what they change at the inputs'
 // `mean` [in], or nothing without one.

@@ -30,8 +30,8 @@ absl::StatusOr<std::vector<double>> HeadLosses(ConstTensorView exact, TensorView
                                             stream));
       return losses;
     }
-    return absl::UnimplementedError(absl::StrCat("calibration on ", DeviceName(stream.device()),
-                                                 ": this build has no CUDA"));
+    return absl::UnimplementedError(
+        absl::StrCat("calibration on ", DeviceName(stream.device()), ": this build has no CUDA"));
   }
   auto* const error = coded.mutable_data<float>();
   for (int64_t i = 0; i < num_tokens * width; ++i) error[i] -= exact.data<float>()[i];

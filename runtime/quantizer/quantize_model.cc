@@ -237,7 +237,8 @@ absl::Status QuantizeModel(const QuantizeOptions& options, Communicator& world, 
     TW_RETURN_IF_ERROR(AgreeOnStatus(result.status(), world, stream));
     const DenseLayer quantised = Dequantized(*result, dense);
     TW_ASSIGN_OR_RETURN(const LayerWeights original_weights, ToLayerWeights(dense, pass->stream()));
-    TW_ASSIGN_OR_RETURN(const LayerWeights quantised_weights, ToLayerWeights(quantised, pass->stream()));
+    TW_ASSIGN_OR_RETURN(const LayerWeights quantised_weights,
+                        ToLayerWeights(quantised, pass->stream()));
     TW_RETURN_IF_ERROR(pass->Advance(original_weights, SiteRoundings(), target));
     TW_RETURN_IF_ERROR(pass->Advance(
         quantised_weights, SiteRoundings(result->codes, options.layer.first_token_exact), input));

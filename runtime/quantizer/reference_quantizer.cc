@@ -89,11 +89,10 @@ absl::StatusOr<LayerResult> ReferenceQuantizer::Quantize(const DenseLayer& dense
   }
   const SiteRoundings none;
   for (int64_t w = 0; w < input.num_windows; ++w) {
-    TW_RETURN_IF_ERROR(
-        pass_.Visit(work.weights, none, input.window(w), QuantSite::kDownIn,
-                    [&](QuantSite site, ConstTensorView x) {
-                      return AtSite(sums[static_cast<size_t>(site)]->Add(x), site);
-                    }));
+    TW_RETURN_IF_ERROR(pass_.Visit(work.weights, none, input.window(w), QuantSite::kDownIn,
+                                   [&](QuantSite site, ConstTensorView x) {
+                                     return AtSite(sums[static_cast<size_t>(site)]->Add(x), site);
+                                   }));
   }
   for (const QuantSite site : kQuantSites) {
     absl::StatusOr<ChannelStats> stats = sums[static_cast<size_t>(site)]->Take();
@@ -277,7 +276,8 @@ absl::Status ReferenceQuantizer::QuantizeWeights(const DenseLayer& dense, Work& 
     const QuantSite kind = InputSite(role);
     const SiteCodes& site = work.result.codes.at(kind);
     const SecondMoments& moments = *work.moments[static_cast<size_t>(kind)];
-    const std::vector<double> hessian = InOrder(moments.Hessian(/*centred=*/false, &pool_), site.order, pool_);
+    const std::vector<double> hessian =
+        InOrder(moments.Hessian(/*centred=*/false, &pool_), site.order, pool_);
     std::vector<double> factor = hessian;
     double damping = kDamping;
     while (true) {
@@ -289,7 +289,7 @@ absl::Status ReferenceQuantizer::QuantizeWeights(const DenseLayer& dense, Work& 
       damping *= 10.0;
       if (damping > 1e3) return status;
     }
-    const std::vector<float> weights = ColumnsInOrder(linear, site.order);
+    const std::vector<float> weights = ColumnsInOrder(linear, site.order, pool_);
     const std::vector<int32_t> groups =
         clustered_ ? site.offsets : GroupOffsets(linear.in_features, options_.group_size);
     TW_ASSIGN_OR_RETURN(

@@ -32,12 +32,9 @@ std::vector<std::vector<int32_t>> SomeWindows(const CalibrationSet& set, int64_t
 
 }  // namespace
 
-absl::StatusOr<std::vector<LayerShapes>> PlanShapes(const Checkpoint& source,
-                                                    const ModelConfig& config,
-                                                    const CalibrationSet& calibration,
-                                                    const VptqShape& wanted, uint64_t seed,
-                                                    Communicator& world, ThreadPool& pool,
-                                                    Stream* gpu) {
+absl::StatusOr<std::vector<LayerShapes>> PlanShapes(
+    const Checkpoint& source, const ModelConfig& config, const CalibrationSet& calibration,
+    const VptqShape& wanted, uint64_t seed, Communicator& world, ThreadPool& pool, Stream* gpu) {
   const int64_t count = std::min(kSurveyWindows, static_cast<int64_t>(calibration.windows.size()));
   TW_ASSIGN_OR_RETURN(const std::unique_ptr<LayerPass> pass,
                       LayerPass::Create(config, calibration.info.seqlen, &pool, gpu));

@@ -95,7 +95,7 @@ absl::Status ChooseLevels(const SiteGridArgs& args, const std::vector<double>& s
 absl::StatusOr<SiteCodes> ChooseSiteGrid(const SiteGridArgs& args, ThreadPool& pool) {
   const ChannelStats& stats = *args.stats;
   const int64_t width = stats.width();
-  const std::vector<double> squares = ColumnSquares(args.readers, width);
+  const std::vector<double> squares = ColumnSquares(args.readers, width, &pool);
   SiteCodes site;
   site.order = OrderByImportance(args, squares);
   site.offsets.push_back(0);

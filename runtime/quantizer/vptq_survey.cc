@@ -109,7 +109,7 @@ absl::StatusOr<DenseLayer> VptqSurvey::Folded(const DenseLayer& dense,
              .mlp_in = of(QuantSite::kMlpIn),
              .down_in = of(QuantSite::kDownIn)},
             layer, pool_);
-  EqualizeRows(config_, layer);
+  EqualizeRows(config_, layer, pool_);
   return layer;
 }
 
@@ -123,8 +123,8 @@ absl::StatusOr<double> VptqSurvey::Movement(const LayerWeights& exact, const Lay
     ResidualStream one = {.rows = std::move(rows), .num_windows = 1, .seqlen = stream.seqlen};
     TW_RETURN_IF_ERROR(pass_.Advance(weights, none, one));
     if (pass_.device() == Device::Cpu()) return std::move(one.rows);
-    TW_ASSIGN_OR_RETURN(
-        Tensor here, Tensor::Allocate(DType::kF32, {stream.seqlen, hidden}, Device::Cpu()));
+    TW_ASSIGN_OR_RETURN(Tensor here,
+                        Tensor::Allocate(DType::kF32, {stream.seqlen, hidden}, Device::Cpu()));
     TW_RETURN_IF_ERROR(Copy(one.rows.view(), here.mutable_view(), pass_.stream()));
     TW_RETURN_IF_ERROR(pass_.stream().Synchronize());
     return here;
