@@ -251,7 +251,7 @@ TEST_P(LayerQuantizerCudaTest, SurveysAgree) {
   for (Rank* rank : {&*here_, &*there_, &*there_}) {
     VptqSurvey survey(&config_, rank->pass.get(), world_.get(), &rank->pool, kWindows, 0,
                       rank->gpu);
-    surveys.push_back(survey.Survey(layer_, rank->windows, 300).value());
+    surveys.push_back(survey.Survey(layer_, rank->windows, {.centibits = 300}).value());
   }
   for (size_t role = 0; role < kLinearRoles.size(); ++role) {
     const auto &mine = surveys[0].options[role], &its = surveys[1].options[role];
