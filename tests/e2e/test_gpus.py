@@ -1,5 +1,5 @@
-"""Ranks on GPUs: the CPU's answers on every mesh and wire, and ranks that are lost or misplaced.
-Skipped where there are fewer than two GPUs."""
+"""Ranks on GPUs: the CPU's answers on every mesh and wire, quantising, and ranks that are lost or
+misplaced. Skipped where there are fewer than two GPUs."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ import unittest
 
 import support
 import test_vptq
-from support import LLAMA, OPT
+from support import LLAMA, OPT, contents
 
 PROMPTS = [{"id": str(i), "token_ids": [5, 17 * i + 3, 40 + i]} for i in range(6)]
 STEP_TIMEOUT_S = 4
@@ -74,6 +74,21 @@ class GpuMeshTest(support.TestCase):
         self.assertNotIn("on the CPU", self.succeed([*run, "--tp", 2], ranks=2).stderr)
         alone = self.succeed([*run, "--tp", 2], ranks=2, env={"CUDA_VISIBLE_DEVICES": "0"})
         self.assertIn("on the CPU: ranks 0 and 1", alone.stderr)
+
+
+@support.needs_mpi
+@needs_two_gpus
+class GpuQuantizeTest(support.QuantizeTestCase):
+
+    def test_two_ranks_make_what_one_does(self):
+        for model, flags in ((OPT, ("--scheme", "w4a4kv")), (LLAMA, ("--weights", "vptq-v4-k256"))):
+            with self.subTest(model=model.name, flags=flags):
+                alone, again, two = (
+                    contents(self.quantize(model, *flags, "--device", "cuda", ranks=ranks,
+                                           name=f"{model.name}-{name}"))
+                    for name, ranks in (("alone", 1), ("again", 1), ("two", 2)))
+                self.assertEqual(again, alone)
+                self.assertEqual(two, alone)
 
 
 @support.needs_mpi
