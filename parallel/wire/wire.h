@@ -123,11 +123,14 @@ class Wire {
     int64_t payload_bytes = 0;
     int64_t logical_bytes = 0;  // the payload's elements in fp16
   };
-  // `write` fills the payload, [payload_bytes] uint8; `read` takes it.
-  absl::Status SendBlock(const Block& block, absl::FunctionRef<void(TensorView payload)> write,
-                         int peer, Stream& stream);
-  absl::Status RecvBlock(const Block& block, absl::FunctionRef<void(ConstTensorView payload)> read,
-                         int peer, Stream& stream);
+  // `write` fills the payload, [payload_bytes] uint8 on the host; `read` takes it. Their errors end
+  // the call. `stream` is one for host memory.
+  absl::Status SendBlock(const Block& block,
+                         absl::FunctionRef<absl::Status(TensorView payload)> write, int peer,
+                         Stream& stream);
+  absl::Status RecvBlock(const Block& block,
+                         absl::FunctionRef<absl::Status(ConstTensorView payload)> read, int peer,
+                         Stream& stream);
 
   Communicator& tp() { return *tp_; }
   Communicator& world() { return *world_; }

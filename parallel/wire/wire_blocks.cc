@@ -22,8 +22,9 @@ MessageKey KeyOf(const Wire::Block& block, int sender) {
 
 }  // namespace
 
-absl::Status Wire::SendBlock(const Block& block, absl::FunctionRef<void(TensorView payload)> write,
-                             int peer, Stream& stream) {
+absl::Status Wire::SendBlock(const Block& block,
+                             absl::FunctionRef<absl::Status(TensorView payload)> write, int peer,
+                             Stream& stream) {
   const MessageKey key = KeyOf(block, world_->rank());
   Recording recording(ledger_, world_, block.site, block.logical_bytes);
   recording.AddMetadata(HeadBytes(block) + MessageKey::kCheckBytes);
@@ -31,7 +32,7 @@ absl::Status Wire::SendBlock(const Block& block, absl::FunctionRef<void(TensorVi
     TW_ASSIGN_OR_RETURN(const TensorView message,
                         Bytes(outgoing_, key.message_bytes(), Device::Cpu()));
     std::memcpy(message.mutable_raw(), block.head.data(), block.head.size());
-    write(Part(message, HeadBytes(block), block.payload_bytes));
+    TW_RETURN_IF_ERROR(write(Part(message, HeadBytes(block), block.payload_bytes)));
     SealMessage(key, message);
     recording.InTransfer();
     return world_->Send(message, peer, stream);
@@ -40,8 +41,8 @@ absl::Status Wire::SendBlock(const Block& block, absl::FunctionRef<void(TensorVi
 }
 
 absl::Status Wire::RecvBlock(const Block& block,
-                             absl::FunctionRef<void(ConstTensorView payload)> read, int peer,
-                             Stream& stream) {
+                             absl::FunctionRef<absl::Status(ConstTensorView payload)> read,
+                             int peer, Stream& stream) {
   const MessageKey key = KeyOf(block, peer);
   Recording recording(ledger_, world_, block.site, 0, 0);
   const auto run = [&]() -> absl::Status {
@@ -56,8 +57,7 @@ absl::Status Wire::RecvBlock(const Block& block,
                                               " bytes from rank ", peer,
                                               " is whole, but another one than expected"));
     }
-    read(Part(message, HeadBytes(block), block.payload_bytes));
-    return absl::OkStatus();
+    return read(Part(message, HeadBytes(block), block.payload_bytes));
   };
   return recording.Done(run());
 }

@@ -39,12 +39,14 @@ TEST(WireBlockTest, BlocksArriveAsTheyAreAndAreToldApart) {
       for (int i = 0; i < 2; ++i) {
         const auto write = [&](TensorView payload) {
           for (int j = 0; j < 5; ++j) payload.mutable_data<uint8_t>()[j] = static_cast<uint8_t>(j);
+          return absl::OkStatus();
         };
         ASSERT_TRUE(wire.SendBlock(block("one"), write, 1, stream).ok());
       }
     } else {
       const auto read = [](ConstTensorView payload) {
         for (int j = 0; j < 5; ++j) EXPECT_EQ(payload.data<uint8_t>()[j], j);
+        return absl::OkStatus();
       };
       ASSERT_TRUE(wire.RecvBlock(block("one"), read, 0, stream).ok());
       const absl::Status status = wire.RecvBlock(block("two"), read, 0, stream);
@@ -62,10 +64,21 @@ TEST(WireBlockTest, BlocksArriveAsTheyAreAndAreToldApart) {
   EXPECT_EQ(ledgers[1].at(Site::kKvHandOff).payload_bytes, 0);
 }
 
+TEST(WireBlockTest, APayloadThatCannotBeWrittenIsNotSent) {
+  OnTwoRanks([](int rank, Wire& wire, Ledger&, Stream& stream) {
+    if (rank == 1) return;
+    const auto fail = [](TensorView) { return absl::ResourceExhaustedError("no room"); };
+    const Wire::Block block = {Site::kKvHandOff, "head", /*payload_bytes=*/9, 18};
+    const absl::Status status = wire.SendBlock(block, fail, 1, stream);
+    EXPECT_EQ(status, absl::ResourceExhaustedError("kv_handoff: no room"));
+    EXPECT_EQ(wire.world().bytes_sent(), 0);
+  });
+}
+
 TEST(WireBlockTest, AnotherSizeThanExpectedIsAnErrorWithTheSite) {
   OnTwoRanks([](int rank, Wire& wire, Ledger&, Stream& stream) {
     const Wire::Block block = {Site::kKvHandOff, "head", /*payload_bytes=*/9 + rank, 18};
-    const auto nothing = [](ConstTensorView) {};
+    const auto nothing = [](ConstTensorView) { return absl::OkStatus(); };
     if (rank == 0) {
       ASSERT_TRUE(wire.SendBlock(block, nothing, 1, stream).ok());
     } else {

@@ -4,7 +4,9 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "kernels/core/stream.h"
 #include "kernels/core/tensor_view.h"
 #include "parallel/plan/shard_plan.h"
 #include "runtime/cache/paged_kv_cache.h"
@@ -32,9 +34,11 @@ int64_t KvPartBytes(const KvCacheShape& shape, const KvPart& part, int64_t num_t
 // What these K and V would be in fp16.
 int64_t KvPartFp16Bytes(const KvCacheShape& shape, const KvPart& part, int64_t num_tokens);
 
-// bytes: [KvPartBytes] uint8. Caches on the host.
-void ReadKvPart(PagedKvCache& cache, const KvPart& part, const KvPlace& place, TensorView bytes);
-void WriteKvPart(PagedKvCache& cache, const KvPart& part, const KvPlace& place,
-                 ConstTensorView bytes);
+// bytes: [KvPartBytes] uint8 on the host; the cache is on the stream's device. Done on return, with
+// the errors of PackRows (kernels/attention/row_strips.h).
+absl::Status ReadKvPart(PagedKvCache& cache, const KvPart& part, const KvPlace& place,
+                        TensorView bytes, Stream& stream);
+absl::Status WriteKvPart(PagedKvCache& cache, const KvPart& part, const KvPlace& place,
+                         ConstTensorView bytes, Stream& stream);
 
 }  // namespace thinwire

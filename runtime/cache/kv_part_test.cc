@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/core/thread_pool.h"
 
 namespace thinwire {
 namespace {
@@ -89,6 +90,8 @@ KvPart Shared(const KvPart& held, const KvPart& other) {
 // A sequence moves from ranks that hold `from` to ranks that hold `to`, and is the same there.
 void ExpectMoves(const KvCacheShape& whole, const std::vector<KvPart>& from,
                  const std::vector<KvPart>& to) {
+  ThreadPool pool(1);
+  Stream stream = Stream::Cpu(&pool);
   for (const KvPart& target_part : to) {
     PagedKvCache target = MakeCache(whole, target_part);
     // What another sequence has left there.
@@ -107,8 +110,8 @@ void ExpectMoves(const KvCacheShape& whole, const std::vector<KvPart>& from,
       ASSERT_EQ(bytes, KvPartBytes(target.shape(), in, kTokens));
       std::vector<uint8_t> message(bytes);
       const TensorView view(message.data(), DType::kU8, {bytes});
-      ReadKvPart(source, out, {kFrom, kTokens, /*exact_row=*/1}, view);
-      WriteKvPart(target, in, {kTo, kTokens, /*exact_row=*/0}, view);
+      ASSERT_TRUE(ReadKvPart(source, out, {kFrom, kTokens, /*exact_row=*/1}, view, stream).ok());
+      ASSERT_TRUE(WriteKvPart(target, in, {kTo, kTokens, /*exact_row=*/0}, view, stream).ok());
     }
     int64_t wrong = 0;
     ForEachByte(target, target_part, kTo, /*exact_row=*/0,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -27,6 +28,8 @@ struct KvCacheShape {
   // Of these bytes, those that the codes of each head take, [num_layers * num_kv_heads] by layer;
   // the others are zero. Empty: all.
   std::vector<RowBytes> used_rows;
+  // Of each layer, whether its codes lie in planes (KvCodes::paired): K's, V's. Empty: none do.
+  std::vector<std::pair<bool, bool>> in_planes;
   // Whether codes of a sequence's first token have exact K and V beside them.
   bool exact_first_tokens = false;
 

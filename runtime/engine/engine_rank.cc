@@ -119,7 +119,7 @@ absl::Status EngineRank::AgreeOnTheJob() {
 absl::Status EngineRank::OpenDevice() {
   if (!on_gpu()) return absl::OkStatus();
   TW_RETURN_IF_ERROR(CheckDeviceUsable(options_.device));
-  TW_RETURN_IF_ERROR(CheckRunsOnGpus(options_.wire, layout_));
+  TW_RETURN_IF_ERROR(CheckRunsOnGpus(options_.wire));
   TW_ASSIGN_OR_RETURN(stream_, Stream::Cuda(options_.device, &host_stream_.pool()));
   return absl::OkStatus();
 }
@@ -268,6 +268,8 @@ absl::Status EngineRank::ConnectWires() {
     wire_->UseTable(std::move(strategies.table));
   }
   if (layout_.split()) {
+    TW_RETURN_IF_ERROR(CheckRowsAlike(cache_->shape(), decoder_->plan().layers(),
+                                      config().num_layers, *world_, host_stream_));
     TW_ASSIGN_OR_RETURN(const std::vector<KvTransfer> transfers,
                         PlanKvTransfers(ShapeOf(config()), layout_));
     hand_off_.emplace(transfers, decoder_->plan(), &*cache_, world_, &ledger_, &stream_);

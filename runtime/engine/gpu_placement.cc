@@ -29,14 +29,10 @@ absl::Status CheckDistinct(absl::Span<const GpuPlace> places) {
   return absl::OkStatus();
 }
 
-absl::Status CheckRunsOnGpus(const WireOptions& wire, const RankLayout& layout) {
+absl::Status CheckRunsOnGpus(const WireOptions& wire) {
   if (wire.strategy.kind == WireStrategy::Kind::kExact) {
     return absl::UnimplementedError(
         absl::StrCat("--wire ", WireName(wire), " on GPUs; expected --device cpu"));
-  }
-  if (layout.split()) {
-    return absl::UnimplementedError(
-        "--prefill-ranks and --decode-ranks on GPUs; expected --device cpu");
   }
   return absl::OkStatus();
 }

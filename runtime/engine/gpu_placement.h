@@ -9,7 +9,6 @@
 #include "kernels/core/stream.h"
 #include "parallel/comm/communicator.h"
 #include "parallel/wire/strategy.h"
-#include "runtime/engine/rank_layout.h"
 
 namespace thinwire {
 
@@ -24,7 +23,7 @@ struct GpuPlace {
 absl::Status CheckDistinct(absl::Span<const GpuPlace> places);
 
 // Unimplemented for what only CPU ranks do.
-absl::Status CheckRunsOnGpus(const WireOptions& wire, const RankLayout& layout);
+absl::Status CheckRunsOnGpus(const WireOptions& wire);
 
 // Collective: CheckDistinct for what the ranks of `world` have, this one `device`, or the error of
 // a rank whose device cannot be used; alike on all ranks.

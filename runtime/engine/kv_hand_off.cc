@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "runtime/engine/byte_stream.h"
 
@@ -53,13 +54,36 @@ absl::StatusOr<std::vector<KvTransfer>> PlanKvTransfers(const DecoderShape& shap
   return transfers;
 }
 
+absl::Status CheckRowsAlike(const KvCacheShape& cache, Range layers, int64_t num_layers,
+                            Communicator& job, Stream& host) {
+  // Of each layer's K and V: does any rank have rows in planes, does any have others.
+  constexpr int64_t kKinds = 4;
+  std::vector<int64_t> found(kKinds * num_layers, 0);
+  for (int64_t layer = layers.begin; layer < layers.end && !cache.in_planes.empty(); ++layer) {
+    const auto [k, v] = cache.in_planes[layer - layers.begin];
+    found[kKinds * layer + (k ? 0 : 1)] = 1;
+    found[kKinds * layer + (v ? 2 : 3)] = 1;
+  }
+  TW_RETURN_IF_ERROR(job.AllReduce(TensorView(found.data(), DType::kI64, {kKinds * num_layers}),
+                                   ReduceOp::kMax, host));
+  for (int64_t i = 0; i < kKinds * num_layers; i += 2) {
+    if (found[i] == 0 || found[i + 1] == 0) continue;
+    return absl::UnimplementedError(absl::StrCat(
+        "layer ", i / kKinds, ": codes of ", i % kKinds == 0 ? "K" : "V",
+        " have mixed widths on some ranks and one width on others, whose rows a GPU keeps in "
+        "another order; expected groups cut alike, or --device cpu"));
+  }
+  return absl::OkStatus();
+}
+
 KvHandOff::KvHandOff(absl::Span<const KvTransfer> transfers, const ShardPlan& plan,
                      PagedKvCache* cache, Communicator* job, Ledger* ledger, Stream* stream)
     : layers_(plan.layers()),
       kv_heads_(plan.kv_heads()),
       cache_(cache),
       wire_(job, job, WireOptions(), ledger),
-      stream_(stream) {
+      stream_(stream),
+      host_stream_(Stream::Cpu(&stream->pool())) {
   for (const KvTransfer& transfer : transfers) {
     if (transfer.from == job->rank()) outgoing_.push_back(transfer);
     if (transfer.to == job->rank()) incoming_.push_back(transfer);
@@ -90,9 +114,10 @@ Wire::Block KvHandOff::BlockOf(int64_t id, const KvTransfer& transfer, const KvP
 absl::Status KvHandOff::Send(int64_t id, const KvPlace& place) {
   for (const KvTransfer& transfer : outgoing_) {
     const auto write = [&](TensorView payload) {
-      ReadKvPart(*cache_, LocalPart(transfer), place, payload);
+      return ReadKvPart(*cache_, LocalPart(transfer), place, payload, *stream_);
     };
-    TW_RETURN_IF_ERROR(wire_.SendBlock(BlockOf(id, transfer, place), write, transfer.to, *stream_));
+    TW_RETURN_IF_ERROR(
+        wire_.SendBlock(BlockOf(id, transfer, place), write, transfer.to, host_stream_));
   }
   return absl::OkStatus();
 }
@@ -100,10 +125,10 @@ absl::Status KvHandOff::Send(int64_t id, const KvPlace& place) {
 absl::Status KvHandOff::Receive(int64_t id, const KvPlace& place) {
   for (const KvTransfer& transfer : incoming_) {
     const auto read = [&](ConstTensorView payload) {
-      WriteKvPart(*cache_, LocalPart(transfer), place, payload);
+      return WriteKvPart(*cache_, LocalPart(transfer), place, payload, *stream_);
     };
     TW_RETURN_IF_ERROR(
-        wire_.RecvBlock(BlockOf(id, transfer, place), read, transfer.from, *stream_));
+        wire_.RecvBlock(BlockOf(id, transfer, place), read, transfer.from, host_stream_));
   }
   return absl::OkStatus();
 }

@@ -32,15 +32,24 @@ struct KvTransfer {
 absl::StatusOr<std::vector<KvTransfer>> PlanKvTransfers(const DecoderShape& shape,
                                                         const RankLayout& layout);
 
+// Collective over the job: Unimplemented on all ranks where codes of a layer do not lie alike in
+// all caches. On a GPU that may depend on the heads that a rank has (kernels/attention/kv_codes.h).
+// `cache`: this rank's, whose layers are `layers` of the model's num_layers. `host`: a stream for
+// host memory.
+absl::Status CheckRowsAlike(const KvCacheShape& cache, Range layers, int64_t num_layers,
+                            Communicator& job, Stream& host);
+
 // One rank's side. Both groups call it for the same sequences in the same order. A sender does not
-// wait for receivers; a receiver waits until the sender has come to the sequence. Borrows all that
-// it is given but `transfers`, of which it takes this rank's. Thread-compatible.
+// wait for receivers; a receiver waits until the sender has come to the sequence. Messages are the
+// hosts': what lies on a GPU goes through its host's memory, and no kernel waits for another group.
+// Borrows all that it is given but `transfers`, of which it takes this rank's. Thread-compatible.
 class KvHandOff {
  public:
+  // `job` carries host memory; `stream` is the cache's.
   KvHandOff(absl::Span<const KvTransfer> transfers, const ShardPlan& plan, PagedKvCache* cache,
             Communicator* job, Ledger* ledger, Stream* stream);
 
-  // `id` names the sequence in both groups.
+  // `id` names the sequence in both groups. On a GPU they wait for the stream.
   absl::Status Send(int64_t id, const KvPlace& place);
   absl::Status Receive(int64_t id, const KvPlace& place);
 
@@ -54,6 +63,7 @@ class KvHandOff {
   PagedKvCache* cache_;
   Wire wire_;
   Stream* stream_;
+  Stream host_stream_;
 };
 
 }  // namespace thinwire

@@ -65,6 +65,33 @@ TEST(KvHandOffTest, ReceiversOfOneHeadAreSpreadOverThoseThatHoldIt) {
   EXPECT_EQ(senders.size(), 2u);
 }
 
+TEST(KvHandOffTest, RowsThatLieOtherwiseOnSomeRankAreRefusedOnAll) {
+  for (const bool alike : {true, false}) {
+    auto world = CreateLocalCommunicators(3);
+    std::vector<std::thread> ranks;
+    for (int rank = 0; rank < 3; ++rank) {
+      ranks.emplace_back([&, rank] {
+        ThreadPool pool(1);
+        Stream stream = Stream::Cpu(&pool);
+        // Two stages that prefill and one that decodes.
+        const Range layers = rank == 2 ? Range{0, 2} : Range{rank, rank + 1};
+        KvCacheShape shape;
+        for (int64_t layer = layers.begin; layer < layers.end; ++layer) {
+          shape.in_planes.push_back({true, layer == 1 && (alike || rank == 2)});
+        }
+        const absl::Status status = CheckRowsAlike(shape, layers, 2, *world[rank], stream);
+        if (alike) {
+          EXPECT_TRUE(status.ok()) << status;
+          return;
+        }
+        EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+        EXPECT_THAT(std::string(status.message()), HasSubstr("layer 1: codes of V"));
+      });
+    }
+    for (std::thread& rank : ranks) rank.join();
+  }
+}
+
 TEST(KvHandOffTest, AnotherSequenceThanExpectedIsAnError) {
   const DecoderShape shape = Shape(2);
   const RankLayout layout = RankLayout::PrefillAndDecode(1, 1, 1, 2).value();

@@ -75,6 +75,7 @@ KvCacheShape Decoder::CacheShape(int64_t page_size) const {
   for (const LayerWeights& layer : weights_.layers) {
     if (!layer.k_codes.has_value()) break;
     shape.coded_rows.push_back({layer.k_codes->row_bytes(), layer.v_codes->row_bytes()});
+    shape.in_planes.push_back({layer.k_codes->paired(), layer.v_codes->paired()});
     for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
       shape.used_rows.push_back(
           {layer.k_codes->used_row_bytes(head), layer.v_codes->used_row_bytes(head)});

@@ -1,6 +1,7 @@
 """Ranks on GPUs: the CPU's answers on every mesh and wire, quantising, and ranks that are lost or
 misplaced. Skipped where there are fewer than two GPUs."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -12,6 +13,7 @@ import unittest
 import support
 import test_vptq
 from support import LLAMA, OPT, contents
+from test_split import SPLITS, split_flags
 
 PROMPTS = [{"id": str(i), "token_ids": [5, 17 * i + 3, 40 + i]} for i in range(6)]
 STEP_TIMEOUT_S = 4
@@ -93,6 +95,51 @@ class GpuQuantizeTest(support.QuantizeTestCase):
 
 @support.needs_mpi
 @needs_two_gpus
+class GpuSplitTest(support.QuantizeTestCase):
+    """Jobs of a group that prefills and one that decodes."""
+
+    # Of several pages, and of less than one.
+    PROMPTS = [{"id": str(i), "token_ids": [(37 * i + 11 * j) % 97 for j in range(1 + 19 * i)],
+                "max_tokens": 4 + 5 * i} for i in range(8)]
+
+    def answers(self, model, *flags, ranks=0):
+        """(Tokens by prompt, what of K and V was sent.)"""
+        prompts = self.write("prompts.jsonl", self.PROMPTS)
+        report = self.folder / "report.json"
+        result = self.succeed(["run", "--model", model, "--prompts", prompts, "--json",
+                               "--ignore-eos", "--report", report, *flags], ranks)
+        sent = json.loads(report.read_text())["wire"]["sites"].get("kv_handoff", {})
+        return ({line["id"]: line["token_ids"] for line in result.lines},
+                [sent.get(key) for key in ("logical_bytes", "payload_bytes", "metadata_bytes")])
+
+    def test_answers_are_the_cpus_and_those_of_one_group(self):
+        for model in (OPT, LLAMA):
+            expected, _ = self.answers(model, "--device", "cpu")
+            self.assertEqual(self.answers(model, "--device", "cuda")[0], expected)
+            for split in SPLITS:
+                ranks = split[0] + split[1]
+                flags = [*split_flags(*split), *["--share-gpus"] * (ranks > 2)]
+                with self.subTest(model=model.name, split=split):
+                    tokens, sent = self.answers(model, "--device", "cuda", *flags, ranks=ranks)
+                    self.assertEqual(tokens, expected)
+                    cpu = self.answers(model, "--device", "cpu", *split_flags(*split), ranks=ranks)
+                    self.assertEqual(sent, cpu[1])
+
+    def test_codes_are_handed_over_as_they_are(self):
+        for model in (OPT, LLAMA):
+            quantized = self.quantize(model, "--scheme", "w4a4kv", name=model.name)
+            expected, _ = self.answers(quantized, "--device", "cpu")
+            _, cpu = self.answers(quantized, "--device", "cpu", *split_flags(1, 1), ranks=2)
+            for graphs in ((), ("--no-cuda-graphs",)):
+                with self.subTest(model=model.name, graphs=graphs):
+                    tokens, sent = self.answers(quantized, "--device", "cuda", *graphs,
+                                                *split_flags(1, 1), ranks=2)
+                    self.assertEqual(tokens, expected)
+                    self.assertEqual(sent, cpu)
+
+
+@support.needs_mpi
+@needs_two_gpus
 class GpuFaultTest(support.TestCase):
 
     ENDLESS = [{"id": i, "token_ids": [5, i % 1000], "max_tokens": 400} for i in range(20000)]
@@ -148,7 +195,7 @@ class GpuFaultTest(support.TestCase):
         self.check(signal.SIGKILL, "--tp", 2)
 
     def test_a_rank_that_hangs_ends_the_job_with_a_reason(self):
-        for mesh in (("--tp", 2), ("--pp", 2)):
+        for mesh in (("--tp", 2), ("--pp", 2), split_flags(1, 1)):
             with self.subTest(mesh=mesh):
                 self.assertTrue(self.check(signal.SIGSTOP, *mesh).errors)
 
