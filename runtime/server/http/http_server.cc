@@ -1,7 +1,6 @@
 #include "runtime/server/http/http_server.h"
 
 #include <httplib.h>
-#include <sched.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -34,6 +33,7 @@ namespace {
 
 constexpr char kJson[] = "application/json";
 constexpr int kBacklog = 1024;
+constexpr int kNice = 10;
 
 // The library binds with SO_REUSEPORT, by which two servers would share a port unawares, listens
 // with a backlog of five, wakes a hundred times a second for every connection, takes heads of any
@@ -250,8 +250,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions&
   impl->address = absl::StrCat(host, ":", port);
   impl->port = port;
   impl->thread = std::thread([impl = impl.get()] {
-    if (getenv("TW_NICE")) setpriority(PRIO_PROCESS, 0, atoi(getenv("TW_NICE")));
-    if (getenv("TW_BATCH")) { sched_param p{}; sched_setscheduler(0, SCHED_BATCH, &p); }
+    // Of this thread, and of all it starts: all clients wait for the engine's.
+    setpriority(PRIO_PROCESS, 0, kNice);
     impl->server->listen_after_bind();
     impl->ended = true;
   });
