@@ -31,7 +31,7 @@ std::string CacheDir() {
 }
 
 // The device of this rank for --device; kinds are alike on all ranks.
-absl::StatusOr<Device> ChooseDevice(const EngineFlags& flags, const WireOptions& wire, Job& job) {
+absl::StatusOr<Device> ChooseDevice(const EngineFlags& flags, Job& job) {
   if (flags.device == "cpu") return Device::Cpu();
   if (job.size() > 1) {
     // A kernel that is loaded when it is first launched may wait for all that the GPU is doing, and
@@ -58,7 +58,6 @@ absl::StatusOr<Device> ChooseDevice(const EngineFlags& flags, const WireOptions&
   if (!usable.ok() && flags.share_gpus) {
     usable = AgreeOnStatus(CheckDeviceUsable(gpu), job.world(), host);
   }
-  if (usable.ok()) usable = CheckRunsOnGpus(wire);
   if (usable.ok()) return gpu;
   if (job.leader() && BuiltWithCuda()) LogInfo(absl::StrCat("on the CPU: ", usable.message()));
   return Device::Cpu();
@@ -215,7 +214,7 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
   const auto wire = ParseWireOptions(flags.wire, flags.hop, flags.norm_codes);
   if (!wire.ok()) return UsageError(wire.status());
   EngineOptions options;
-  TW_ASSIGN_OR_RETURN(options.device, ChooseDevice(flags, *wire, job));
+  TW_ASSIGN_OR_RETURN(options.device, ChooseDevice(flags, job));
   options.share_gpus = flags.share_gpus;
   options.captures_steps = !flags.no_cuda_graphs;
   options.on_hang = [&job](const absl::Status& why) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/attention/invariant_attention.h"
+
 namespace thinwire {
 namespace {
 
@@ -64,6 +66,49 @@ bool HasPromptKernel(bool coded, DType page_dtype, int64_t head_dim) {
   return !coded && page_dtype != DType::kF32 && (head_dim == 64 || head_dim == 128);
 }
 
+namespace {
+
+// Items of few rows for each split of [begin, end), and what combines them.
+void AddSplits(AttentionItem item, int64_t begin, int64_t end, int64_t split,
+               std::vector<AttentionItem>& to, AttentionItems& items) {
+  const int64_t num_splits = CeilDiv(end - begin, split);
+  if (num_splits > 1) {
+    items.combines.push_back({item.seq, item.first_row, item.num_rows,
+                              static_cast<int32_t>(items.num_partials),
+                              static_cast<int32_t>(num_splits)});
+  }
+  for (int64_t i = 0; i < num_splits; ++i) {
+    item.key_begin = static_cast<int32_t>(begin + i * split);
+    item.key_end = static_cast<int32_t>(std::min(end, begin + (i + 1) * split));
+    if (num_splits > 1) item.partial = static_cast<int32_t>(items.num_partials++);
+    to.push_back(item);
+  }
+}
+
+}  // namespace
+
+AttentionItems CutIntoInvariantItems(const AttentionCut& cut,
+                                     absl::Span<const int32_t> token_offsets,
+                                     absl::Span<const int32_t> context_lens) {
+  AttentionItems items;
+  for (size_t s = 0; s < context_lens.size(); ++s) {
+    const int64_t num_tokens = token_offsets[s + 1] - token_offsets[s];
+    const int64_t before = context_lens[s] - num_tokens;
+    const int64_t num_rows = num_tokens * cut.group;
+    for (int64_t first = 0; first < num_rows; first += kCudaRows) {
+      const int64_t count = std::min<int64_t>(kCudaRows, num_rows - first);
+      const int64_t first_end = before + first / cut.group + 1;
+      const int64_t end = before + (first + count - 1) / cut.group + 1;
+      const int64_t seen = cut.window > 0 ? std::max<int64_t>(0, first_end - cut.window) : 0;
+      AddSplits({static_cast<int32_t>(s), static_cast<int32_t>(first), static_cast<int32_t>(count),
+                 0, 0, -1},
+                seen / kInvariantSplitKeys * kInvariantSplitKeys, end, kInvariantSplitKeys,
+                items.few, items);
+    }
+  }
+  return items;
+}
+
 AttentionItems CutIntoItems(const AttentionCut& cut, absl::Span<const int32_t> token_offsets,
                             absl::Span<const int32_t> context_lens) {
   AttentionItems items;
@@ -82,24 +127,9 @@ AttentionItems CutIntoItems(const AttentionCut& cut, absl::Span<const int32_t> t
       const int64_t split = prompt || blocks.count > kMostSplitBlocks
                                 ? end - begin
                                 : SplitKeys(end - begin, call_keys, cut.coded);
-      const int64_t num_splits = CeilDiv(end - begin, split);
-      AttentionItem item = {static_cast<int32_t>(s),
-                            static_cast<int32_t>(first),
-                            static_cast<int32_t>(count),
-                            0,
-                            0,
-                            -1};
-      if (num_splits > 1) {
-        items.combines.push_back({item.seq, item.first_row, item.num_rows,
-                                  static_cast<int32_t>(items.num_partials),
-                                  static_cast<int32_t>(num_splits)});
-      }
-      for (int64_t i = 0; i < num_splits; ++i) {
-        item.key_begin = static_cast<int32_t>(begin + i * split);
-        item.key_end = static_cast<int32_t>(std::min(end, begin + (i + 1) * split));
-        if (num_splits > 1) item.partial = static_cast<int32_t>(items.num_partials++);
-        (prompt ? items.prompt : items.few).push_back(item);
-      }
+      AddSplits({static_cast<int32_t>(s), static_cast<int32_t>(first), static_cast<int32_t>(count),
+                 0, 0, -1},
+                begin, end, split, prompt ? items.prompt : items.few, items);
     }
   }
   // The longest first, so that the last ones to run are short.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/attention/invariant_attention.h"
 #include "kernels/attention/step_sequences.h"
 
 namespace thinwire {
@@ -23,8 +24,9 @@ struct Sequences {
 };
 
 // Each row's keys are those of the definition, each in one item of the row, in order.
-void ExpectCovered(const AttentionCut& cut, const Sequences& seqs) {
-  const AttentionItems items = CutIntoItems(cut, seqs.token_offsets, seqs.context_lens);
+void ExpectCovered(const AttentionCut& cut, const Sequences& seqs, bool invariant) {
+  const AttentionItems items = (invariant ? CutIntoInvariantItems : CutIntoItems)(
+      cut, seqs.token_offsets, seqs.context_lens);
   std::vector<std::vector<int32_t>> ends(seqs.context_lens.size());  // by row: keys done so far
   for (size_t s = 0; s < ends.size(); ++s) {
     ends[s].assign((seqs.token_offsets[s + 1] - seqs.token_offsets[s]) * cut.group, -1);
@@ -34,7 +36,11 @@ void ExpectCovered(const AttentionCut& cut, const Sequences& seqs) {
     for (const AttentionItem& item : prompt ? items.prompt : items.few) {
       ASSERT_GT(item.num_rows, 0);
       ASSERT_LE(item.num_rows, prompt ? kPromptRows : kCudaRows);
-      ASSERT_EQ(item.key_begin % 16, 0);
+      ASSERT_EQ(item.key_begin % (invariant ? kInvariantSplitKeys : 16), 0);
+      if (invariant) {
+        ASSERT_FALSE(prompt);
+        ASSERT_LE(item.key_end - item.key_begin, kInvariantSplitKeys);
+      }
       ASSERT_LT(item.key_begin, item.key_end);
       if (prompt) {
         ASSERT_EQ(item.partial, -1);
@@ -91,7 +97,7 @@ TEST(AttentionItemsTest, EachRowGetsItsKeysOnce) {
         .window = random() % 2 == 0 ? 0 : 1 + static_cast<int64_t>(random() % 5000),
         .coded = random() % 2 == 0,
         .has_prompts = random() % 2 == 0};
-    ExpectCovered(cut, seqs);
+    for (const bool invariant : {false, true}) ExpectCovered(cut, seqs, invariant);
     if (HasFailure()) return;
   }
 }

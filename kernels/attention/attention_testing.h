@@ -24,11 +24,11 @@ inline std::vector<float> Floats(DType dtype, const std::vector<uint8_t>& elemen
   return values;
 }
 
-// One sequence in fp32 with one KV head: attend(args) on all of it gives `whole` the bits that
-// attend on one query head of one token at a time gives `split`, as decoding with another cut of
-// the heads would. Both are the same call with memory of their own; batch_invariant is set here.
+// One sequence with one KV head: attend(args) on all of `whole`, then on one query head of one
+// token of `split` at a time, as decoding with another cut of the heads would. Both are the same
+// call with results of their own; batch_invariant is set here.
 template <typename Args, typename Attend>
-void ExpectTheBitsOfAnySplit(Args whole, const Args& split, int64_t page_size, Attend attend) {
+void RunWholeAndSplit(Args whole, const Args& split, int64_t page_size, Attend attend) {
   whole.batch_invariant = true;
   ASSERT_TRUE(attend(whole).ok());
   const auto tokens = static_cast<int32_t>(whole.q.dim(0));
@@ -52,7 +52,15 @@ void ExpectTheBitsOfAnySplit(Args whole, const Args& split, int64_t page_size, A
       ASSERT_TRUE(attend(args).ok());
     }
   }
-  for (int32_t t = 0; t < tokens; ++t) {
+}
+
+// In fp32 on the CPU: both have the same bits.
+template <typename Args, typename Attend>
+void ExpectTheBitsOfAnySplit(const Args& whole, const Args& split, int64_t page_size,
+                             Attend attend) {
+  RunWholeAndSplit(whole, split, page_size, attend);
+  const int64_t head_dim = whole.q.dim(1) / whole.num_heads;
+  for (int64_t t = 0; t < whole.q.dim(0); ++t) {
     EXPECT_EQ(std::memcmp(whole.out.Rows(t, 1).raw(), split.out.Rows(t, 1).raw(),
                           whole.num_heads * head_dim * sizeof(float)),
               0)

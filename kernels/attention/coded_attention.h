@@ -84,9 +84,9 @@ struct CodedPagedAttentionArgs {
 // to and of their positions, and of whether its sequence has more than 8 query tokens times heads a
 // KV head in the call (two orders of summation, unless batch_invariant); of nothing else: not of
 // other sequences, of page ids or page size, of threads, nor of how a prompt is split into calls
-// beyond that. On a GPU also of the queries of its sequence and KV head in its block of 8, and of
-// whether pages have a multiple of 16 rows. Unimplemented on a GPU for heads of more than 1024
-// channels, and batch_invariant.
+// beyond that. On a GPU also of the queries of its sequence and KV head in its block of 8, of
+// whether pages have a multiple of 16 rows, and of how many keys the call has, unless
+// batch_invariant. Unimplemented on a GPU for heads of more than 1024 channels.
 absl::Status CodedPagedAttention(const CodedPagedAttentionArgs& args, Stream& stream);
 
 // The definition, in double, for tests. args must fit.

@@ -50,28 +50,23 @@ Tensor Repacked(ConstTensorView pages, const KvCodes& from, const KvCodes& to) {
   return repacked;
 }
 
-class CodedAttentionCudaTest : public GpuTest {
- protected:
-  void ExpectMatchesReference(const Case& c, const std::string& where, uint32_t seed = 1,
-                              float scale = 0.0f) {
-    Problem problem(c, seed);
-    if (scale != 0.0f) problem.args.scale = scale;
-    const KvCodes k_codes = CodesOn(problem.k_codes, stream().device());
-    const KvCodes v_codes = CodesOn(problem.v_codes, stream().device());
-    const Tensor q = OnDevice(problem.all_q(), stream());
-    Tensor out = OnDevice(problem.all_out(), stream());
-    const Tensor k =
-        OnDevice(Repacked(problem.args.k_pages, problem.k_codes, k_codes).view(), stream());
-    const Tensor v =
-        OnDevice(Repacked(problem.args.v_pages, problem.v_codes, v_codes).view(), stream());
+// A problem's call on the stream's device; out is a copy of the problem's.
+struct DeviceCall {
+  DeviceCall(const Problem& problem, Stream& stream)
+      : k_codes(CodesOn(problem.k_codes, stream.device())),
+        v_codes(CodesOn(problem.v_codes, stream.device())),
+        q(OnDevice(problem.all_q(), stream)),
+        out(OnDevice(problem.all_out(), stream)),
+        k(OnDevice(Repacked(problem.args.k_pages, problem.k_codes, k_codes).view(), stream)),
+        v(OnDevice(Repacked(problem.args.v_pages, problem.v_codes, v_codes).view(), stream)),
+        exact_k(OnDevice(problem.args.exact_k, stream)),
+        exact_v(OnDevice(problem.args.exact_v, stream)),
+        args(problem.args) {
     const auto as_pages = [](const Tensor& bytes, const ConstTensorView& pages) {
       return ConstTensorView(bytes.view().raw(), DType::kU8,
                              {pages.dim(0), pages.dim(1), pages.dim(2), pages.dim(3)},
                              bytes.view().device());
     };
-    const Tensor exact_k = OnDevice(problem.args.exact_k, stream());
-    const Tensor exact_v = OnDevice(problem.args.exact_v, stream());
-    CodedPagedAttentionArgs args = problem.args;
     args.q = q.view().Columns(0, problem.width());
     args.out = out.mutable_view().Columns(0, problem.width());
     args.k_codes = &k_codes;
@@ -80,9 +75,28 @@ class CodedAttentionCudaTest : public GpuTest {
     args.v_pages = as_pages(v, problem.args.v_pages);
     args.exact_k = exact_k.view();
     args.exact_v = exact_v.view();
-    const absl::Status status = CodedPagedAttention(args, stream());
+  }
+  DeviceCall(const DeviceCall&) = delete;
+  DeviceCall& operator=(const DeviceCall&) = delete;
+
+  const KvCodes k_codes, v_codes;
+  const Tensor q;
+  Tensor out;
+  const Tensor k, v, exact_k, exact_v;
+  CodedPagedAttentionArgs args;
+};
+
+class CodedAttentionCudaTest : public GpuTest {
+ protected:
+  void ExpectMatchesReference(const Case& c, const std::string& where, uint32_t seed = 1,
+                              float scale = 0.0f, bool batch_invariant = false) {
+    Problem problem(c, seed);
+    if (scale != 0.0f) problem.args.scale = scale;
+    DeviceCall call(problem, stream());
+    call.args.batch_invariant = batch_invariant;
+    const absl::Status status = CodedPagedAttention(call.args, stream());
     ASSERT_TRUE(status.ok()) << status;
-    ASSERT_TRUE(Copy(out.view(), problem.all_out(), stream()).ok());
+    ASSERT_TRUE(Copy(call.out.view(), problem.all_out(), stream()).ok());
     const absl::Status done = stream().Synchronize();
     ASSERT_TRUE(done.ok()) << done;
     problem.ExpectMatchesReference(where, kExtra);
@@ -187,6 +201,36 @@ TEST_F(CodedAttentionCudaTest, ZerosFarFromTheCodesMatchTheReference) {
   Case c = {kMixed, {Uniform(128, 3)}, {Uniform(128, 4)}};
   c.k_shift = c.v_shift = 100.0f;
   ExpectMatchesReference(c, "far zeros");
+}
+
+TEST_F(CodedAttentionCudaTest, BatchInvariantMatchesTheReference) {
+  for (const int64_t window : {0, 300}) {
+    Case c = {kMixed, {Uniform(128, 4)}, {Bits{8, 6, 5, 5, 4, 3, 2, 2}}, DType::kF16, DType::kF32};
+    c.num_kv_heads = 2;
+    c.group = 3;
+    c.window = window;
+    ExpectMatchesReference(c, "batch-invariant", 1, 0.0f, /*batch_invariant=*/true);
+  }
+}
+
+TEST_F(CodedAttentionCudaTest, BatchInvariantMeansAnySplitOfTokensAndHeads) {
+  for (const int64_t window : {0, 10, 1500}) {
+    SCOPED_TRACE(testing::Message() << "window " << window);
+    Case c = {{{40, 2070, true}}, {Uniform(64, 4)}, {Bits{4, 3, 3, 2}}};
+    c.group = 3;
+    c.window = window;
+    const Problem problem(c);
+    DeviceCall whole(problem, stream()), split(problem, stream());
+    RunWholeAndSplit(whole.args, split.args, c.page_size, [&](const CodedPagedAttentionArgs& args) {
+      return CodedPagedAttention(args, stream());
+    });
+    const auto bytes = [&](const Tensor& out) {
+      const Tensor host = OnHost(out.view(), stream());
+      const auto* const data = static_cast<const uint8_t*>(host.view().raw());
+      return std::vector<uint8_t>(data, data + host.size_bytes());
+    };
+    EXPECT_EQ(bytes(whole.out), bytes(split.out));
+  }
 }
 
 TEST_F(CodedAttentionCudaTest, SharpScoresDoNotOverflowOrVanish) {

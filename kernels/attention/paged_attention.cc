@@ -56,7 +56,7 @@ absl::Status PagedAttention(const PagedAttentionArgs& args, Stream& stream) {
                       args.page_ids, args.k_pages.dim(0), args.k_pages.dim(2)}));
   if (args.q.dim(0) == 0) return absl::OkStatus();
   if constexpr (kHasCuda) {
-    if (stream.device().kind == DeviceKind::kCuda && !args.batch_invariant) {
+    if (stream.device().kind == DeviceKind::kCuda) {
       return PagedAttentionCuda(args, stream);
     }
   }

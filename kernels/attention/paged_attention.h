@@ -49,7 +49,7 @@ struct PagedAttentionArgs {
   float scale = 1.0f;
   int64_t window = 0;  // 0: unlimited
   // Whether a query's result must be the same bits however its sequence is split into calls and its
-  // heads into ranks: one order of summation, that of many queries, for all. CPU only.
+  // heads into ranks: one order of summation for all. Slow on a GPU, whose `step` is made for it.
   bool batch_invariant = false;
   const StepSequences* step = nullptr;  // as in KvWriteArgs
 };

@@ -6,6 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_device.h"
+#include "kernels/attention/invariant_attention.h"
+#include "kernels/attention/invariant_attention_cuda.h"
 #include "kernels/attention/step_sequences.h"
 #include "kernels/core/copy.h"
 #include "kernels/core/cuda_status.h"
@@ -51,8 +53,8 @@ class Ints {
 
 // step: null, or the same sequences on the device.
 absl::Status Run(AttentionCall call, const Sequences& seqs, const StepSequences* step,
-                 CodeWidths widths, Stream& stream) {
-  const bool few_fit = FewRowsFit(call);
+                 CodeWidths widths, bool batch_invariant, Stream& stream) {
+  const bool few_fit = !batch_invariant && FewRowsFit(call);
   if (call.head_dim > kMaxPlainHeadDim && !few_fit) {
     return absl::UnimplementedError(absl::StrCat("attention on ", DeviceName(stream.device()),
                                                  ": expected heads of at most ", kMaxPlainHeadDim,
@@ -64,6 +66,10 @@ absl::Status Run(AttentionCall call, const Sequences& seqs, const StepSequences*
       TW_RETURN_IF_CUDA_ERROR(LaunchPrompt(call, native), stream.device());
     }
     if (call.num_items == 0) return absl::OkStatus();
+    if (batch_invariant) {
+      TW_RETURN_IF_CUDA_ERROR(LaunchInvariant(call, native), stream.device());
+      return absl::OkStatus();
+    }
     if (few_fit) {
       TW_RETURN_IF_CUDA_ERROR(LaunchFewRows(call, widths, native), stream.device());
     } else {
@@ -100,12 +106,13 @@ absl::Status Run(AttentionCall call, const Sequences& seqs, const StepSequences*
     call.num_combines = static_cast<int32_t>(layout.num_combines);
     return launch();
   }
-  const AttentionItems items = CutIntoItems({.group = call.group,
-                                             .num_kv_heads = call.num_kv_heads,
-                                             .window = call.window,
-                                             .coded = call.k.order != nullptr,
-                                             .has_prompts = PromptFits(call)},
-                                            seqs.token_offsets, seqs.context_lens);
+  const AttentionItems items = (batch_invariant ? CutIntoInvariantItems : CutIntoItems)(
+      {.group = call.group,
+       .num_kv_heads = call.num_kv_heads,
+       .window = call.window,
+       .coded = call.k.order != nullptr,
+       .has_prompts = PromptFits(call)},
+      seqs.token_offsets, seqs.context_lens);
   Ints ints;
   const int64_t token_offsets = ints.Add(seqs.token_offsets);
   const int64_t context_lens = ints.Add(seqs.context_lens);
@@ -204,7 +211,7 @@ absl::Status PagedAttentionCuda(const PagedAttentionArgs& args, Stream& stream) 
   call.k = FloatSide(args.k_pages);
   call.v = FloatSide(args.v_pages);
   return Run(call, {args.token_offsets, args.context_lens, args.page_offsets, args.page_ids, {}},
-             args.step, {0, 0}, stream);
+             args.step, {0, 0}, args.batch_invariant, stream);
 }
 
 absl::Status CodedPagedAttentionCuda(const CodedPagedAttentionArgs& args, Stream& stream) {
@@ -216,7 +223,7 @@ absl::Status CodedPagedAttentionCuda(const CodedPagedAttentionArgs& args, Stream
   return Run(
       call,
       {args.token_offsets, args.context_lens, args.page_offsets, args.page_ids, args.exact_rows},
-      args.step, {Width(*args.k_codes), Width(*args.v_codes)}, stream);
+      args.step, {Width(*args.k_codes), Width(*args.v_codes)}, args.batch_invariant, stream);
 }
 
 absl::Status KvWriteCuda(const KvWriteArgs& args, Stream& stream) {

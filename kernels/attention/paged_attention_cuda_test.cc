@@ -29,7 +29,8 @@ double Extra(const Case& c) {
 
 class PagedAttentionCudaTest : public GpuTest {
  protected:
-  void ExpectMatchesReference(const Case& c, const std::string& where, uint32_t seed = 1) {
+  void ExpectMatchesReference(const Case& c, const std::string& where, uint32_t seed = 1,
+                              bool batch_invariant = false) {
     const Problem problem(c, seed);
     const Tensor q = OnDevice(problem.all_q(), stream());
     Tensor out = OnDevice(problem.all_out(), stream());
@@ -40,6 +41,7 @@ class PagedAttentionCudaTest : public GpuTest {
     args.out = out.mutable_view().Columns(0, problem.width());
     args.k_pages = k.view();
     args.v_pages = v.view();
+    args.batch_invariant = batch_invariant;
     const absl::Status status = PagedAttention(args, stream());
     ASSERT_TRUE(status.ok()) << status;
     ASSERT_TRUE(Copy(out.view(), problem.all_out(), stream()).ok());
@@ -48,6 +50,12 @@ class PagedAttentionCudaTest : public GpuTest {
     problem.ExpectMatchesReference(where, Extra(c));
   }
 };
+
+// A matrix as bytes: gaps of NaN compare equal.
+ConstTensorView BytesOf(const Tensor& rows) {
+  return ConstTensorView(rows.view().raw(), DType::kU8, {rows.view().size_bytes()},
+                         rows.view().device());
+}
 
 const std::vector<Sequence> kSteps = {{1, 1},   {1, 17},  {1, 255}, {1, 256},
                                       {1, 257}, {2, 300}, {1, 700}, {1, 3001}};
@@ -102,6 +110,45 @@ TEST_F(PagedAttentionCudaTest, WindowHidesOldTokens) {
       ExpectMatchesReference(c, "window");
       c.seqs = kPrompts;
       ExpectMatchesReference(c, "window");
+    }
+  }
+}
+
+TEST_F(PagedAttentionCudaTest, BatchInvariantMatchesTheReference) {
+  for (const DType dtype : kFloatDTypes) {
+    for (const int64_t window : {0, 100, 1500}) {
+      Case c = {kPrompts, dtype, 2, 3, 64};
+      c.window = window;
+      c.seqs.push_back({3, 2500});
+      c.seqs.push_back({1, 3001});
+      ExpectMatchesReference(c, "batch-invariant", 1, /*batch_invariant=*/true);
+    }
+  }
+}
+
+TEST_F(PagedAttentionCudaTest, BatchInvariantMeansAnySplitOfTokensAndHeads) {
+  for (const DType dtype : kFloatDTypes) {
+    for (const int64_t window : {0, 10, 1500}) {
+      SCOPED_TRACE(absl::StrCat(DTypeName(dtype), ", window ", window));
+      Case c = {{{40, 2070}}, dtype, 1, 3, 64};
+      c.window = window;
+      const Problem problem(c);
+      const Tensor q = OnDevice(problem.all_q(), stream());
+      const Tensor k = OnDevice(problem.args.k_pages, stream());
+      const Tensor v = OnDevice(problem.args.v_pages, stream());
+      Tensor whole_out = OnDevice(problem.all_out(), stream());
+      Tensor split_out = OnDevice(problem.all_out(), stream());
+      PagedAttentionArgs whole = problem.args;
+      whole.q = q.view().Columns(0, problem.width());
+      whole.k_pages = k.view();
+      whole.v_pages = v.view();
+      PagedAttentionArgs split = whole;
+      whole.out = whole_out.mutable_view().Columns(0, problem.width());
+      split.out = split_out.mutable_view().Columns(0, problem.width());
+      RunWholeAndSplit(whole, split, c.page_size,
+                       [&](const auto& args) { return PagedAttention(args, stream()); });
+      EXPECT_EQ(Values<uint8_t>(BytesOf(whole_out), stream()),
+                Values<uint8_t>(BytesOf(split_out), stream()));
     }
   }
 }

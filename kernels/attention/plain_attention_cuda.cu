@@ -6,6 +6,7 @@
 
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_rows.cuh"
+#include "kernels/attention/invariant_attention_cuda.h"
 #include "kernels/core/cuda_math.cuh"
 
 namespace thinwire {
@@ -50,7 +51,8 @@ struct Shared {
   KeySpan keys[kCudaRows];
 };
 
-template <typename Rows>
+// kInvariant: a row's sums do not depend on the other rows of its block.
+template <typename Rows, bool kInvariant>
 __global__ void __launch_bounds__(kThreads) Plain(const AttentionCall call) {
   constexpr bool kCoded = sizeof(Rows) != 0 && !__is_same(Rows, FloatRows);
   __shared__ Shared shared;
@@ -93,7 +95,8 @@ __global__ void __launch_bounds__(kThreads) Plain(const AttentionCall call) {
     }
   }
   __syncthreads();
-  const int begin = shared.keys[0].begin;
+  // Where any block of rows with this split begins: keys that a row does not see change nothing.
+  const int begin = kInvariant ? item.key_begin : shared.keys[0].begin;
   const int end = shared.keys[item.num_rows - 1].end;
   const int* page_ids = call.page_ids + call.page_offsets[item.seq];
   const auto row_of = [&](const AttentionSide& side, int key) {
@@ -204,6 +207,9 @@ __global__ void __launch_bounds__(kThreads) Plain(const AttentionCall call) {
 constexpr int kCombineWarps = 8;
 constexpr int kChannelsPerPass = 128;
 
+// kInvariant: one partial after the other, so that leading ones that have nothing, because the
+// block's other rows alone attend to keys there, change no bit.
+template <bool kInvariant>
 __global__ void __launch_bounds__(32 * kCombineWarps) Combine(const AttentionCall call) {
   __shared__ float values[kCombineWarps][kChannelsPerPass];
   const AttentionCombine job = call.combines[blockIdx.x];
@@ -220,16 +226,19 @@ __global__ void __launch_bounds__(32 * kCombineWarps) Combine(const AttentionCal
     maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffffu, maximum, step));
   }
   float sum = 0.0f;
-  for (int p = lane; p < job.num_partials; p += 32) {
+  for (int p = kInvariant ? 0 : lane; p < job.num_partials; p += kInvariant ? 1 : 32) {
     const float2 weight = weights[at_of(p)];
     sum += weight.y * Exp2(weight.x - maximum);
   }
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  if (!kInvariant) {
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  }
   const int64_t to = RowElement(call, job.seq, kv_head, job.first_row + row, call.out_stride);
   for (int begin = 0; begin < call.head_dim; begin += kChannelsPerPass) {
     float value[kChannelsPerPass / 32] = {};
 #pragma unroll 4
-    for (int p = warp; p < job.num_partials; p += kCombineWarps) {
+    for (int p = kInvariant && warp > 0 ? job.num_partials : warp; p < job.num_partials;
+         p += kInvariant ? 1 : kCombineWarps) {
       const float factor = Exp2(weights[at_of(p)].x - maximum);
       const float* const from = call.partial_values + at_of(p) * call.head_dim + begin;
 #pragma unroll
@@ -252,10 +261,10 @@ __global__ void __launch_bounds__(32 * kCombineWarps) Combine(const AttentionCal
   }
 }
 
-}  // namespace
-
-cudaError_t LaunchPlain(const AttentionCall& call, cudaStream_t stream) {
-  const auto kernel = call.k.order != nullptr ? Plain<CodedRows> : Plain<FloatRows>;
+template <bool kInvariant>
+cudaError_t LaunchItems(const AttentionCall& call, cudaStream_t stream) {
+  const auto kernel =
+      call.k.order != nullptr ? Plain<CodedRows, kInvariant> : Plain<FloatRows, kInvariant>;
   const int bytes = 2 * kCudaRows * call.head_dim * static_cast<int>(sizeof(float));
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -264,11 +273,27 @@ cudaError_t LaunchPlain(const AttentionCall& call, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-cudaError_t LaunchCombine(const AttentionCall& call, cudaStream_t stream) {
+template <bool kInvariant>
+cudaError_t LaunchCombines(const AttentionCall& call, cudaStream_t stream) {
   if (call.num_combines == 0) return cudaSuccess;
   const dim3 grid(call.num_combines, call.num_kv_heads, kCudaRows);
-  Combine<<<grid, 32 * kCombineWarps, 0, stream>>>(call);
+  Combine<kInvariant><<<grid, 32 * kCombineWarps, 0, stream>>>(call);
   return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t LaunchPlain(const AttentionCall& call, cudaStream_t stream) {
+  return LaunchItems<false>(call, stream);
+}
+
+cudaError_t LaunchCombine(const AttentionCall& call, cudaStream_t stream) {
+  return LaunchCombines<false>(call, stream);
+}
+
+cudaError_t LaunchInvariant(const AttentionCall& call, cudaStream_t stream) {
+  const cudaError_t error = LaunchItems<true>(call, stream);
+  return error != cudaSuccess ? error : LaunchCombines<true>(call, stream);
 }
 
 }  // namespace thinwire

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/attention/attention_items.h"
+#include "kernels/attention/invariant_attention.h"
 #include "kernels/core/copy.h"
 #include "kernels/core/status_macros.h"
 
@@ -36,7 +37,7 @@ Piece PieceOf(absl::Span<const T> values, int64_t room = 0) {
 }  // namespace
 
 absl::Status StepSequences::Upload(const Arrays& arrays, Stream& stream) {
-  const AttentionItems items = CutIntoItems(
+  const AttentionItems items = (layers_.batch_invariant ? CutIntoInvariantItems : CutIntoItems)(
       {.group = layers_.num_heads / layers_.num_kv_heads,
        .num_kv_heads = layers_.num_kv_heads,
        .window = layers_.window,

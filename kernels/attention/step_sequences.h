@@ -25,6 +25,7 @@ struct StepLayers {
   int64_t window = 0;
   DType page_dtype = DType::kF32;  // where pages hold floats
   bool coded = false;              // they hold codes
+  bool batch_invariant = false;    // as in PagedAttentionArgs
 };
 
 // Owns memory on both sides; move-only, thread-compatible. Operators that are given one do not look

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/coded_linear/coded_linear_cpu.h"
 #include "kernels/coded_linear/coded_linear_device.h"
+#include "kernels/coded_linear/integer_linear_in_order.h"
 #include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 
@@ -110,7 +111,7 @@ absl::Status CodedLinear(const CodedLinearArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckCodedLinearArgs(args, stream.device()));
   if (args.y.num_elements() == 0) return absl::OkStatus();
   if constexpr (kHasCuda) {
-    if (stream.device().kind == DeviceKind::kCuda && !args.batch_invariant) {
+    if (stream.device().kind == DeviceKind::kCuda) {
       return CodedLinearCuda(args, stream);
     }
   }
@@ -120,16 +121,28 @@ absl::Status CodedLinear(const CodedLinearArgs& args, Stream& stream) {
   return CodedLinearCpu(args, stream);
 }
 
-absl::Status IntegerLinear(const IntegerLinearArgs& args, Stream& stream) {
+namespace {
+
+absl::Status RunIntegerLinear(const IntegerLinearArgs& args, bool in_order, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckIntegerLinearArgs(args, stream.device()));
   if (args.y.num_elements() == 0) return absl::OkStatus();
   if constexpr (kHasCuda) {
-    if (stream.device().kind == DeviceKind::kCuda) return IntegerLinearCuda(args, stream);
+    if (stream.device().kind == DeviceKind::kCuda) return IntegerLinearCuda(args, in_order, stream);
   }
   if (stream.device().kind != DeviceKind::kCpu) {
     return NotAvailable("integer linear", stream.device());
   }
   return IntegerLinearCpu(args, stream);
+}
+
+}  // namespace
+
+absl::Status IntegerLinear(const IntegerLinearArgs& args, Stream& stream) {
+  return RunIntegerLinear(args, /*in_order=*/false, stream);
+}
+
+absl::Status IntegerLinearInOrder(const IntegerLinearArgs& args, Stream& stream) {
+  return RunIntegerLinear(args, /*in_order=*/true, stream);
 }
 
 }  // namespace thinwire

@@ -29,8 +29,8 @@ struct CodedLinearArgs {
 // token's row of y is bit for bit the same beside other tokens, with any number of threads, and
 // when the weights are any subset of the output rows. Beyond that the order is BLAS's and may
 // differ with num_tokens and threads, and batch_invariant, which keeps to the first, costs a
-// multiple of the time. On a GPU it depends on shapes and num_tokens, and batch_invariant is
-// Unimplemented; beyond 64 tokens weights are rounded to the dtype of x.
+// multiple of the time. On a GPU up to 64 tokens, and with batch_invariant always, the order
+// depends on the groups only; beyond, it is cuBLASLt's, and weights are rounded to the dtype of x.
 absl::Status CodedLinear(const CodedLinearArgs& args, Stream& stream);
 
 // The definition, in double, for tests.
@@ -60,7 +60,7 @@ struct IntegerLinearArgs {
 // weights columns. Segments are added in fp32 in ascending order: an element of y has the same bits
 // beside any other tokens, with any number of threads, in any subset of the output rows. A GPU adds
 // pieces of segments, beyond 64 tokens in another order where some are not whole chunks of 128
-// columns. num_tokens may be 0. InvalidArgument names what does not fit; Unimplemented elsewhere.
+// columns (but integer_linear_in_order.h). num_tokens may be 0. InvalidArgument names what misfits.
 absl::Status IntegerLinear(const IntegerLinearArgs& args, Stream& stream);
 
 // The definition, sums over a segment exact and the rest in double, for tests.

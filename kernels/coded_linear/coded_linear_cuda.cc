@@ -300,8 +300,9 @@ absl::Status CodedLinearManyTokensCuda(const CodedLinearArgs& args, Stream& stre
 }
 
 absl::Status CodedLinearCuda(const CodedLinearArgs& args, Stream& stream) {
-  return args.x.dim(0) <= kFewCudaTokens ? CodedLinearFewTokensCuda(args, stream)
-                                         : CodedLinearManyTokensCuda(args, stream);
+  return args.batch_invariant || args.x.dim(0) <= kFewCudaTokens
+             ? CodedLinearFewTokensCuda(args, stream)
+             : CodedLinearManyTokensCuda(args, stream);
 }
 
 namespace {
@@ -345,13 +346,14 @@ std::vector<int32_t> NextParts(const CodedWeights& weights, const Steps& steps, 
 
 }  // namespace
 
-absl::Status IntegerLinearCuda(const IntegerLinearArgs& args, Stream& stream) {
+absl::Status IntegerLinearCuda(const IntegerLinearArgs& args, bool in_order, Stream& stream) {
   const CodedWeights& weights = *args.weights;
   const Steps steps = MakeSteps(weights, args.segment_offsets, args.segment_step);
   std::vector<int32_t> ints = StepInts(steps);
   const size_t num_step_ints = ints.size();
   CodedLinearCall call = CallOf(weights, steps, nullptr);
-  const bool many = args.codes.dim(0) > kFewCudaTokens && ManyCodesFit(weights);
+  const bool many = args.codes.dim(0) > kFewCudaTokens && ManyCodesFit(weights) &&
+                    (!in_order || HasOnePartChunks(call));
   ManyCodesCall many_call = {};
   if (many) {
     many_call.one_part = HasOnePartChunks(call);

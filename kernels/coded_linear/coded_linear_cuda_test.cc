@@ -8,6 +8,7 @@
 #include "gtest/gtest.h"
 #include "kernels/coded_linear/coded_linear.h"
 #include "kernels/coded_linear/coded_linear_device.h"
+#include "kernels/coded_linear/integer_linear_in_order.h"
 #include "kernels/coded_linear/random_weights.h"
 #include "kernels/testing/gpu_test.h"
 #include "kernels/testing/on_device.h"
@@ -109,7 +110,7 @@ class CodedLinearCudaTest : public GpuTest {
   }
 
   // Returns y as fp32, [num_tokens, out].
-  std::vector<float> ExpectIntegers(const Case& c, int64_t run_tokens) {
+  std::vector<float> ExpectIntegers(const Case& c, int64_t run_tokens, bool in_order = false) {
     SCOPED_TRACE(testing::Message() << c);
     std::mt19937 random(static_cast<uint32_t>(c.out * 31 + c.in));
     const Weights w(c.out, c.in, c.bits, Offsets(c.in, c.group_size, random), c.max_zero, random);
@@ -143,7 +144,7 @@ class CodedLinearCudaTest : public GpuTest {
       args.bias = device_bias.view();
     }
     args.y = y.mutable_view().Columns(0, c.out).Rows(0, run_tokens);
-    const absl::Status status = IntegerLinear(args, stream());
+    const absl::Status status = (in_order ? IntegerLinearInOrder : IntegerLinear)(args, stream());
     EXPECT_TRUE(status.ok()) << status;
     const Tensor host_y = OnHost(y.view(), stream());
     const std::vector<float> found = Floats(host_y);
@@ -308,6 +309,52 @@ TEST_F(CodedLinearCudaTest, ATokensBitsAreTheSameBesideAnyOthers) {
 
 // A call begins with its weights while the one ahead still runs: each must see that one's results,
 // and leave partial sums alone that are still read.
+TEST_F(CodedLinearCudaTest, CodesInOrderHaveTheSameBitsBesideAnyOthers) {
+  for (const int bits : {3, 4, 8}) {
+    // Whole chunks of columns, pieces of them, and ragged ones.
+    for (const auto& [group, segment] : {std::pair(128, 128), {64, 64}, {128, 48}, {0, 0}}) {
+      Case c = {100, 130, 2304, bits, group, DType::kF32, segment};
+      c.max_zero = 15;
+      const std::vector<float> many = ExpectIntegers(c, 100, /*in_order=*/true);
+      const std::vector<float> few = ExpectIntegers(c, 3, /*in_order=*/true);
+      ASSERT_EQ(few.size(), 3u * 130);
+      EXPECT_TRUE(std::equal(few.begin(), few.end(), many.begin())) << c;
+    }
+  }
+}
+
+TEST_F(CodedLinearCudaTest, BatchInvariantFloatsHaveTheSameBitsBesideAnyTokensAndRows) {
+  std::mt19937 random(8);
+  for (const DType dtype : kFloatDTypes) {
+    for (const int bits : {3, 4, 8}) {
+      constexpr int64_t kTokens = 80, kOut = 96, kIn = 2304;
+      const std::vector<int32_t> offsets = Offsets(kIn, bits == 8 ? 0 : 128, random);
+      const Weights w(kOut, kIn, bits, offsets, (1 << bits) - 1, random);
+      const CodedWeights weights = w.coded.CopyTo(stream().device()).value();
+      std::normal_distribution<float> normal;
+      std::vector<float> values(kTokens * kIn);
+      for (float& value : values) value = normal(random);
+      const Tensor x = OnDevice(RoundedTensor(values, dtype, kTokens, kIn).view(), stream());
+      const auto run = [&](int64_t first, int64_t count) {
+        Tensor y = Tensor::Allocate(dtype, {count, kOut}, stream().device()).value();
+        EXPECT_TRUE(CodedLinear({.x = x.view().Rows(first, count),
+                                 .weights = &weights,
+                                 .y = y.mutable_view(),
+                                 .batch_invariant = true},
+                                stream())
+                        .ok());
+        return Floats(OnHost(y.view(), stream()));
+      };
+      const std::vector<float> whole = run(0, kTokens);
+      for (const auto& [first, count] : {std::pair<int64_t, int64_t>(0, 1), {77, 3}, {20, 17}}) {
+        const std::vector<float> part = run(first, count);
+        EXPECT_TRUE(std::equal(part.begin(), part.end(), whole.begin() + first * kOut))
+            << bits << " bits, " << std::string(DTypeName(dtype)) << ", " << count << " tokens";
+      }
+    }
+  }
+}
+
 TEST_F(CodedLinearCudaTest, CallsInARowSeeTheResultsOfThoseAhead) {
   constexpr int kCalls = 12;
   for (const int64_t width : {512, 2304}) {  // without partial sums and with them

@@ -12,7 +12,8 @@
 namespace thinwire {
 
 absl::Status CodedLinearCuda(const CodedLinearArgs& args, Stream& stream);
-absl::Status IntegerLinearCuda(const IntegerLinearArgs& args, Stream& stream);
+// in_order: as IntegerLinearInOrder.
+absl::Status IntegerLinearCuda(const IntegerLinearArgs& args, bool in_order, Stream& stream);
 
 // Up to this many tokens the kernel for few makes passes over the weights; beyond, they are
 // unpacked and multiplied as dense ones. The two ways for any number.

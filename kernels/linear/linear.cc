@@ -50,10 +50,6 @@ absl::Status Linear(const LinearArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckArguments(args, stream.device()));
   if (args.x.dim(0) == 0 || args.weight.dim(0) == 0) return absl::OkStatus();
   if (stream.device().kind != DeviceKind::kCpu) {
-    if (args.batch_invariant) {
-      return absl::UnimplementedError(
-          absl::StrCat("linear: not batch-invariant on ", DeviceName(stream.device())));
-    }
     if constexpr (kHasCuda) return LinearCuda(args, stream);
     return absl::UnimplementedError(
         absl::StrCat("linear: not available on ", DeviceName(stream.device())));

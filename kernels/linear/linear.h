@@ -25,8 +25,8 @@ struct LinearArgs {
 // depends on in_features only: a token's row of y is bit for bit the same beside other tokens and
 // with any number of threads. Beyond that the order is BLAS's and may differ with num_tokens and
 // threads, and batch_invariant, which keeps to the first order, costs a multiple of the time. On a
-// GPU it is cuBLASLt's for the shape: the same bits again for the same shape, and batch_invariant
-// is Unimplemented.
+// GPU it is cuBLASLt's for the shape: the same bits again for the same shape. With batch_invariant
+// an output is summed there by plain multiply-adds in an order that depends on in_features only.
 absl::Status Linear(const LinearArgs& args, Stream& stream);
 
 // The definition, in double, for tests.

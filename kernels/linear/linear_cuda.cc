@@ -202,6 +202,7 @@ absl::Status MultiplyCopies(const LinearArgs& args, Stream& stream) {
 
 absl::Status LinearCuda(const LinearArgs& args, Stream& stream) {
   (void)CudaStream(stream);  // makes the device this thread's
+  if (args.batch_invariant) return OrderedLinearCuda(args, stream);
   if (MixedFewTokensFit(args)) return MixedFewTokensCuda(args, stream);
   if (args.x.dtype() != args.weight.dtype()) return MultiplyCopies(args, stream);
   const int64_t tokens = args.x.dim(0), out = args.weight.dim(0);

@@ -1,5 +1,5 @@
-// Dense layers on a GPU. Arguments: dtype, num_tokens, bias. 8192 features in and out. For few
-// tokens, the share of a copy's rate at which weights are read; for many, operations.
+// Dense layers on a GPU. Arguments: dtype, num_tokens, bias, batch_invariant. 8192 features in and
+// out. For few tokens, the share of a copy's rate at which weights are read; for many, operations.
 #include <cstdint>
 #include <vector>
 
@@ -28,6 +28,7 @@ void BM_LinearCuda(benchmark::State& state) {
   RunBesideGpuCopy(state, bytes, 4, stream, [&](int64_t set) {
     LinearArgs args{x.view(), weight[static_cast<size_t>(set)].view(), {}, y.mutable_view()};
     if (state.range(2) != 0) args.bias = bias.view();
+    args.batch_invariant = state.range(3) != 0;
     TW_CHECK(Linear(args, stream).ok());
   });
   state.counters["TFLOP/s"] = 2e-12 * static_cast<double>(tokens * kFeatures * kFeatures) /
@@ -37,6 +38,7 @@ BENCHMARK(BM_LinearCuda)
     ->ArgsProduct({{static_cast<int64_t>(DType::kF16), static_cast<int64_t>(DType::kBF16),
                     static_cast<int64_t>(DType::kF32)},
                    {1, 16, 2048},
+                   {0, 1},
                    {0, 1}})
     ->UseManualTime()
     ->Iterations(1);

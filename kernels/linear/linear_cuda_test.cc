@@ -36,7 +36,7 @@ class LinearCudaTest : public GpuTest {
     return RoundedTensor(values, dtype, rows, columns + gap);
   }
 
-  void ExpectMatchesReference(const Case& c) {
+  void ExpectMatchesReference(const Case& c, bool batch_invariant = false) {
     SCOPED_TRACE(absl::StrCat(c.num_tokens, " x ", c.out, " x ", c.in, ", ", DTypeName(c.x_dtype),
                               " by ", DTypeName(c.weight_dtype), " bias ", c.bias, " gaps ",
                               c.x_gap, " ", c.y_gap));
@@ -53,6 +53,7 @@ class LinearCudaTest : public GpuTest {
     args.weight = device_weight.view();
     if (c.bias) args.bias = device_bias.view();
     args.y = y.mutable_view().Columns(0, c.out);
+    args.batch_invariant = batch_invariant;
     const absl::Status status = Linear(args, stream());
     ASSERT_TRUE(status.ok()) << status;
     const std::vector<float> found = Floats(OnHost(y.view(), stream()));
@@ -114,6 +115,61 @@ TEST_F(LinearCudaTest, FewTokensInFp32ReadWeightsOfSixteenBitsAsTheyLie) {
                                             : 0,
                                   out == 517 ? 3 : 0});
           if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(LinearCudaTest, BatchInvariantOfAnyShapeMatchesTheReference) {
+  int turn = 0;
+  for (const int64_t num_tokens : {1, 2, 8, 13, 17, 130}) {
+    for (const int64_t out : {1, 33, 257}) {
+      for (const int64_t in : {1, 31, 256, 264, 1000}) {
+        const DType x_dtype = kFloatDTypes[++turn % 3];
+        ExpectMatchesReference({num_tokens, out, in, x_dtype, kFloatDTypes[turn / 3 % 3],
+                                turn % 2 == 0, turn % 4 == 0 ? 5 : 0, turn % 5 == 1 ? 3 : 0},
+                               /*batch_invariant=*/true);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_F(LinearCudaTest, BatchInvariantMeansTheSameBitsBesideAnyTokensAndFeatures) {
+  for (const DType x_dtype : kFloatDTypes) {
+    for (const DType weight_dtype : kFloatDTypes) {
+      for (const int64_t in : {7, 256, 2312, 4099}) {
+        SCOPED_TRACE(absl::StrCat(DTypeName(x_dtype), " by ", DTypeName(weight_dtype), " of ", in));
+        constexpr int64_t kTokens = 150, kOut = 300;
+        const Tensor x = OnDevice(Random(x_dtype, kTokens, in, 0).view(), stream());
+        const Tensor weight = OnDevice(Random(weight_dtype, kOut, in, 0).view(), stream());
+        Tensor y = Tensor::Allocate(x_dtype, {kTokens, kOut}, stream().device()).value();
+        ASSERT_TRUE(Linear({.x = x.view(),
+                            .weight = weight.view(),
+                            .y = y.mutable_view(),
+                            .batch_invariant = true},
+                           stream())
+                        .ok());
+        const std::vector<float> whole = Floats(OnHost(y.view(), stream()));
+        for (const int64_t count : {1, 5, 11, 70}) {
+          const int64_t token = static_cast<int64_t>(random_()) % (kTokens - count + 1);
+          const int64_t out = 1 + static_cast<int64_t>(random_()) % (kOut / 2);
+          const int64_t first = static_cast<int64_t>(random_()) % (kOut - out + 1);
+          Tensor part = Tensor::Allocate(x_dtype, {count, out}, stream().device()).value();
+          ASSERT_TRUE(Linear({.x = x.view().Rows(token, count),
+                              .weight = weight.view().Rows(first, out),
+                              .y = part.mutable_view(),
+                              .batch_invariant = true},
+                             stream())
+                          .ok());
+          const std::vector<float> found = Floats(OnHost(part.view(), stream()));
+          for (int64_t t = 0; t < count; ++t) {
+            for (int64_t o = 0; o < out; ++o) {
+              ASSERT_EQ(found[t * out + o], whole[(token + t) * kOut + first + o])
+                  << count << " tokens from " << token << ", features from " << first;
+            }
+          }
         }
       }
     }

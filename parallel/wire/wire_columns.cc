@@ -4,6 +4,7 @@
 
 #include "absl/status/status.h"
 #include "kernels/core/check.h"
+#include "kernels/core/copy.h"
 #include "kernels/core/status_macros.h"
 #include "parallel/wire/recording.h"
 #include "parallel/wire/wire.h"
@@ -18,6 +19,12 @@ void PlaceColumns(const ConstTensorView& rows, std::byte* to, int64_t to_stride)
   for (int64_t i = 0; i < rows.dim(0); ++i) {
     std::memcpy(to + i * to_stride, from + i * width, static_cast<size_t>(width));
   }
+}
+
+// A matrix as rows of bytes.
+TensorView AsBytes(const ConstTensorView& rows) {
+  return TensorView(const_cast<void*>(rows.raw()), DType::kU8,
+                    {rows.dim(0), DTypeBytes(rows.dtype(), rows.dim(1))}, rows.device());
 }
 
 }  // namespace
@@ -38,6 +45,24 @@ absl::Status Wire::GatherColumns(Site site, ConstTensorView part, TensorView who
   const int64_t bytes = key.message_bytes();
   Recording recording(ledger_, tp_, site, /*logical_bytes=*/0);
   if (n == 0) return recording.Done(absl::OkStatus());
+  if (whole.device().kind == DeviceKind::kCuda) {
+    // Its links check what they carry: there are no messages but the rows.
+    const auto run = [&]() -> absl::Status {
+      const TensorView to = AsBytes(whole), from = AsBytes(part);
+      const int64_t size = from.num_elements(), width = from.dim(1);
+      TW_ASSIGN_OR_RETURN(const TensorView all, Bytes(incoming_, p * size, whole.device()));
+      recording.InTransfer();
+      TW_RETURN_IF_ERROR(tp_->AllGather(from, all, stream));
+      recording.InCodec();
+      for (int r = 0; r < p; ++r) {
+        const ConstTensorView block(Part(all, r * size, size).raw(), DType::kU8, {n, width},
+                                    whole.device());
+        TW_RETURN_IF_ERROR(Copy(block, to.Columns(r * width, width), stream));
+      }
+      return absl::OkStatus();
+    };
+    return recording.Done(run());
+  }
   recording.AddMetadata((p - 1) * MessageKey::kCheckBytes);
   const auto run = [&]() -> absl::Status {
     TW_ASSIGN_OR_RETURN(const TensorView all, Bytes(incoming_, p * bytes, whole.device()));
@@ -74,6 +99,39 @@ absl::Status Wire::CollectRows(Site site, ConstTensorView part, TensorView rows,
                       .row_bytes = DTypeBytes(rows.dtype(), BlockOf(rows.dim(1), sender).size())};
   };
   Recording recording(ledger_, tp_, site, RingAllReduceBytes(rows.num_elements()));
+  if (rows.device().kind == DeviceKind::kCuda) {
+    const auto run = [&]() -> absl::Status {
+      const TensorView from = AsBytes(part);
+      const TensorView to = AsBytes(rows).Rows(own.begin, own.size());
+      TW_ASSIGN_OR_RETURN(const TensorView received,
+                          Bytes(incoming_, to.num_elements(), rows.device()));
+      std::vector<ConstTensorView> out(p);
+      std::vector<TensorView> in(p);
+      int64_t end = 0;
+      for (int r = 0; r < p; ++r) {
+        const MessageKey wanted = key_of(r, own);
+        if (r == rank) continue;
+        if (const Range block = BlockOf(n, r); block.size() > 0) {
+          out[r] = from.Rows(block.begin, block.size());
+        }
+        if (wanted.rows_bytes() == 0) continue;
+        in[r] = RowsOf(wanted, Part(received, end, wanted.rows_bytes()));
+        end += wanted.rows_bytes();
+      }
+      recording.InTransfer();
+      TW_RETURN_IF_ERROR(tp_->Exchange(out, in, stream));
+      recording.InCodec();
+      int64_t column = 0;
+      for (int r = 0; r < p && own.size() > 0; ++r) {
+        const int64_t width = key_of(r, own).row_bytes;
+        const TensorView block = r == rank ? from.Rows(own.begin, own.size()) : in[r];
+        if (width > 0) TW_RETURN_IF_ERROR(Copy(block, to.Columns(column, width), stream));
+        column += width;
+      }
+      return absl::OkStatus();
+    };
+    return recording.Done(run());
+  }
   const auto run = [&]() -> absl::Status {
     const int64_t sent_bytes = key_of(rank, {0, n}).message_bytes() + p * MessageKey::kCheckBytes;
     TW_ASSIGN_OR_RETURN(const TensorView sent, Bytes(outgoing_, sent_bytes, rows.device()));

@@ -119,7 +119,6 @@ absl::Status EngineRank::AgreeOnTheJob() {
 absl::Status EngineRank::OpenDevice() {
   if (!on_gpu()) return absl::OkStatus();
   TW_RETURN_IF_ERROR(CheckDeviceUsable(options_.device));
-  TW_RETURN_IF_ERROR(CheckRunsOnGpus(options_.wire));
   TW_ASSIGN_OR_RETURN(stream_, Stream::Cuda(options_.device, &host_stream_.pool()));
   return absl::OkStatus();
 }

@@ -83,7 +83,7 @@ class EngineRank {
   // FailedPrecondition where ranks were started with other flags or folders.
   absl::Status AgreeOnTheJob();
   bool on_gpu() const { return options_.device != Device::Cpu(); }
-  // Where tensors are on a GPU: its stream, or Unimplemented for options that only the CPU has.
+  // Where tensors are on a GPU: its stream.
   absl::Status OpenDevice();
   absl::Status Load(const LoadProgress& progress);
   // Communicators of groups, and of the leader with the groups that it is not in.

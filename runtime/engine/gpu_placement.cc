@@ -29,14 +29,6 @@ absl::Status CheckDistinct(absl::Span<const GpuPlace> places) {
   return absl::OkStatus();
 }
 
-absl::Status CheckRunsOnGpus(const WireOptions& wire) {
-  if (wire.strategy.kind == WireStrategy::Kind::kExact) {
-    return absl::UnimplementedError(
-        absl::StrCat("--wire ", WireName(wire), " on GPUs; expected --device cpu"));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status CheckGpusDistinct(Device device, Communicator& world, Stream& host) {
   struct Place {
     char host[64];

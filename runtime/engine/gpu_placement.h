@@ -8,7 +8,6 @@
 #include "kernels/core/device.h"
 #include "kernels/core/stream.h"
 #include "parallel/comm/communicator.h"
-#include "parallel/wire/strategy.h"
 
 namespace thinwire {
 
@@ -21,9 +20,6 @@ struct GpuPlace {
 // FailedPrecondition names the first two ranks that have one GPU: NCCL wants one for each.
 // places: by rank.
 absl::Status CheckDistinct(absl::Span<const GpuPlace> places);
-
-// Unimplemented for what only CPU ranks do.
-absl::Status CheckRunsOnGpus(const WireOptions& wire);
 
 // Collective: CheckDistinct for what the ranks of `world` have, this one `device`, or the error of
 // a rank whose device cannot be used; alike on all ranks.

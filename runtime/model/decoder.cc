@@ -43,7 +43,8 @@ absl::StatusOr<Decoder> Decoder::Create(const ModelConfig& config, const ShardPl
                    .head_dim = config.head_dim,
                    .window = config.sliding_window,
                    .page_dtype = dtype,
-                   .coded = !layers.empty() && layers.front().k_codes.has_value()},
+                   .coded = !layers.empty() && layers.front().k_codes.has_value(),
+                   .batch_invariant = plan.residual_cut() == ResidualCut::kByOutputs},
         device);
   }
   TW_ASSIGN_OR_RETURN(decoder.layers_,

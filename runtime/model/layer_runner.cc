@@ -9,6 +9,7 @@
 #include "kernels/attention/coded_attention.h"
 #include "kernels/attention/paged_attention.h"
 #include "kernels/coded_linear/coded_linear.h"
+#include "kernels/coded_linear/integer_linear_in_order.h"
 #include "kernels/codes/codes.h"
 #include "kernels/convert/convert.h"
 #include "kernels/convert/gather.h"
@@ -301,15 +302,16 @@ absl::Status LayerRunner::ApplyLinears(const std::vector<LinearWeights>& linears
       TW_ASSIGN_OR_RETURN(x, GatherInput(linear.input_order.view(), x, stream));
     }
     if (!input.codes.empty()) {
-      TW_RETURN_IF_ERROR(IntegerLinear({.codes = input.codes,
-                                        .gains = input.gains,
-                                        .segment_offsets = linear.segment_offsets,
-                                        .segment_step = linear.segment_step,
-                                        .weights = &*linear.codes,
-                                        .offset = linear.offset.view(),
-                                        .bias = linear.bias.view(),
-                                        .y = part},
-                                       stream));
+      TW_RETURN_IF_ERROR((wire.exact() ? IntegerLinearInOrder : IntegerLinear)(
+          {.codes = input.codes,
+           .gains = input.gains,
+           .segment_offsets = linear.segment_offsets,
+           .segment_step = linear.segment_step,
+           .weights = &*linear.codes,
+           .offset = linear.offset.view(),
+           .bias = linear.bias.view(),
+           .y = part},
+          stream));
     } else if (linear.vptq.has_value()) {
       TW_RETURN_IF_ERROR(VptqLinear({.x = x,
                                      .weights = &*linear.vptq,

@@ -140,6 +140,50 @@ class GpuSplitTest(support.QuantizeTestCase):
 
 @support.needs_mpi
 @needs_two_gpus
+class GpuExactTest(support.QuantizeTestCase):
+    """--wire exact: the same bits on every mesh of GPUs, in every batch."""
+
+    MESHES = (((), 0), (("--max-step-tokens", 7, "--page-size", 5), 0), (("--tp", 2), 2),
+              (("--pp", 2, "--no-cuda-graphs"), 2))
+    SHARED = (("--tp", 2, "--pp", 2, "--share-gpus"), 4)
+
+    def check(self, model, meshes, *dtype):
+        expected = None
+        for flags, ranks in meshes:
+            with self.subTest(model=model.name, dtype=dtype, flags=flags):
+                found = self.perplexity(model, "--device", "cuda", "--wire", "exact",
+                                        "--max-tokens", 256, *dtype, *flags, ranks=ranks)
+                expected = found if expected is None else expected
+                self.assertEqual(found, expected)
+
+    def test_perplexity_has_the_same_bits_on_every_mesh(self):
+        for model in (OPT, LLAMA):
+            self.check(model, (*self.MESHES, self.SHARED))
+            self.check(model, self.MESHES, "--dtype", "fp16")
+
+    def test_perplexity_of_codes_has_the_same_bits_on_every_mesh(self):
+        for model in (OPT, LLAMA):
+            for scheme in ("w4a16", "w4a8", "w4a4kv"):
+                self.check(self.quantize(model, "--scheme", scheme, name=f"{model.name}-{scheme}"),
+                           self.MESHES)
+            vptq = self.folder / f"vptq-{model.name}"
+            test_vptq.quantized(model, vptq, self.folder / f"dense-{model.name}", test_vptq.SPECS)
+            self.check(vptq, self.MESHES)
+
+    def test_tokens_of_dense_models_are_the_cpus(self):
+        prompts = self.write("prompts.jsonl", PROMPTS)
+        for model in (OPT, LLAMA):
+            run = ["run", "--model", model, "--prompts", prompts, "--json", "--max-tokens", 24,
+                   "--ignore-eos", "--wire", "exact"]
+            expected = self.succeed([*run, "--device", "cpu"]).lines
+            for flags, ranks in (*self.MESHES, self.SHARED):
+                with self.subTest(model=model.name, flags=flags):
+                    found = self.succeed([*run, "--device", "cuda", *flags], ranks)
+                    self.assertEqual(found.lines, expected)
+
+
+@support.needs_mpi
+@needs_two_gpus
 class GpuFaultTest(support.TestCase):
 
     ENDLESS = [{"id": i, "token_ids": [5, i % 1000], "max_tokens": 400} for i in range(20000)]
