@@ -69,7 +69,11 @@ struct CodedLinearCall {
   int32_t warps_each;
   int32_t num_blocks_of_threads;
   bool early_launches;  // kernels begin before the one ahead of them ends
-  // [splits, num_tokens * planes, 16 num_panels], null: neither splits nor planes
+  // Clusters of `splits` blocks that run at a time, whose blocks add their sums up in shared
+  // memory; 0: none.
+  int32_t clusters;
+  int32_t kept_pairs;  // of panels, whose sums a block of a cluster keeps; set by launches
+  // [splits, num_tokens * planes, 16 num_panels], null: neither splits nor planes, or clusters
   float* partials;
 };
 
@@ -90,6 +94,9 @@ constexpr uint8_t HighBitsOnDevice(uint8_t byte) {
 
 // What early_launches may be: whether these kernels, as this GPU runs them, wait for the one ahead.
 bool FewTokensCanStartEarly();
+// CodedLinearCall::clusters of clusters of `size` blocks, 0: this GPU has none of them.
+int MostLinearClusters(int size);
+inline constexpr int kMostClusterBlocks = 8;  // on any GPU that has clusters
 cudaError_t LaunchFloatLinear(const CodedLinearCall& call, cudaStream_t stream);
 cudaError_t LaunchIntegerLinear(const CodedLinearCall& call, cudaStream_t stream);
 

@@ -155,6 +155,12 @@ void Few(benchmark::internal::Benchmark* benchmark) {
     }
   }
   benchmark->Args({4, 64, 28672, 8192});
+  // Llama 2 70B by two ranks, with the first: qkv, o, down.
+  for (const int tokens : {1, 16}) {
+    benchmark->Args({4, tokens, 5120, 8192})
+        ->Args({4, tokens, 8192, 4096})
+        ->Args({4, tokens, 8192, 14336});
+  }
 }
 void Many(benchmark::internal::Benchmark* benchmark) {
   for (const int bits : {4, 3}) benchmark->Args({bits, 4096, 28672, 8192});

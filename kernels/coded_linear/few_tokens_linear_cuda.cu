@@ -4,8 +4,10 @@
 // Columns are cut into chunks of 128 (fewer where parts are ragged), one for each warp of a block.
 // A block keeps its chunks, and their x in registers, and goes through pairs of panels: of each,
 // every warp multiplies its chunk, then the block adds the warps' sums in the order of the columns.
-// Where a row has more chunks than a block has warps, blocks leave partial results, which a second
-// kernel adds in the same order. So an element's sum depends on the columns alone.
+// Where a row has more chunks than a block has warps, the blocks that share it are a cluster: each
+// keeps its sums in shared memory, and at the end takes its part of the rows and adds all blocks'
+// in the same order. Where they cannot be one, they leave partial results, which a second kernel
+// adds. So an element's sum depends on the columns alone.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -17,6 +19,7 @@
 #include "kernels/coded_linear/linear_products.cuh"
 #include "kernels/coded_linear/linear_result.cuh"
 #include "kernels/core/async_copy.cuh"
+#include "kernels/core/block_cluster.cuh"
 #include "kernels/core/cuda_math.cuh"
 #include "kernels/core/early_launch.cuh"
 
@@ -28,6 +31,7 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kAddThreads = 128;
 // Floats of a token's 32 rows in shared memory; four more let a warp write without conflicts.
 constexpr int kRowStride = 36;
+constexpr int kMostSharedBytes = 227 << 10;  // of a block, where there are clusters
 
 template <int kCount, int kFirst = 0, typename F>
 __device__ inline void ForEach(F&& f) {
@@ -65,6 +69,35 @@ struct Queue {
   }
 };
 
+// Adds up what the blocks of a cluster keep, [num_pairs, num_tokens, 32] from shared address `kept`
+// of each, of pairs of panels first_pair + i * stride. All threads of the cluster call it; they may
+// write to kept again after.
+__device__ inline void AddCluster(const CodedLinearCall& call, uint32_t kept, int num_pairs,
+                                  int first_pair, int stride, int first_token, int num_tokens) {
+  SyncCluster();
+  const int fours = num_pairs * num_tokens * 8;
+  const int first = static_cast<int>(RankInCluster()) * kThreads + static_cast<int>(threadIdx.x);
+  for (int i = first; i < fours; i += call.splits * kThreads) {
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 4
+    for (int s = 0; s < call.splits; ++s) {
+      const float4 partial = LoadFromRank(kept + 16 * i, s);
+      sum.x += partial.x;
+      sum.y += partial.y;
+      sum.z += partial.z;
+      sum.w += partial.w;
+    }
+    const int token = first_token + i / 8 % num_tokens;
+    const int o = 32 * (first_pair + i / 8 / num_tokens * stride) + i % 8 * 4;
+    const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (o + k < call.out_features) StoreResult(call, token, o + k, values[k]);
+    }
+  }
+  SyncCluster();
+}
+
 template <int kBits, typename T, int kTiles, bool kOnePart>
 __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall call) {
   using P = Products<kBits, T>;
@@ -84,12 +117,13 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
   const int first_step = (static_cast<int>(blockIdx.y) * call.chunks_each + in_slot) * kSteps;
   const bool idle = in_slot >= call.chunks_each || first_step >= call.num_steps;
 
-  // The warps' queues, then two sets of sums.
+  // The warps' queues, then two sets of sums, then the sums that a block of a cluster keeps.
   using Q = Queue<kBits, kOnePart>;
   constexpr int kDepth = Q::kDepth;
   const unsigned char* const queue = memory + warp * Q::kWarpBytes;
   float* const sums = reinterpret_cast<float*>(memory + kWarps * Q::kWarpBytes);
   constexpr int kWarpSums = kTokens * kRowStride;
+  float* const kept = sums + 2 * kWarps * kWarpSums;
 
   Chunk<kSteps> chunk;
 #pragma unroll
@@ -195,6 +229,7 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
   }
   // Weights stay as they are; x and what results are written to may be in use until here.
   WaitForPrevious();
+  LetNextStart();  // wherever a block has ended
   if (!idle) {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
@@ -217,7 +252,7 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
     }
   }
 
-  int place = 0, parity = 0;
+  int place = 0, parity = 0, num_kept = 0;
   for (int base = blockIdx.x * slots; base < num_pairs; base += stride) {
     const int pair = base + slot;
     float* const set = sums + parity * (kWarps * kWarpSums);
@@ -296,7 +331,9 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
       float sum = 0.0f;
 #pragma unroll 4
       for (int w = 0; w < call.chunks_each; ++w) sum += from[w * kWarpSums];
-      if (call.partials != nullptr) {
+      if (call.kept_pairs > 0) {
+        kept[(num_kept * tokens_here + token) * 32 + row] = sum;
+      } else if (call.partials != nullptr) {
         if (o < 16 * call.num_panels) {
           call.partials[(static_cast<int64_t>(blockIdx.y) * num_rows_of_x + first_token + token) *
                             (16 * call.num_panels) +
@@ -307,8 +344,13 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
       }
     }
     parity ^= 1;
+    // All blocks of a cluster go through the same pairs.
+    if (call.kept_pairs > 0 && (++num_kept == call.kept_pairs || base + stride >= num_pairs)) {
+      AddCluster(call, SharedAddress(kept), num_kept, base - (num_kept - 1) * stride, stride,
+                 first_token, tokens_here);
+      num_kept = 0;
+    }
   }
-  LetNextStart();
 }
 
 // Adds the blocks' partial results in order, and the planes of a value; a thread has four rows.
@@ -343,21 +385,38 @@ __global__ void __launch_bounds__(kAddThreads) AddPartials(const CodedLinearCall
   }
 }
 
+// Shared memory but for what blocks of a cluster keep.
+template <int kBits, int kTiles, bool kOnePart>
+constexpr int SharedBytes() {
+  return kWarps * Queue<kBits, kOnePart>::kWarpBytes + 2 * kWarps * 8 * kTiles * kRowStride * 4;
+}
+
 template <int kBits, typename T, int kTiles, bool kOnePart>
-cudaError_t Launch(const CodedLinearCall& call, cudaStream_t stream) {
-  constexpr int kBytes =
-      kWarps * Queue<kBits, kOnePart>::kWarpBytes + 2 * kWarps * 8 * kTiles * kRowStride * 4;
+cudaError_t Launch(CodedLinearCall call, cudaStream_t stream) {
   const auto kernel = FewTokens<kBits, T, kTiles, kOnePart>;
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
   const int slots = kWarps / call.warps_each;
   const int pairs = (call.num_panels + 1) / 2;
   const int rows_of_x = call.num_tokens * call.planes;
-  const dim3 grid(
-      std::max(1, std::min((pairs + slots - 1) / slots, call.num_blocks_of_threads / call.splits)),
-      call.splits, (rows_of_x + 8 * kTiles - 1) / (8 * kTiles));
-  error = LaunchKernel({grid, kThreads, kBytes, stream}, call.early_launches, kernel, call);
+  const int at_a_time =
+      call.clusters > 0 ? call.clusters : call.num_blocks_of_threads / call.splits;
+  const dim3 grid(std::max(1, std::min((pairs + slots - 1) / slots, at_a_time)), call.splits,
+                  (rows_of_x + 8 * kTiles - 1) / (8 * kTiles));
+  int bytes = SharedBytes<kBits, kTiles, kOnePart>();
+  if (call.clusters > 0) {
+    // In as few rounds as shared memory lets them, of about as many pairs.
+    const int pair_bytes = std::min(8 * kTiles, rows_of_x) * 32 * 4;
+    const int most = (kMostSharedBytes - bytes) / pair_bytes;
+    const int each = (pairs + static_cast<int>(grid.x) - 1) / static_cast<int>(grid.x);
+    const int rounds = (each + most - 1) / most;
+    call.kept_pairs = (each + rounds - 1) / rounds;
+    bytes += call.kept_pairs * pair_bytes;
+  }
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  LaunchShape shape = {grid, kThreads, static_cast<size_t>(bytes), stream};
+  if (call.clusters > 0) shape.cluster_y = grid.y;
+  error = LaunchKernel(shape, call.early_launches, kernel, call);
   if (error != cudaSuccess || call.partials == nullptr) return error;
   const int rows_each = 4 * kAddThreads;
   const dim3 adders((call.out_features + rows_each - 1) / rows_each, call.num_tokens);
@@ -386,6 +445,31 @@ cudaError_t LaunchBits(const CodedLinearCall& call, cudaStream_t stream) {
 }  // namespace
 
 bool FewTokensCanStartEarly() { return CanStartEarly(AddPartials); }
+
+int MostLinearClusters(int size) {
+  // All these kernels have a multiprocessor for each block; so one speaks for them.
+  const auto kernel = FewTokens<4, __half, 1, true>;
+  constexpr int kBytes = SharedBytes<4, 1, true>();
+  if (!CanStartEarly(kernel)) return 0;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = attribute.val.clusterDim.z = 1;
+  attribute.val.clusterDim.y = static_cast<unsigned int>(size);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(1, size);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kBytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes) !=
+          cudaSuccess ||
+      cudaOccupancyMaxActiveClusters(&count, kernel, &config) != cudaSuccess) {
+    cudaGetLastError();  // not of the call that asks
+    return 0;
+  }
+  return count;
+}
 
 cudaError_t LaunchFloatLinear(const CodedLinearCall& call, cudaStream_t stream) {
   return call.x_dtype == DType::kF16 ? LaunchBits<__half>(call, stream)
