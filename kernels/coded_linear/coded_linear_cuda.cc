@@ -2,8 +2,6 @@
 #include "kernels/coded_linear/coded_linear_cuda.h"
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -75,11 +73,7 @@ int Attribute(cudaDeviceAttr attribute, Device device) {
 // else is in a call.
 void Divide(Device device, CodedLinearCall& call) {
   const int64_t chunks = CeilDiv(call.num_steps, kChunkColumns / StepColumns(call.bits));
-  auto blocks = static_cast<int32_t>(CeilDiv(chunks, kLinearWarps));
-  // Clusters of 2, 4 and 8 leave the fewest multiprocessors over.
-  if (blocks <= kMostClusterBlocks) {
-    blocks = static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(blocks)));
-  }
+  const auto blocks = static_cast<int32_t>(CeilDiv(chunks, kLinearWarps));
   call.splits = blocks;
   call.chunks_each = static_cast<int32_t>(CeilDiv(chunks, blocks));
   call.warps_each = kLinearWarps;
@@ -92,23 +86,22 @@ void Divide(Device device, CodedLinearCall& call) {
 class LinearClusters : public StreamState {
  public:
   explicit LinearClusters(Device device)
-      : num_multiprocessors_(Attribute(cudaDevAttrMultiProcessorCount, device)) {
-    for (int log = 1; log < static_cast<int>(counts_.size()); ++log) {
-      counts_[static_cast<size_t>(log)] = MostLinearClusters(1 << log);
-    }
-  }
+      : num_multiprocessors_(Attribute(cudaDevAttrMultiProcessorCount, device)),
+        pairs_(MostLinearClusters(2)),
+        fours_(MostLinearClusters(4)) {}
 
-  // For `call` as Divide left it; 0 also where they would leave many multiprocessors over.
-  int32_t For(const CodedLinearCall& call) const {
-    if (call.splits < 2 || call.splits > kMostClusterBlocks || call.planes > 1) return 0;
-    const auto log = std::bit_width(static_cast<uint32_t>(call.splits)) - 1;
-    const int count = counts_[static_cast<size_t>(log)];
+  // For `call` as Divide left it. 0: a second kernel was as fast or faster (README, measured), or
+  // they would leave many multiprocessors over.
+  int32_t For(const CodedLinearCall& call, DType x_dtype, int64_t num_tokens) const {
+    if (call.planes > 1 || (call.splits != 2 && call.splits != 4)) return 0;
+    if (call.splits == 4 && (num_tokens > 8 || x_dtype == DType::kBF16)) return 0;
+    const int32_t count = call.splits == 2 ? pairs_ : fours_;
     return 8 * count * call.splits < 7 * num_multiprocessors_ ? 0 : count;
   }
 
  private:
-  int num_multiprocessors_;
-  std::array<int, std::bit_width(unsigned{kMostClusterBlocks})> counts_ = {};  // of 2^i blocks
+  int32_t num_multiprocessors_;
+  int32_t pairs_, fours_;
 };
 
 bool HasPartials(const CodedLinearCall& call) {
@@ -279,8 +272,8 @@ absl::Status CodedLinearFewTokensCuda(const CodedLinearArgs& args, Stream& strea
   const Steps steps = GroupSteps(weights);
   CodedLinearCall call = CallOf(weights, steps, weights.device_steps());
   call.planes = args.x.dtype() == DType::kF32 ? 3 : 1;
-  call.clusters = stream.State<LinearClusters>().For(call);
   const int64_t num_tokens = args.x.dim(0);
+  call.clusters = stream.State<LinearClusters>().For(call, args.x.dtype(), num_tokens);
   // Passes of whole tokens where they have several planes.
   const int64_t pass =
       call.planes == 1 ? num_tokens : std::min<int64_t>(num_tokens, kTokensPerPass / call.planes);
@@ -395,7 +388,7 @@ absl::Status IntegerLinearCuda(const IntegerLinearArgs& args, bool in_order, Str
   TW_ASSIGN_OR_RETURN(const std::byte* const there,
                       stream.State<KeptInts>().Get(reinterpret_cast<const std::byte*>(call.codes),
                                                    many, ints, stream));
-  call.clusters = stream.State<LinearClusters>().For(call);
+  call.clusters = stream.State<LinearClusters>().For(call, DType::kU8, args.codes.dim(0));
   const int64_t partial_bytes = many ? 0 : PartialBytes(call, args.codes.dim(0));
   const int64_t x_bytes =
       ReadsDirectly(args.codes, steps)

@@ -96,7 +96,6 @@ constexpr uint8_t HighBitsOnDevice(uint8_t byte) {
 bool FewTokensCanStartEarly();
 // CodedLinearCall::clusters of clusters of `size` blocks, 0: this GPU has none of them.
 int MostLinearClusters(int size);
-inline constexpr int kMostClusterBlocks = 8;  // on any GPU that has clusters
 cudaError_t LaunchFloatLinear(const CodedLinearCall& call, cudaStream_t stream);
 cudaError_t LaunchIntegerLinear(const CodedLinearCall& call, cudaStream_t stream);
 
