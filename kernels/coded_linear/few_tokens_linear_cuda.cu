@@ -415,7 +415,7 @@ cudaError_t Launch(CodedLinearCall call, cudaStream_t stream) {
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   LaunchShape shape = {grid, kThreads, static_cast<size_t>(bytes), stream};
-  if (call.clusters > 0) shape.cluster_y = grid.y;
+  if (call.clusters > 0) shape.cluster = dim3(1, grid.y);
   error = LaunchKernel(shape, call.early_launches, kernel, call);
   if (error != cudaSuccess || call.partials == nullptr) return error;
   const int rows_each = 4 * kAddThreads;

@@ -8,7 +8,9 @@
 
 namespace thinwire {
 
-// Kernels that were launched to follow this one may get ready.
+// Kernels that were launched to follow this one may get ready. Where this one has not waited yet,
+// the one ahead of it may still run, and so on: what a kernel touches before it waits was there
+// before the last kernel in the stream that called this after its wait, or had none.
 __device__ inline void LetNextStart() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -35,7 +37,7 @@ struct LaunchShape {
   dim3 block;
   size_t shared_bytes = 0;
   cudaStream_t stream = nullptr;
-  unsigned int cluster_y = 1;  // blocks of a cluster, along y; divides grid.y
+  dim3 cluster = 1;  // blocks of a cluster; divide the grid
 };
 
 // early: begins before the kernel ahead has ended; only for kernels of which CanStartEarly, and
@@ -55,12 +57,10 @@ cudaError_t LaunchKernel(const LaunchShape& shape, bool early, void (*kernel)(Pa
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
   }
-  if (shape.cluster_y > 1) {
+  if (shape.cluster.x * shape.cluster.y * shape.cluster.z > 1) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = 1;
-    attribute.val.clusterDim.y = shape.cluster_y;
-    attribute.val.clusterDim.z = 1;
+    attribute.val.clusterDim = {shape.cluster.x, shape.cluster.y, shape.cluster.z};
   }
   return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
 }

@@ -1,9 +1,10 @@
 #include <algorithm>
 
 #include "kernels/core/cuda_status.h"
-#include "kernels/core/device_properties.h"
+#include "kernels/core/early_launch.cuh"
 #include "kernels/core/vectors.cuh"
 #include "kernels/norm/norm_internal.h"
+#include "kernels/norm/norm_row.cuh"
 
 namespace thinwire {
 namespace {
@@ -27,9 +28,6 @@ struct NormParams {
   bool rms;
 };
 
-// Of a block: two fit a multiprocessor, with 64 or 80 registers for each thread.
-constexpr int MostThreads(int vectors) { return vectors <= 2 ? 512 : 384; }
-constexpr int kMostVectors = 6;       // of a thread
 constexpr float kTwo23 = 8388608.0f;  // fp32 has no fractions from here on
 
 // clamp(round(value), 0, max_code): adding 2^23 rounds halves to even.
@@ -47,44 +45,6 @@ __device__ __forceinline__ Out Finish(float normalised, float weight, float bias
   } else {
     return FromFloat<T>(value);
   }
-}
-
-// Element i of 16 bytes of T. The bytes stay packed: registers are scarcer than conversions.
-template <typename T>
-__device__ __forceinline__ float Element(const uint4& vector, int i) {
-  constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
-  const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
-  const uint32_t word = words[i / kPerWord];
-  if constexpr (std::is_same_v<T, float>) {
-    return __uint_as_float(word);
-  } else if constexpr (std::is_same_v<T, Half>) {
-    return AsFloat(Half{static_cast<uint16_t>(i % 2 == 0 ? word : word >> 16)});
-  } else {
-    return __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xffff0000u);
-  }
-}
-
-template <typename T>
-__device__ __forceinline__ uint4 Sum(const uint4& a, const uint4& b) {
-  constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
-  uint32_t words[4];
-#pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    const int i = w * kPerWord;
-    const float first = Element<T>(a, i) + Element<T>(b, i);
-    if constexpr (std::is_same_v<T, float>) {
-      words[w] = __float_as_uint(first);
-    } else {
-      const float second = Element<T>(a, i + 1) + Element<T>(b, i + 1);
-      words[w] = FromFloat<T>(first).bits | static_cast<uint32_t>(FromFloat<T>(second).bits) << 16;
-    }
-  }
-  return {words[0], words[1], words[2], words[3]};
-}
-
-// Keeps the compiler from holding on to values converted earlier.
-__device__ __forceinline__ void Forget(uint4& vector) {
-  asm volatile("" : "+r"(vector.x), "+r"(vector.y), "+r"(vector.z), "+r"(vector.w));
 }
 
 // What a vector's results need of each channel. Rows with an order fit shared memory, so that 16
@@ -133,6 +93,7 @@ __device__ __forceinline__ Channels<T, Out, kOrder> LoadChannels(const NormParam
 template <typename T, typename Out, int kVectors, bool kOrder>
 __global__ void __launch_bounds__(kVectors <= 2 ? 512 : 384, kVectors <= 4 ? 2 : 1)
     NormRows(NormParams<T, Out> p) {
+  LetNextStart();  // to fetch weights
   constexpr int kCount = kElementsPerVector<T>;
   constexpr bool kPrefetch = kVectors == 1;  // more would not fit the registers
   extern __shared__ __align__(16) unsigned char staged[];
@@ -297,23 +258,17 @@ absl::Status Launch(const NormParams<T, Out>& p, bool aligned, Stream& stream) {
   constexpr int64_t kSharedBytes = 96 << 10;  // of two rows; two such blocks fit an A100 or H100
   const int num_vectors = p.hidden / kCount;
   const bool staged = p.order != nullptr;
-  if (!aligned || num_vectors > kMostVectors * MostThreads(kMostVectors) ||
+  if (!aligned || num_vectors > kMostRowVectors ||
       (staged && 2 * static_cast<int64_t>(sizeof(T)) * p.hidden > kSharedBytes)) {
     const int threads = std::min(1024, (p.hidden + 31) / 32 * 32);
     NormAnyRow<<<static_cast<unsigned>(p.num_tokens), threads, 0, CudaStream(stream)>>>(p);
     return CudaLaunchStatus("norm", stream);
   }
-  const auto launch = [&](auto vectors) {
+  return WithRowShape(num_vectors, [&](auto vectors, int threads) {
     constexpr int kVectors = decltype(vectors)::value;
-    const int threads = ((num_vectors + kVectors - 1) / kVectors + 31) / 32 * 32;
     return staged ? LaunchRows<T, Out, kVectors, true>(p, threads, stream)
                   : LaunchRows<T, Out, kVectors, false>(p, threads, stream);
-  };
-  if (num_vectors <= MostThreads(1)) return launch(std::integral_constant<int, 1>());
-  if (num_vectors <= 2 * MostThreads(2)) return launch(std::integral_constant<int, 2>());
-  if (num_vectors <= 3 * MostThreads(3)) return launch(std::integral_constant<int, 3>());
-  if (num_vectors <= 4 * MostThreads(4)) return launch(std::integral_constant<int, 4>());
-  return launch(std::integral_constant<int, kMostVectors>());
+  });
 }
 
 template <typename T>

@@ -43,15 +43,49 @@ __device__ __forceinline__ uint64_t CurrentEpoch(const PeerView& v) {
   return *reinterpret_cast<volatile uint64_t*>(v.counters + PeerView::kEpoch) + 1;
 }
 
+// What a thread does for each of `count` parts of a kernel once that part's threads have read the
+// epoch.
+__device__ __forceinline__ void EndEpochOfOne(const PeerView& v, uint64_t epoch, unsigned count) {
+  auto* const ended = reinterpret_cast<unsigned*>(v.counters + PeerView::kEnded);
+  if (count > 1) {
+    if (atomicAdd(ended, 1) != count - 1) return;
+    *ended = 0;
+  }
+  *reinterpret_cast<uint64_t*>(v.counters + PeerView::kEpoch) = epoch;
+}
+
 // The last that all threads of a kernel's blocks do.
 __device__ __forceinline__ void EndEpoch(const PeerView& v, uint64_t epoch) {
   __syncthreads();
   if (threadIdx.x != 0) return;
-  auto* const ended = reinterpret_cast<unsigned*>(v.counters + PeerView::kEnded);
   __threadfence();
-  if (atomicAdd(ended, 1) != gridDim.x - 1) return;
-  *ended = 0;
-  *reinterpret_cast<uint64_t*>(v.counters + PeerView::kEpoch) = epoch;
+  EndEpochOfOne(v, epoch, gridDim.x);
+}
+
+// What marks an epoch's values in mailboxes. Never 0, which fresh memory holds. What a place has
+// held before was marked by an earlier epoch, of which 2^32 - 1 would have to pass for its mark to
+// come back.
+__device__ __forceinline__ uint32_t MarkOf(uint64_t epoch) {
+  return static_cast<uint32_t>(epoch % 0xffffffffu + 1);
+}
+
+// Each 8 bytes are written at once: values below, the mark above.
+__device__ __forceinline__ void Post(std::byte* to, uint32_t a, uint32_t b, uint32_t mark) {
+  const uint64_t above = static_cast<uint64_t>(mark) << 32;
+  asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(above | a),
+               "l"(above | b)
+               : "memory");
+}
+
+__device__ __forceinline__ bool Fetch(const std::byte* from, uint32_t mark, uint32_t (&words)[2]) {
+  uint64_t a, b;
+  asm volatile("ld.relaxed.sys.global.v2.u64 {%0, %1}, [%2];"
+               : "=l"(a), "=l"(b)
+               : "l"(from)
+               : "memory");
+  words[0] = static_cast<uint32_t>(a);
+  words[1] = static_cast<uint32_t>(b);
+  return a >> 32 == mark && b >> 32 == mark;
 }
 
 __device__ __forceinline__ void Signal(uint64_t* at, uint64_t value) {

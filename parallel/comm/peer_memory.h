@@ -29,8 +29,9 @@ inline constexpr int kMostPeerBlocks = 1024;  // of a kernel that signals throug
 //
 // Why two are enough: kernel e + 2 of rank a writes where b read in its kernel e. a's kernel e + 1
 // has ended by then, for which it has waited for signals or marks that b's kernel e + 1 gave; and
-// that began after b's kernel e had ended, since kernels of one stream follow each other. So every
-// kernel waits for every other rank at least once, whether or not there is anything to receive.
+// that began after b's kernel e had ended, since kernels of one stream follow each other (one that
+// starts early waits for those ahead before it touches any of this). So every kernel waits for
+// every other rank at least once, whether or not there is anything to receive.
 struct PeerView {
   std::byte* base[kMostPeerRanks];  // of rank r's memory
   std::byte* counters;              // this GPU's own

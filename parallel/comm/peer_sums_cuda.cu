@@ -50,25 +50,6 @@ __device__ __forceinline__ void StoreItem(const Item<T>& item, int64_t count, bo
   }
 }
 
-// Each 8 bytes are written at once: values below, the mark above.
-__device__ __forceinline__ void Post(std::byte* to, uint32_t a, uint32_t b, uint32_t mark) {
-  const uint64_t above = static_cast<uint64_t>(mark) << 32;
-  asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(above | a),
-               "l"(above | b)
-               : "memory");
-}
-
-__device__ __forceinline__ bool Fetch(const std::byte* from, uint32_t mark, uint32_t (&words)[2]) {
-  uint64_t a, b;
-  asm volatile("ld.relaxed.sys.global.v2.u64 {%0, %1}, [%2];"
-               : "=l"(a), "=l"(b)
-               : "l"(from)
-               : "memory");
-  words[0] = static_cast<uint32_t>(a);
-  words[1] = static_cast<uint32_t>(b);
-  return a >> 32 == mark && b >> 32 == mark;
-}
-
 template <typename T>
 __device__ __forceinline__ void AddPart(bool first, const T* part, int count, float* sums) {
 #pragma unroll
@@ -84,9 +65,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     SumMarked(const __grid_constant__ PeerView v, T* inout, int64_t n, bool aligned) {
   constexpr int kCount = Item<T>::kCount;
   const uint64_t epoch = CurrentEpoch(v);
-  // Never 0, which fresh memory holds. What a place has held before was marked by an earlier epoch,
-  // of which 2^32 - 1 would have to pass for its mark to come back.
-  const auto mark = static_cast<uint32_t>(epoch % 0xffffffffu + 1);
+  const uint32_t mark = MarkOf(epoch);
   const int64_t num_items = (n + kCount - 1) / kCount;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;

@@ -14,6 +14,7 @@
 #include "kernels/core/buffer.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor_view.h"
+#include "kernels/norm/norm.h"
 #include "parallel/comm/communicator.h"
 #include "parallel/plan/shard_plan.h"
 #include "parallel/wire/ledger.h"
@@ -65,6 +66,11 @@ class Wire {
   // the others') and rounded once; with fp16, the parts and the sum are rounded to fp16. All ranks
   // that keep a row have the same bits. The others are left unspecified. Not with kExact.
   absl::Status Reduce(Site site, TensorView inout, Stream& stream);
+
+  // Reduce of `parts` and Norm with the sum for norm.delta, which is given empty: the same bits.
+  // `parts` is left unspecified. One kernel where peer memory takes such rows. Only where ranks
+  // keep all rows.
+  absl::Status ReduceAndNorm(Site site, TensorView parts, NormArgs norm, Stream& stream);
 
   // part: [n, w], any dtype, contiguous: columns [r w, (r + 1) w) of `whole`, [n, p w], where r is
   // this rank. Brings all columns of all rows to all ranks, as they are. Several ranks.
@@ -147,6 +153,8 @@ class Wire {
 
   // What carries such rows in `codec` in one kernel, or null: the communicator does.
   PeerMemory* PeersFor(const RowCodec& codec, const ConstTensorView& rows);
+  // What sums such rows and takes their norm in one kernel, or null.
+  PeerMemory* PeersForNorm(const NormArgs& norm);
   absl::Status ReduceInOneShot(Site site, TensorView inout, Stream& stream);
   absl::Status ReduceToOwners(Site site, TensorView inout, Stream& stream);
   // Encodes this rank's block of `rows` and exchanges it for the others', which are decoded.

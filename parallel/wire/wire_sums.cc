@@ -8,6 +8,7 @@
 #include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 #include "parallel/wire/peer_codes.h"
+#include "parallel/wire/peer_sum_norm.h"
 #include "parallel/wire/recording.h"
 #include "parallel/wire/wire.h"
 
@@ -38,6 +39,34 @@ absl::Status Wire::Reduce(Site site, TensorView inout, Stream& stream) {
       break;
   }
   return absl::InternalError("a sum over ranks, which the wire's strategy does not have");
+}
+
+PeerMemory* Wire::PeersForNorm(const NormArgs& norm) {
+  if constexpr (kHasCuda) {
+    if (tp_->size() == 1 || norm.x.device().kind != DeviceKind::kCuda) return nullptr;
+    const Kind kind = StrategyFor(norm.x.dim(0)).kind;
+    const bool whole = kind == Kind::kNative || kind == Kind::kFp16;
+    if (!whole || !(sends_whole_values() || norm.x.dtype() == DType::kF16)) return nullptr;
+    const absl::StatusOr<PeerMemory*> peers = tp_->Peers();
+    if (peers.ok() && PeersSumAndNorm(**peers, norm)) return *peers;
+  }
+  return nullptr;
+}
+
+absl::Status Wire::ReduceAndNorm(Site site, TensorView parts, NormArgs norm, Stream& stream) {
+  TW_CHECK(keeps_all_rows(parts.dim(0)));
+  norm.delta = parts;
+  if constexpr (kHasCuda) {
+    if (PeerMemory* const peers = PeersForNorm(norm)) {
+      Recording recording(ledger_, tp_, site, RingAllReduceBytes(parts.num_elements()));
+      recording.InTransfer();
+      absl::Status status = tp_->status();
+      if (status.ok()) status = SumAndNormThroughPeers(*peers, norm, stream);
+      return recording.Done(status);
+    }
+  }
+  TW_RETURN_IF_ERROR(Reduce(site, parts, stream));
+  return Norm(norm, stream);
 }
 
 absl::Status Wire::AllReduce(Site site, TensorView inout, Stream& stream) {

@@ -115,7 +115,7 @@ absl::Status Decoder::RunLayers(const StepBatch& batch, Residual& residual, Page
       TW_RETURN_IF_ERROR(layers_->Run(weights_.layers[l], static_cast<int64_t>(l), after, batch,
                                       cache, wire, stream));
     }
-    return absl::OkStatus();
+    return layers_->FinishSum(after, wire, stream);
   };
   const bool decodes = batch.num_tokens() == static_cast<int64_t>(batch.context_lens.size());
   if (!sequences_.has_value() || !captures_steps_ || !decodes) return enqueue(residual);
@@ -190,8 +190,7 @@ absl::Status Decoder::KeepOutputs(const StepBatch& batch, const Residual& residu
         stream));
   }
   if (config_.final_norm) {
-    TW_RETURN_IF_ERROR(
-        layers_->ApplyNorm(weights_.final_norm, own, ConstTensorView(), own, stream));
+    TW_RETURN_IF_ERROR(layers_->ApplyNorm(weights_.final_norm, own, own, stream));
   }
   if (residual.whole) return absl::OkStatus();
   return wire.Share(Site::kFinalNorm, Wire::ShareAs::kFp16, outputs, offsets, stream);

@@ -7,7 +7,6 @@
 
 #include "kernels/activation/activation.h"
 #include "kernels/attention/coded_attention.h"
-#include "kernels/attention/paged_attention.h"
 #include "kernels/coded_linear/coded_linear.h"
 #include "kernels/coded_linear/integer_linear_in_order.h"
 #include "kernels/codes/codes.h"
@@ -18,23 +17,10 @@
 #include "kernels/core/status_macros.h"
 #include "kernels/linear/linear.h"
 #include "kernels/norm/norm.h"
-#include "kernels/rope/rope.h"
 #include "kernels/vptq_linear/vptq_linear.h"
 #include "runtime/model/rope_frequencies.h"
 
 namespace thinwire {
-namespace {
-
-ConstTensorView Positions(const StepBatch& batch) {
-  if (!batch.positions_there.empty()) return batch.positions_there;
-  return ConstTensorView(batch.positions.data(), DType::kI32, {batch.num_tokens()});
-}
-
-absl::Status Look(SiteHook* hook, QuantSite site, TensorView x) {
-  return hook == nullptr ? absl::OkStatus() : hook->At(site, x);
-}
-
-}  // namespace
 
 absl::StatusOr<LayerRunner> LayerRunner::Create(const ModelConfig& config, const ShardPlan& plan,
                                                 DType dtype, int64_t max_tokens, Stream& stream) {
@@ -103,11 +89,27 @@ int64_t LayerRunner::size_bytes() const {
   return bytes;
 }
 
-absl::Status LayerRunner::ApplyNorm(const NormWeights& weights, TensorView x, ConstTensorView delta,
-                                    TensorView out, Stream& stream) const {
+absl::Status LayerRunner::FinishSum(Residual& residual, Wire& wire, Stream& stream) {
+  if (!residual.lacks_sum) return absl::OkStatus();
+  residual.lacks_sum = false;
+  return wire.Reduce(residual.last_sum, delta_.mutable_view().Rows(0, residual.x.dim(0)), stream);
+}
+
+absl::Status LayerRunner::NormWithDelta(NormArgs args, Residual& residual, Wire& wire,
+                                        Stream& stream) {
+  const Range rows = residual.rows;
+  const TensorView delta = delta_.mutable_view().Rows(rows.begin, rows.size());
+  const bool lacks_sum = std::exchange(residual.lacks_sum, false);
+  const bool lacks_delta = std::exchange(residual.lacks_delta, false);
+  if (lacks_sum) return wire.ReduceAndNorm(residual.last_sum, delta, args, stream);
+  if (lacks_delta) args.delta = delta;
+  return Norm(args, stream);
+}
+
+absl::Status LayerRunner::ApplyNorm(const NormWeights& weights, TensorView x, TensorView out,
+                                    Stream& stream) const {
   return Norm({.kind = spec_.norm,
                .x = x,
-               .delta = delta,
                .weight = weights.weight.view(),
                .bias = weights.bias.view(),
                .out = out,
@@ -122,10 +124,11 @@ absl::StatusOr<LayerRunner::Input> LayerRunner::NormSite(const NormWeights& weig
   const int64_t num_tokens = residual.x.dim(0);
   const Range rows = residual.rows;
   const TensorView x = residual.x.Rows(rows.begin, rows.size());
-  ConstTensorView delta;
-  if (residual.lacks_delta) delta = delta_.view().Rows(rows.begin, rows.size());
-  residual.lacks_delta = false;
   if (coding.coded() && !coding.round_only) {
+    TW_RETURN_IF_ERROR(FinishSum(residual, wire, stream));
+    ConstTensorView delta;
+    if (residual.lacks_delta) delta = delta_.view().Rows(rows.begin, rows.size());
+    residual.lacks_delta = false;
     const TensorView codes = CodesView(num_tokens, config_.hidden);
     TW_RETURN_IF_ERROR(NormCodes({.kind = spec_.norm,
                                   .x = x,
@@ -148,15 +151,14 @@ absl::StatusOr<LayerRunner::Input> LayerRunner::NormSite(const NormWeights& weig
   const bool coded_on_way = !residual.whole && !wire.exact();
   const ConstTensorView weight = weights.weight.view();
   const ConstTensorView bias = weights.bias.view();
-  TW_RETURN_IF_ERROR(Norm({.kind = spec_.norm,
-                           .x = x,
-                           .delta = delta,
-                           .weight = coded_on_way ? ConstTensorView() : weight,
-                           .bias = coded_on_way ? ConstTensorView() : bias,
-                           .out = normed.Rows(rows.begin, rows.size()),
-                           .epsilon = static_cast<float>(config_.norm_epsilon),
-                           .order = coding.order.view()},
-                          stream));
+  TW_RETURN_IF_ERROR(NormWithDelta({.kind = spec_.norm,
+                                    .x = x,
+                                    .weight = coded_on_way ? ConstTensorView() : weight,
+                                    .bias = coded_on_way ? ConstTensorView() : bias,
+                                    .out = normed.Rows(rows.begin, rows.size()),
+                                    .epsilon = static_cast<float>(config_.norm_epsilon),
+                                    .order = coding.order.view()},
+                                   residual, wire, stream));
   TW_RETURN_IF_ERROR(Look(hook, site, normed));
   if (!residual.whole) {
     TW_RETURN_IF_ERROR(wire.Share(residual.last_sum, Wire::ShareAs::kCodes, normed, stream));
@@ -185,12 +187,16 @@ absl::StatusOr<LayerRunner::Input> LayerRunner::ResidualSite(const SiteCoding& c
   return CodeSite(coding, copy, Site::kControl, wire, stream);
 }
 
-absl::Status LayerRunner::NormResidual(const NormWeights& weights, Residual& residual,
-                                       Stream& stream) const {
-  const Range rows = residual.rows;
-  const TensorView x = residual.x.Rows(rows.begin, rows.size());
-  residual.lacks_delta = false;
-  return ApplyNorm(weights, x, delta_.view().Rows(rows.begin, rows.size()), x, stream);
+absl::Status LayerRunner::NormResidual(const NormWeights& weights, Residual& residual, Wire& wire,
+                                       Stream& stream) {
+  const TensorView x = residual.x.Rows(residual.rows.begin, residual.rows.size());
+  return NormWithDelta({.kind = spec_.norm,
+                        .x = x,
+                        .weight = weights.weight.view(),
+                        .bias = weights.bias.view(),
+                        .out = x,
+                        .epsilon = static_cast<float>(config_.norm_epsilon)},
+                       residual, wire, stream);
 }
 
 absl::StatusOr<LayerRunner::Input> LayerRunner::GatherInputs(Site site, const Input& input,
@@ -226,7 +232,11 @@ absl::Status LayerRunner::AddUp(Site site, const std::vector<LinearWeights>& lin
     TW_RETURN_IF_ERROR(wire.CollectRows(site, part, delta, stream));
   } else {
     TW_RETURN_IF_ERROR(ApplyLinears(linears, input, delta, wire, stream));
-    if (!wire.exact()) TW_RETURN_IF_ERROR(wire.Reduce(site, delta, stream));
+    // Where ranks keep all rows, the norm that comes next can take the sum with it.
+    residual.lacks_sum = !wire.exact() && wire.keeps_all_rows(num_tokens);
+    if (!wire.exact() && !residual.lacks_sum) {
+      TW_RETURN_IF_ERROR(wire.Reduce(site, delta, stream));
+    }
   }
   residual.rows = wire.OwnRows(num_tokens);
   residual.whole = wire.keeps_all_rows(num_tokens);
@@ -339,111 +349,6 @@ absl::Status LayerRunner::ApplyLinears(const std::vector<LinearWeights>& linears
   return absl::OkStatus();
 }
 
-absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer, ConstTensorView q,
-                                 ConstTensorView k, ConstTensorView v, TensorView out,
-                                 const StepBatch& batch, PagedKvCache& cache, const Wire& wire,
-                                 Stream& stream) {
-  const int64_t num_heads = plan_.heads().size();
-  const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
-  const TensorView k_pages = cache.k_pages(cache_layer);
-  const TensorView v_pages = cache.v_pages(cache_layer);
-  if (!layer.k_codes.has_value()) {
-    TW_RETURN_IF_ERROR(KvWrite({.k = k,
-                                .v = v,
-                                .slots = batch.slots,
-                                .k_pages = k_pages,
-                                .v_pages = v_pages,
-                                .step = batch.step},
-                               stream));
-    return PagedAttention({.q = q,
-                           .out = out,
-                           .token_offsets = batch.token_offsets,
-                           .context_lens = batch.context_lens,
-                           .page_offsets = batch.page_offsets,
-                           .page_ids = batch.page_ids,
-                           .k_pages = k_pages,
-                           .v_pages = v_pages,
-                           .num_heads = num_heads,
-                           .scale = scale,
-                           .window = config_.sliding_window,
-                           .batch_invariant = wire.exact(),
-                           .step = batch.step},
-                          stream);
-  }
-  const TensorView exact_k = cache.exact_k(cache_layer);
-  const TensorView exact_v = cache.exact_v(cache_layer);
-  const bool exact = !exact_k.empty();
-  TW_RETURN_IF_ERROR(CodedKvWrite(
-      {.k = k,
-       .v = v,
-       .slots = batch.slots,
-       .k_codes = &*layer.k_codes,
-       .v_codes = &*layer.v_codes,
-       .k_pages = k_pages,
-       .v_pages = v_pages,
-       .exact_rows = exact ? batch.exact_rows_of_tokens : absl::Span<const int32_t>(),
-       .exact_k = exact_k,
-       .exact_v = exact_v,
-       .first_wrong =
-           first_wrong_.empty() ? TensorView() : first_wrong_.mutable_view().Rows(cache_layer, 1),
-       .step = batch.step},
-      stream));
-  return CodedPagedAttention(
-      {.q = q,
-       .out = out,
-       .token_offsets = batch.token_offsets,
-       .context_lens = batch.context_lens,
-       .page_offsets = batch.page_offsets,
-       .page_ids = batch.page_ids,
-       .exact_rows = exact ? batch.exact_rows_of_seqs : absl::Span<const int32_t>(),
-       .k_codes = &*layer.k_codes,
-       .v_codes = &*layer.v_codes,
-       .k_pages = k_pages,
-       .v_pages = v_pages,
-       .exact_k = exact_k,
-       .exact_v = exact_v,
-       .num_heads = num_heads,
-       .scale = scale,
-       .window = config_.sliding_window,
-       .batch_invariant = wire.exact(),
-       .step = batch.step},
-      stream);
-}
-
-absl::Status LayerRunner::AttentionHalf(const LayerWeights& layer, int64_t cache_layer,
-                                        const Input& input, Residual& residual,
-                                        const StepBatch& batch, PagedKvCache& cache, Wire& wire,
-                                        Stream& stream, SiteHook* hook) {
-  const int64_t num_tokens = batch.num_tokens();
-  const int64_t head_dim = config_.head_dim;
-  const int64_t num_heads = plan_.heads().size();
-  const int64_t num_kv_heads = plan_.kv_heads().size();
-  const TensorView qkv = qkv_.mutable_view().Rows(0, num_tokens);
-  const TensorView q = qkv.Columns(0, num_heads * head_dim);
-  const TensorView k = qkv.Columns(num_heads * head_dim, num_kv_heads * head_dim);
-  const TensorView v = qkv.Columns((num_heads + num_kv_heads) * head_dim, num_kv_heads * head_dim);
-  TW_RETURN_IF_ERROR(ApplyLinears(layer.qkv, input, qkv, wire, stream));
-  if (spec_.rope) {
-    // Keys lie behind queries.
-    TW_RETURN_IF_ERROR(Rope({.x = qkv.Columns(0, (num_heads + num_kv_heads) * head_dim),
-                             .positions = Positions(batch),
-                             .inv_freq = inv_freq_.view(),
-                             .num_heads = num_heads + num_kv_heads,
-                             .head_dim = head_dim},
-                            stream));
-  }
-  TW_RETURN_IF_ERROR(Look(hook, QuantSite::kQ, q));
-  TW_RETURN_IF_ERROR(Look(hook, QuantSite::kK, k));
-  TW_RETURN_IF_ERROR(Look(hook, QuantSite::kV, v));
-  if (layer.q.coded()) TW_RETURN_IF_ERROR(Round(layer.q, q, stream));
-  const TensorView attended = attended_.mutable_view().Rows(0, num_tokens);
-  TW_RETURN_IF_ERROR(Attend(layer, cache_layer, q, k, v, attended, batch, cache, wire, stream));
-  TW_RETURN_IF_ERROR(Look(hook, QuantSite::kOutIn, attended));
-  TW_ASSIGN_OR_RETURN(const Input out_in,
-                      CodeSite(layer.out_in, attended, Site::kAttentionOut, wire, stream));
-  return AddUp(Site::kAttentionOut, layer.out, out_in, residual, wire, stream);
-}
-
 absl::Status LayerRunner::MlpHalf(const LayerWeights& layer, const Input& input, Residual& residual,
                                   Wire& wire, Stream& stream, SiteHook* hook) {
   const int64_t num_tokens = residual.x.dim(0);
@@ -487,11 +392,11 @@ absl::Status LayerRunner::Run(const LayerWeights& layer, int64_t cache_layer, Re
                       ResidualSite(layer.qkv_in, QuantSite::kQkvIn, residual, wire, stream, hook));
   TW_RETURN_IF_ERROR(
       AttentionHalf(layer, cache_layer, attention_in, residual, batch, cache, wire, stream, hook));
-  TW_RETURN_IF_ERROR(NormResidual(layer.attention_norm, residual, stream));
+  TW_RETURN_IF_ERROR(NormResidual(layer.attention_norm, residual, wire, stream));
   TW_ASSIGN_OR_RETURN(const Input mlp_in,
                       ResidualSite(layer.mlp_in, QuantSite::kMlpIn, residual, wire, stream, hook));
   TW_RETURN_IF_ERROR(MlpHalf(layer, mlp_in, residual, wire, stream, hook));
-  return NormResidual(layer.mlp_norm, residual, stream);
+  return NormResidual(layer.mlp_norm, residual, wire, stream);
 }
 
 }  // namespace thinwire

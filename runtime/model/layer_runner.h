@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor.h"
+#include "kernels/norm/norm.h"
 #include "parallel/plan/shard_plan.h"
 #include "parallel/wire/wire.h"
 #include "runtime/cache/paged_kv_cache.h"
@@ -28,6 +29,8 @@ struct Residual {
   // x lacks what LayerRunner::delta() holds: the last half's sum is left to the norm that comes
   // next.
   bool lacks_delta = false;
+  // What delta() holds is this rank's part of that sum.
+  bool lacks_sum = false;
   Site last_sum = Site::kEmbedding;  // where it was last changed
 };
 
@@ -45,17 +48,21 @@ class LayerRunner {
 
   // Runs `layer` over the batch; K and V go to layer `cache_layer` of the cache. Collective over
   // the tensor-parallel group. Where norms come before their half of a layer, the residual lacks
-  // delta() on return; where they come after, it is complete, before and after.
+  // delta() on return, whose sum FinishSum completes; where they come after, it is complete, before
+  // and after.
   absl::Status Run(const LayerWeights& layer, int64_t cache_layer, Residual& residual,
                    const StepBatch& batch, PagedKvCache& cache, Wire& wire, Stream& stream,
                    SiteHook* hook = nullptr);
 
+  // Sums what delta() holds over ranks where the residual lacks that.
+  absl::Status FinishSum(Residual& residual, Wire& wire, Stream& stream);
+
   // [num_tokens, hidden]: what the last half of the last layer adds; rows as the residual's.
   ConstTensorView delta(int64_t num_tokens) const { return delta_.view().Rows(0, num_tokens); }
 
-  // norm(x + delta), x summed in place. delta may be empty.
-  absl::Status ApplyNorm(const NormWeights& weights, TensorView x, ConstTensorView delta,
-                         TensorView out, Stream& stream) const;
+  // out = norm(x).
+  absl::Status ApplyNorm(const NormWeights& weights, TensorView x, TensorView out,
+                         Stream& stream) const;
 
   // See Decoder.
   ConstTensorView first_wrong() const { return first_wrong_.view(); }
@@ -101,7 +108,8 @@ class LayerRunner {
   absl::Status Attend(const LayerWeights& layer, int64_t cache_layer, ConstTensorView q,
                       ConstTensorView k, ConstTensorView v, TensorView out, const StepBatch& batch,
                       PagedKvCache& cache, const Wire& wire, Stream& stream);
-  // Each half leaves its sum in delta_, in the rows that the residual then has.
+  // Each half leaves its sum in delta_, in the rows that the residual then has; where all ranks
+  // have all rows, this rank's part of it.
   absl::Status AttentionHalf(const LayerWeights& layer, int64_t cache_layer, const Input& input,
                              Residual& residual, const StepBatch& batch, PagedKvCache& cache,
                              Wire& wire, Stream& stream, SiteHook* hook);
@@ -114,7 +122,10 @@ class LayerRunner {
   // their input; valid until the next call.
   absl::StatusOr<Input> GatherInputs(Site site, const Input& input, Wire& wire, Stream& stream);
   // residual = norm(residual + delta).
-  absl::Status NormResidual(const NormWeights& weights, Residual& residual, Stream& stream) const;
+  absl::Status NormResidual(const NormWeights& weights, Residual& residual, Wire& wire,
+                            Stream& stream);
+  // Norm(args) of the residual with what it lacks.
+  absl::Status NormWithDelta(NormArgs args, Residual& residual, Wire& wire, Stream& stream);
 
   ModelConfig config_;
   DecoderSpec spec_;

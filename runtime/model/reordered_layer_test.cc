@@ -239,6 +239,7 @@ std::vector<float> RunLayer(const TestLayer& layer, const Checkpoint& checkpoint
     const TensorView view(rows.data(), DType::kF32, {kTokens, config.hidden});
     Residual residual = {.x = view, .rows = {0, kTokens}};
     ASSERT_TRUE(runner.Run(weights, 0, residual, batch, cache, wire, stream).ok());
+    ASSERT_TRUE(runner.FinishSum(residual, wire, stream).ok());
     ASSERT_TRUE(AddInPlace(view, runner.delta(kTokens), stream).ok());
     if (rank == 0) result = rows;
   };

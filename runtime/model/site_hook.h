@@ -17,4 +17,8 @@ class SiteHook {
   virtual absl::Status At(QuantSite site, TensorView x) = 0;
 };
 
+inline absl::Status Look(SiteHook* hook, QuantSite site, TensorView x) {
+  return hook == nullptr ? absl::OkStatus() : hook->At(site, x);
+}
+
 }  // namespace thinwire
