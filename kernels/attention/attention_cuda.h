@@ -61,6 +61,8 @@ struct AttentionCall {
   AttentionSide v;
   const AttentionItem* items;  // of few rows
   int32_t num_items;
+  // Of an item's keys, those whose rows kernels that begin early ask for while they wait.
+  int32_t keys_ahead;
   const AttentionItem* prompt_items;
   int32_t num_prompt_items;
   const AttentionCombine* combines;

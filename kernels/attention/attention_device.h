@@ -15,6 +15,9 @@ namespace thinwire {
 absl::Status PagedAttentionCuda(const PagedAttentionArgs& args, Stream& stream);
 absl::Status CodedPagedAttentionCuda(const CodedPagedAttentionArgs& args, Stream& stream);
 absl::Status KvWriteCuda(const KvWriteArgs& args, Stream& stream);
+// Whether RotateAndWriteKvCuda takes such arguments.
+bool RotatesWithKvWrite(const RopeArgs& rope, const KvWriteArgs& write);
+absl::Status RotateAndWriteKvCuda(const RopeArgs& rope, const KvWriteArgs& write, Stream& stream);
 // Where args.first_wrong is empty, waits for the stream and returns the index itself.
 absl::StatusOr<int64_t> CodedKvWriteCuda(const CodedKvWriteArgs& args, Stream& stream);
 

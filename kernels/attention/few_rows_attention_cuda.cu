@@ -15,6 +15,7 @@
 #include "kernels/attention/mixed_page_format.cuh"
 #include "kernels/attention/page_formats.cuh"
 #include "kernels/core/cuda_math.cuh"
+#include "kernels/core/early_launch.cuh"
 
 namespace thinwire {
 namespace {
@@ -22,14 +23,31 @@ namespace {
 // Sums are rescaled only when a score exceeds the maximum by more than this, in units of log2.
 constexpr float kSlack = 8.0f;
 
+// Has the second-level cache fetch the rows of `count` times 16 keys: nobody need wait, not even
+// for rows that are being written.
+__device__ void AskForRows(const AttentionCall& call, const uint32_t* rows, int count) {
+  constexpr int kLine = 128;
+  for (const AttentionSide* side : {&call.k, &call.v}) {
+    const int lines = static_cast<int>(16 * side->row_bytes + kLine - 1) / kLine;
+    for (int i = threadIdx.x; i < count * lines; i += blockDim.x) {
+      const uint8_t* const at = side->pages + rows[i / lines] * side->row_bytes + i % lines * kLine;
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+    }
+  }
+}
+
 template <typename K, typename V, int kWarps, int kTile, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionCall call) {
   using T = typename V::Element;
   constexpr int kDim = K::kDim;
+  LetNextStart();
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<K, V, kWarps>*>(memory);
   const AttentionItem item = call.items[blockIdx.x];
-  if (item.num_rows == 0) return;
+  if (item.num_rows == 0) {
+    WaitForPrevious();
+    return;
+  }
   const int kv_head = blockIdx.y;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
@@ -46,6 +64,9 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
         (static_cast<uint32_t>(page_ids[page]) * call.num_kv_heads + kv_head) * call.page_size +
         (key - page * call.page_size);
   }
+  __syncthreads();
+  AskForRows(call, shared.rows, min(num16, call.keys_ahead / 16));
+
   constexpr int kSteps = kTile / 16;
   const int num_tiles = (num16 + kSteps - 1) / kSteps;
   static_assert(kTile == 16 || !(K::kStaged || V::kStaged));
@@ -65,11 +86,6 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
     }
     CommitCopies();
   };
-  int place = 0;
-  if constexpr (K::kStaged || V::kStaged) {
-    __syncthreads();
-    for (int i = 0; i < kStages; ++i) stage(warp + i * kWarps, i);
-  }
   // Of all rows together: keys that any and keys that every one of them attends to.
   const KeySpan first_row = KeysOfRow(call, item, 0);
   const KeySpan last_row = KeysOfRow(call, item, item.num_rows - 1);
@@ -86,13 +102,32 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
   if (has_exact) mine.begin = max(mine.begin, 1);
   mine.end = min(mine.end, item.key_end);
 
+  Tile<K, V, kTile> tile;
+  const auto load_first = [&] {
+    if (warp >= num_tiles) return;
+    if constexpr (!K::kStaged) {
+      tile.LoadKeys(call.k.pages, shared.rows, warp * kSteps, num16 - 1, g, t, shared.k_layout);
+    }
+    if constexpr (!V::kStaged) {
+      tile.LoadValues(call.v.pages, shared.rows, warp * kSteps, num16 - 1, g, t, shared.v_layout);
+    }
+  };
+  // A sequence that decodes has all its keys but the last from earlier steps.
+  const bool decodes = call.token_offsets[item.seq + 1] - call.token_offsets[item.seq] == 1;
+  const bool loads_early =
+      decodes && item.key_begin + (warp + 1) * kTile < call.context_lens[item.seq];
+  if (loads_early) load_first();
+  WaitForPrevious();  // what makes the query, and the last keys
+  if (!loads_early) load_first();
+  int place = 0;
+  if constexpr (K::kStaged || V::kStaged) {
+    for (int i = 0; i < kStages; ++i) stage(warp + i * kWarps, i);
+  }
   uint32_t q[kDim / 16][4];
   float to_log2 = call.scale * kLog2E;
   if constexpr (K::kCoded) {
     PrepareCodedQuery<K>(call, item, kv_head, exact_row, shared);
     to_log2 = shared.scale[g];
-  } else {
-    __syncthreads();
   }
   QueryOperand<K>(call, item, kv_head, shared, g, t, q);
 
@@ -104,15 +139,6 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
   }
   float maximum = kLowestScore, sum = 0.0f;
 
-  Tile<K, V, kTile> tile;
-  if (warp < num_tiles) {
-    if constexpr (!K::kStaged) {
-      tile.LoadKeys(call.k.pages, shared.rows, warp * kSteps, num16 - 1, g, t, shared.k_layout);
-    }
-    if constexpr (!V::kStaged) {
-      tile.LoadValues(call.v.pages, shared.rows, warp * kSteps, num16 - 1, g, t, shared.v_layout);
-    }
-  }
   for (int at = warp; at < num_tiles; at += kWarps) {
     const int key = item.key_begin + at * kTile;
     const unsigned char* const staged = stages + place * stage_bytes;
@@ -315,8 +341,9 @@ cudaError_t Launch(const AttentionCall& call, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  kernel<<<dim3(call.num_items, call.num_kv_heads), 32 * kWarps, bytes, stream>>>(call);
-  return cudaGetLastError();
+  return LaunchKernel(
+      {dim3(call.num_items, call.num_kv_heads), 32 * kWarps, static_cast<size_t>(bytes), stream},
+      CanStartEarly(kernel), kernel, call);
 }
 
 template <typename T>

@@ -7,6 +7,7 @@
 #include "kernels/attention/paged_attention.h"
 #include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
+#include "kernels/rope/rope_internal.h"
 
 namespace thinwire {
 namespace {
@@ -59,6 +60,27 @@ absl::Status CheckArguments(const KvWriteArgs& args, Device device) {
 }
 
 }  // namespace
+
+absl::Status RotateAndWriteKv(const RopeArgs& rope, const KvWriteArgs& write, Stream& stream) {
+  const int64_t before = rope.x.dim(1) - write.k.dim(1);
+  if (before < 0 || rope.head_dim != write.k_pages.dim(3) || rope.x.dim(0) != write.k.dim(0) ||
+      rope.x.Columns(before, write.k.dim(1)).raw() != write.k.raw()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rotation and kv_write: expected keys in the last columns of x, found x ",
+                     rope.x.DebugString(), ", k ", write.k.DebugString(), ", k_pages ",
+                     write.k_pages.DebugString(), ", head_dim ", rope.head_dim));
+  }
+  if constexpr (kHasCuda) {
+    if (stream.device().kind == DeviceKind::kCuda && !write.slots.empty() &&
+        RotatesWithKvWrite(rope, write)) {
+      TW_RETURN_IF_ERROR(CheckRopeArgs(rope));
+      TW_RETURN_IF_ERROR(CheckArguments(write, stream.device()));
+      return RotateAndWriteKvCuda(rope, write, stream);
+    }
+  }
+  TW_RETURN_IF_ERROR(Rope(rope, stream));
+  return KvWrite(write, stream);
+}
 
 absl::Status KvWrite(const KvWriteArgs& args, Stream& stream) {
   TW_RETURN_IF_ERROR(CheckArguments(args, stream.device()));

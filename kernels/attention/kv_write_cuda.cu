@@ -5,6 +5,7 @@
 
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/core/cuda_math.cuh"
+#include "kernels/core/early_launch.cuh"
 
 namespace thinwire {
 namespace {
@@ -13,6 +14,7 @@ constexpr int kThreads = 128;
 
 template <typename Word>
 __global__ void __launch_bounds__(kThreads) WriteFloats(const KvWriteCall call) {
+  LetNextStart();
   const int64_t t = blockIdx.x;
   const bool is_k = blockIdx.y == 0;
   const AttentionSide& side = is_k ? call.k_side : call.v_side;
@@ -23,6 +25,7 @@ __global__ void __launch_bounds__(kThreads) WriteFloats(const KvWriteCall call) 
   const int64_t page = call.slots[t] / call.page_size, row = call.slots[t] % call.page_size;
   const int row_words = static_cast<int>(side.row_bytes / sizeof(Word));
   auto* to = reinterpret_cast<Word*>(const_cast<uint8_t*>(side.pages));
+  WaitForPrevious();  // what makes K and V
   for (int i = threadIdx.x; i < call.num_kv_heads * row_words; i += kThreads) {
     const int head = i / row_words;
     to[((page * call.num_kv_heads + head) * call.page_size + row) * row_words +
@@ -33,6 +36,7 @@ __global__ void __launch_bounds__(kThreads) WriteFloats(const KvWriteCall call) 
 // One block: a token, a head, K or V. Positions put their codes' bits into the row in shared
 // memory.
 __global__ void __launch_bounds__(kThreads) WriteCodes(const KvWriteCall call) {
+  LetNextStart();
   extern __shared__ uint32_t packed[];
   const int64_t t = blockIdx.x;
   const int head = blockIdx.y;
@@ -45,6 +49,7 @@ __global__ void __launch_bounds__(kThreads) WriteCodes(const KvWriteCall call) {
   const int num_words = static_cast<int>(side.row_bytes + 7) / 4;
   for (int i = threadIdx.x; i < num_words; i += kThreads) packed[i] = 0;
   __syncthreads();
+  WaitForPrevious();  // what makes K and V
   const int exact_row = call.exact_rows != nullptr ? call.exact_rows[t] : -1;
   for (int i = threadIdx.x; i < call.head_dim; i += kThreads) {
     const int64_t at = static_cast<int64_t>(head) * call.head_dim + i;
@@ -110,22 +115,20 @@ bool Aligned(const KvWriteCall& call, int64_t bytes) {
 
 cudaError_t LaunchKvWrite(const KvWriteCall& call, cudaStream_t stream) {
   const dim3 grid(call.num_tokens, 2);
-  if (Aligned(call, 16)) {
-    WriteFloats<uint4><<<grid, kThreads, 0, stream>>>(call);
-  } else if (call.k_dtype == DType::kF32) {
-    WriteFloats<uint32_t><<<grid, kThreads, 0, stream>>>(call);
-  } else {
-    WriteFloats<uint16_t><<<grid, kThreads, 0, stream>>>(call);
-  }
-  return cudaGetLastError();
+  const auto launch = [&](auto kernel) {
+    return LaunchKernel({grid, kThreads, 0, stream}, CanStartEarly(kernel), kernel, call);
+  };
+  if (Aligned(call, 16)) return launch(WriteFloats<uint4>);
+  if (call.k_dtype == DType::kF32) return launch(WriteFloats<uint32_t>);
+  return launch(WriteFloats<uint16_t>);
 }
 
 cudaError_t LaunchCodedKvWrite(const KvWriteCall& call, cudaStream_t stream) {
   const int64_t row_bytes =
       call.k_side.row_bytes > call.v_side.row_bytes ? call.k_side.row_bytes : call.v_side.row_bytes;
-  WriteCodes<<<dim3(call.num_tokens, call.num_kv_heads, 2), kThreads, row_bytes + 8, stream>>>(
-      call);
-  return cudaGetLastError();
+  return LaunchKernel({dim3(call.num_tokens, call.num_kv_heads, 2), kThreads,
+                       static_cast<size_t>(row_bytes + 8), stream},
+                      CanStartEarly(WriteCodes), WriteCodes, call);
 }
 
 }  // namespace thinwire

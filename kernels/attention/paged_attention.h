@@ -10,6 +10,7 @@
 #include "absl/types/span.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor_view.h"
+#include "kernels/rope/rope.h"
 
 namespace thinwire {
 
@@ -27,6 +28,10 @@ struct KvWriteArgs {
   const StepSequences* step = nullptr;
 };
 absl::Status KvWrite(const KvWriteArgs& args, Stream& stream);
+
+// Rope and then KvWrite, in one pass on a GPU: write.k are the last columns of rope.x, and are left
+// unspecified; the pages and the other columns have the same bits.
+absl::Status RotateAndWriteKv(const RopeArgs& rope, const KvWriteArgs& write, Stream& stream);
 
 // Sequence s has n = token_offsets[s + 1] - token_offsets[s] >= 1 query tokens, the last n of its
 // context_lens[s] tokens, all of whose K and V are in the pages. The query at position p attends to

@@ -13,6 +13,7 @@
 #include "kernels/core/copy.h"
 #include "kernels/testing/gpu_test.h"
 #include "kernels/testing/on_device.h"
+#include "kernels/testing/rounded.h"
 
 namespace thinwire {
 namespace {
@@ -194,6 +195,85 @@ TEST_F(PagedAttentionCudaTest, WrittenKeysAndValuesLieWhereTheHostPutsThem) {
         EXPECT_EQ(std::memcmp(k_found.view().raw(), pages.data(), pages.size()), 0);
         EXPECT_EQ(std::memcmp(v_found.view().raw(), v_pages.data(), v_pages.size()), 0);
       }
+    }
+  }
+}
+
+TEST_F(PagedAttentionCudaTest, RotatedKeysHaveTheBitsOfRotationThenWrite) {
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  struct Shape {
+    int64_t num_tokens, num_heads, num_kv_heads, head_dim, gap;
+  };
+  // Some that go through one kernel, and some that do not.
+  for (const Shape& shape : {Shape{1, 32, 4, 128, 0},
+                             {1, 3, 1, 16, 8},
+                             {5, 8, 8, 64, 0},
+                             {300, 4, 2, 128, 24},
+                             {3, 2, 2, 10, 1},
+                             {2, 6, 3, 80, 3}}) {
+    for (const DType dtype : kFloatDTypes) {
+      SCOPED_TRACE(absl::StrCat(DTypeName(dtype), " ", shape.num_tokens, " tokens, heads of ",
+                                shape.head_dim));
+      const int64_t page_size = 16, num_pages = shape.num_tokens / 8 + 1;
+      const int64_t before = shape.num_heads * shape.head_dim;
+      const int64_t kv = shape.num_kv_heads * shape.head_dim;
+      const int64_t width = before + 2 * kv + shape.gap;
+      std::vector<float> values(static_cast<size_t>(shape.num_tokens * width));
+      for (float& value : values) value = normal(random);
+      std::vector<int32_t> positions;
+      for (int64_t t = 0; t < shape.num_tokens; ++t) {
+        positions.push_back(static_cast<int32_t>(random() % 5000));
+      }
+      std::vector<float> inv_freq;
+      for (int64_t i = 0; i < shape.head_dim / 2; ++i) inv_freq.push_back(1.0f / (1.0f + i));
+      std::vector<int64_t> slots(static_cast<size_t>(num_pages * page_size));
+      std::iota(slots.begin(), slots.end(), 0);
+      std::shuffle(slots.begin(), slots.end(), random);
+      slots.resize(static_cast<size_t>(shape.num_tokens));
+      const Tensor there = VectorOnDevice(positions, stream());
+      const Tensor frequencies = VectorOnDevice(inv_freq, stream());
+      const Tensor rows = RoundedTensor(values, dtype, shape.num_tokens, width);
+      const std::vector<float> empty(
+          static_cast<size_t>(num_pages * page_size * shape.num_kv_heads * shape.head_dim), -3.0f);
+      const Tensor fresh = RoundedTensor(empty, dtype, num_pages * page_size, kv);
+      std::vector<std::vector<float>> found[2];
+      for (const bool in_one : {false, true}) {
+        Tensor x = OnDevice(rows.view(), stream());
+        Tensor k = OnDevice(fresh.view(), stream()), v = OnDevice(fresh.view(), stream());
+        const auto pages = [&](Tensor& tensor) {
+          return TensorView(tensor.mutable_view().mutable_raw(), dtype,
+                            {num_pages, shape.num_kv_heads, page_size, shape.head_dim},
+                            x.view().device());
+        };
+        const RopeArgs rope = {.x = x.mutable_view().Columns(0, before + kv),
+                               .positions = there.view(),
+                               .inv_freq = frequencies.view(),
+                               .num_heads = shape.num_heads + shape.num_kv_heads,
+                               .head_dim = shape.head_dim};
+        const KvWriteArgs write = {.k = x.view().Columns(before, kv),
+                                   .v = x.view().Columns(before + kv, kv),
+                                   .slots = slots,
+                                   .k_pages = pages(k),
+                                   .v_pages = pages(v)};
+        if (in_one) {
+          const absl::Status status = RotateAndWriteKv(rope, write, stream());
+          ASSERT_TRUE(status.ok()) << status;
+        } else {
+          ASSERT_TRUE(Rope(rope, stream()).ok());
+          ASSERT_TRUE(KvWrite(write, stream()).ok());
+        }
+        std::vector<float> all = Floats(OnHost(x.view(), stream()));
+        for (size_t i = 0; i < all.size(); ++i) {  // keys are unspecified
+          const auto column = static_cast<int64_t>(i) % width;
+          if (column >= before && column < before + kv) all[i] = 0.0f;
+        }
+        found[in_one ? 1 : 0] = {all, Floats(OnHost(k.view(), stream())),
+                                 Floats(OnHost(v.view(), stream()))};
+      }
+      EXPECT_TRUE(found[0][0] == found[1][0]) << "queries, or what is beside them";
+      EXPECT_TRUE(found[0][1] == found[1][1]) << "keys";
+      EXPECT_TRUE(found[0][2] == found[1][2]) << "values";
     }
   }
 }

@@ -8,6 +8,7 @@
 #include "kernels/attention/attention_rows.cuh"
 #include "kernels/attention/invariant_attention_cuda.h"
 #include "kernels/core/cuda_math.cuh"
+#include "kernels/core/early_launch.cuh"
 
 namespace thinwire {
 namespace {
@@ -211,8 +212,10 @@ constexpr int kChannelsPerPass = 128;
 // block's other rows alone attend to keys there, change no bit.
 template <bool kInvariant>
 __global__ void __launch_bounds__(32 * kCombineWarps) Combine(const AttentionCall call) {
+  LetNextStart();
   __shared__ float values[kCombineWarps][kChannelsPerPass];
   const AttentionCombine job = call.combines[blockIdx.x];
+  WaitForPrevious();  // what makes the partials
   const int kv_head = blockIdx.y;
   const int row = blockIdx.z;
   if (row >= job.num_rows) return;
@@ -277,8 +280,8 @@ template <bool kInvariant>
 cudaError_t LaunchCombines(const AttentionCall& call, cudaStream_t stream) {
   if (call.num_combines == 0) return cudaSuccess;
   const dim3 grid(call.num_combines, call.num_kv_heads, kCudaRows);
-  Combine<kInvariant><<<grid, 32 * kCombineWarps, 0, stream>>>(call);
-  return cudaGetLastError();
+  const auto kernel = Combine<kInvariant>;
+  return LaunchKernel({grid, 32 * kCombineWarps, 0, stream}, CanStartEarly(kernel), kernel, call);
 }
 
 }  // namespace

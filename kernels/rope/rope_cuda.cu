@@ -1,8 +1,10 @@
 #include <algorithm>
 
 #include "kernels/core/cuda_status.h"
+#include "kernels/core/early_launch.cuh"
 #include "kernels/core/vectors.cuh"
 #include "kernels/rope/rope_internal.h"
+#include "kernels/rope/rotate.cuh"
 
 namespace thinwire {
 namespace {
@@ -13,6 +15,7 @@ constexpr int kThreads = 256;
 template <typename T, int kCount>
 __global__ void RotateRows(T* x, int64_t stride, const int32_t* positions, const float* inv_freq,
                            int64_t num_tokens, int num_heads, int half) {
+  LetNextStart();
   extern __shared__ float angles[];  // cosines, then sines
   float* const cosines = angles;
   float* const sines = angles + half;
@@ -20,11 +23,9 @@ __global__ void RotateRows(T* x, int64_t stride, const int32_t* positions, const
   const int pieces = num_heads * pieces_per_head;
   for (int64_t token = blockIdx.x; token < num_tokens; token += gridDim.x) {
     const float position = static_cast<float>(positions[token]);
-    for (int i = threadIdx.x; i < half; i += kThreads) {
-      // The angle is defined as an fp32 product; its cosine may be taken to any accuracy.
-      sincosf(position * inv_freq[i], &sines[i], &cosines[i]);
-    }
+    TakeAngles(position, inv_freq, half, cosines, sines);
     __syncthreads();
+    WaitForPrevious();  // what makes x
     for (int piece = blockIdx.y * kThreads + threadIdx.x; piece < pieces;
          piece += gridDim.y * kThreads) {
       const int head = piece / pieces_per_head;
@@ -32,15 +33,7 @@ __global__ void RotateRows(T* x, int64_t stride, const int32_t* positions, const
       T* const lower = x + token * stride + static_cast<int64_t>(head) * 2 * half + i;
       Pack<T, kCount> a = StreamPack<kCount>(lower);
       Pack<T, kCount> b = StreamPack<kCount>(lower + half);
-#pragma unroll
-      for (int e = 0; e < kCount; ++e) {
-        const float c = cosines[i + e];
-        const float s = sines[i + e];
-        const float va = AsFloat(a.values[e]);
-        const float vb = AsFloat(b.values[e]);
-        a.values[e] = FromFloat<T>(fmaf(-vb, s, va * c));
-        b.values[e] = FromFloat<T>(fmaf(va, s, vb * c));
-      }
+      RotatePair(cosines + i, sines + i, a, b);
       StorePack(a, lower);
       StorePack(b, lower + half);
     }
@@ -57,7 +50,7 @@ absl::Status RopeCuda(const RopeArgs& args, Stream& stream) {
   if (shared > (48 << 10)) {
     return absl::InvalidArgumentError("rope: expected a head_dim of at most 12288 on a GPU");
   }
-  WithFloatType(args.x.dtype(), [&](auto zero) {
+  const cudaError_t error = WithFloatType(args.x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const auto launch = [&](auto count) {
       constexpr int kCount = decltype(count)::value;
@@ -68,19 +61,20 @@ absl::Status RopeCuda(const RopeArgs& args, Stream& stream) {
           num_tokens >= 256 ? 1 : std::min<int64_t>(16, (pieces + kThreads - 1) / kThreads);
       const dim3 grid(static_cast<unsigned>(std::min<int64_t>(num_tokens, 1 << 20)),
                       static_cast<unsigned>(blocks_per_token));
-      RotateRows<T, kCount><<<grid, kThreads, static_cast<size_t>(shared), native>>>(
-          args.x.mutable_data<T>(), args.x.row_stride(), args.positions.data<int32_t>(),
-          args.inv_freq.data<float>(), num_tokens, static_cast<int>(args.num_heads),
-          static_cast<int>(half));
+      const auto kernel = RotateRows<T, kCount>;
+      return LaunchKernel({grid, kThreads, static_cast<size_t>(shared), native},
+                          CanStartEarly(kernel), kernel, args.x.mutable_data<T>(),
+                          args.x.row_stride(), args.positions.data<int32_t>(),
+                          args.inv_freq.data<float>(), num_tokens, static_cast<int>(args.num_heads),
+                          static_cast<int>(half));
     };
     constexpr int kCount = kElementsPerVector<T>;
     if (RowsAlign(args.x, 16) && half % kCount == 0) {
-      launch(std::integral_constant<int, kCount>());
-    } else {
-      launch(std::integral_constant<int, 1>());
+      return launch(std::integral_constant<int, kCount>());
     }
+    return launch(std::integral_constant<int, 1>());
   });
-  return CudaLaunchStatus("rope", stream);
+  return CudaStatus(error, "rope", stream.device());
 }
 
 }  // namespace thinwire

@@ -17,22 +17,36 @@ ConstTensorView Positions(const StepBatch& batch) {
 
 }  // namespace
 
+absl::Status LayerRunner::WriteCodedKv(const LayerWeights& layer, int64_t cache_layer,
+                                       ConstTensorView k, ConstTensorView v, const StepBatch& batch,
+                                       PagedKvCache& cache, Stream& stream) {
+  const TensorView exact_k = cache.exact_k(cache_layer);
+  const bool exact = !exact_k.empty();
+  return CodedKvWrite(
+      {.k = k,
+       .v = v,
+       .slots = batch.slots,
+       .k_codes = &*layer.k_codes,
+       .v_codes = &*layer.v_codes,
+       .k_pages = cache.k_pages(cache_layer),
+       .v_pages = cache.v_pages(cache_layer),
+       .exact_rows = exact ? batch.exact_rows_of_tokens : absl::Span<const int32_t>(),
+       .exact_k = exact_k,
+       .exact_v = cache.exact_v(cache_layer),
+       .first_wrong =
+           first_wrong_.empty() ? TensorView() : first_wrong_.mutable_view().Rows(cache_layer, 1),
+       .step = batch.step},
+      stream);
+}
+
 absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer, ConstTensorView q,
-                                 ConstTensorView k, ConstTensorView v, TensorView out,
-                                 const StepBatch& batch, PagedKvCache& cache, const Wire& wire,
-                                 Stream& stream) {
+                                 TensorView out, const StepBatch& batch, PagedKvCache& cache,
+                                 const Wire& wire, Stream& stream) {
   const int64_t num_heads = plan_.heads().size();
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   const TensorView k_pages = cache.k_pages(cache_layer);
   const TensorView v_pages = cache.v_pages(cache_layer);
   if (!layer.k_codes.has_value()) {
-    TW_RETURN_IF_ERROR(KvWrite({.k = k,
-                                .v = v,
-                                .slots = batch.slots,
-                                .k_pages = k_pages,
-                                .v_pages = v_pages,
-                                .step = batch.step},
-                               stream));
     return PagedAttention({.q = q,
                            .out = out,
                            .token_offsets = batch.token_offsets,
@@ -49,23 +63,6 @@ absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer,
                           stream);
   }
   const TensorView exact_k = cache.exact_k(cache_layer);
-  const TensorView exact_v = cache.exact_v(cache_layer);
-  const bool exact = !exact_k.empty();
-  TW_RETURN_IF_ERROR(CodedKvWrite(
-      {.k = k,
-       .v = v,
-       .slots = batch.slots,
-       .k_codes = &*layer.k_codes,
-       .v_codes = &*layer.v_codes,
-       .k_pages = k_pages,
-       .v_pages = v_pages,
-       .exact_rows = exact ? batch.exact_rows_of_tokens : absl::Span<const int32_t>(),
-       .exact_k = exact_k,
-       .exact_v = exact_v,
-       .first_wrong =
-           first_wrong_.empty() ? TensorView() : first_wrong_.mutable_view().Rows(cache_layer, 1),
-       .step = batch.step},
-      stream));
   return CodedPagedAttention(
       {.q = q,
        .out = out,
@@ -73,13 +70,13 @@ absl::Status LayerRunner::Attend(const LayerWeights& layer, int64_t cache_layer,
        .context_lens = batch.context_lens,
        .page_offsets = batch.page_offsets,
        .page_ids = batch.page_ids,
-       .exact_rows = exact ? batch.exact_rows_of_seqs : absl::Span<const int32_t>(),
+       .exact_rows = exact_k.empty() ? absl::Span<const int32_t>() : batch.exact_rows_of_seqs,
        .k_codes = &*layer.k_codes,
        .v_codes = &*layer.v_codes,
        .k_pages = k_pages,
        .v_pages = v_pages,
        .exact_k = exact_k,
-       .exact_v = exact_v,
+       .exact_v = cache.exact_v(cache_layer),
        .num_heads = num_heads,
        .scale = scale,
        .window = config_.sliding_window,
@@ -101,21 +98,32 @@ absl::Status LayerRunner::AttentionHalf(const LayerWeights& layer, int64_t cache
   const TensorView k = qkv.Columns(num_heads * head_dim, num_kv_heads * head_dim);
   const TensorView v = qkv.Columns((num_heads + num_kv_heads) * head_dim, num_kv_heads * head_dim);
   TW_RETURN_IF_ERROR(ApplyLinears(layer.qkv, input, qkv, wire, stream));
-  if (spec_.rope) {
-    // Keys lie behind queries.
-    TW_RETURN_IF_ERROR(Rope({.x = qkv.Columns(0, (num_heads + num_kv_heads) * head_dim),
-                             .positions = Positions(batch),
-                             .inv_freq = inv_freq_.view(),
-                             .num_heads = num_heads + num_kv_heads,
-                             .head_dim = head_dim},
-                            stream));
+  // Keys lie behind queries.
+  const RopeArgs rope = {.x = qkv.Columns(0, (num_heads + num_kv_heads) * head_dim),
+                         .positions = Positions(batch),
+                         .inv_freq = inv_freq_.view(),
+                         .num_heads = num_heads + num_kv_heads,
+                         .head_dim = head_dim};
+  const KvWriteArgs write = {.k = k,
+                             .v = v,
+                             .slots = batch.slots,
+                             .k_pages = cache.k_pages(cache_layer),
+                             .v_pages = cache.v_pages(cache_layer),
+                             .step = batch.step};
+  const bool coded = layer.k_codes.has_value();
+  if (spec_.rope && !coded && hook == nullptr) {
+    TW_RETURN_IF_ERROR(RotateAndWriteKv(rope, write, stream));
+  } else {
+    if (spec_.rope) TW_RETURN_IF_ERROR(Rope(rope, stream));
+    TW_RETURN_IF_ERROR(Look(hook, QuantSite::kQ, q));
+    TW_RETURN_IF_ERROR(Look(hook, QuantSite::kK, k));
+    TW_RETURN_IF_ERROR(Look(hook, QuantSite::kV, v));
+    TW_RETURN_IF_ERROR(coded ? WriteCodedKv(layer, cache_layer, k, v, batch, cache, stream)
+                             : KvWrite(write, stream));
   }
-  TW_RETURN_IF_ERROR(Look(hook, QuantSite::kQ, q));
-  TW_RETURN_IF_ERROR(Look(hook, QuantSite::kK, k));
-  TW_RETURN_IF_ERROR(Look(hook, QuantSite::kV, v));
   if (layer.q.coded()) TW_RETURN_IF_ERROR(Round(layer.q, q, stream));
   const TensorView attended = attended_.mutable_view().Rows(0, num_tokens);
-  TW_RETURN_IF_ERROR(Attend(layer, cache_layer, q, k, v, attended, batch, cache, wire, stream));
+  TW_RETURN_IF_ERROR(Attend(layer, cache_layer, q, attended, batch, cache, wire, stream));
   TW_RETURN_IF_ERROR(Look(hook, QuantSite::kOutIn, attended));
   TW_ASSIGN_OR_RETURN(const Input out_in,
                       CodeSite(layer.out_in, attended, Site::kAttentionOut, wire, stream));

@@ -105,9 +105,12 @@ class LayerRunner {
   // Columns of x in another order; valid until the next call.
   absl::StatusOr<ConstTensorView> GatherInput(ConstTensorView order, ConstTensorView x,
                                               Stream& stream);
+  absl::Status WriteCodedKv(const LayerWeights& layer, int64_t cache_layer, ConstTensorView k,
+                            ConstTensorView v, const StepBatch& batch, PagedKvCache& cache,
+                            Stream& stream);
   absl::Status Attend(const LayerWeights& layer, int64_t cache_layer, ConstTensorView q,
-                      ConstTensorView k, ConstTensorView v, TensorView out, const StepBatch& batch,
-                      PagedKvCache& cache, const Wire& wire, Stream& stream);
+                      TensorView out, const StepBatch& batch, PagedKvCache& cache, const Wire& wire,
+                      Stream& stream);
   // Each half leaves its sum in delta_, in the rows that the residual then has; where all ranks
   // have all rows, this rank's part of it.
   absl::Status AttentionHalf(const LayerWeights& layer, int64_t cache_layer, const Input& input,
