@@ -316,8 +316,6 @@ TEST_F(CodedLinearCudaTest, ATokensBitsAreTheSameBesideAnyOthers) {
   }
 }
 
-// A call begins with its weights while the one ahead still runs: each must see that one's results,
-// and leave partial sums alone that are still read.
 TEST_F(CodedLinearCudaTest, CodesInOrderHaveTheSameBitsBesideAnyOthers) {
   for (const int bits : {3, 4, 8}) {
     // Whole chunks of columns, pieces of them, and ragged ones.
@@ -364,6 +362,8 @@ TEST_F(CodedLinearCudaTest, BatchInvariantFloatsHaveTheSameBitsBesideAnyTokensAn
   }
 }
 
+// A call begins with its weights while the one ahead still runs: each must see that one's results,
+// and leave partial sums alone that are still read.
 TEST_F(CodedLinearCudaTest, CallsInARowSeeTheResultsOfThoseAhead) {
   constexpr int kCalls = 12;
   for (const int64_t width : {512, 2304}) {  // without partial sums and with them
