@@ -1,6 +1,5 @@
 // Two ranks with a GPU each, under mpirun: what goes through peer memory has the bits of what goes
 // through NCCL.
-#include <cstdio>
 #include <random>
 #include <vector>
 
@@ -10,8 +9,8 @@
 #include "kernels/core/copy.h"
 #include "kernels/core/tensor.h"
 #include "parallel/comm/bootstrap.h"
+#include "parallel/comm/gpu_rank_test_main.h"
 #include "parallel/comm/nccl_communicator.h"
-#include "parallel/comm/rank_test_main.h"
 #include "parallel/wire/captured_calls.h"
 #include "parallel/wire/wire.h"
 
@@ -218,29 +217,10 @@ TEST_F(PeerCodesTest, AnAbsentRankEndsTheWait) {
   }
 }
 
-int Main() {
-  absl::StatusOr<std::unique_ptr<Bootstrap>> joined = JoinJob();
-  if (!joined.ok()) {
-    std::fprintf(stderr, "%s\n", joined.status().ToString().c_str());
-    return 1;
-  }
-  job = joined->get();
-  if (NumCudaDevices() < job->local_size()) {
-    if (job->rank() == 0) {
-      std::printf("skipped: %d GPUs for %d ranks\n", NumCudaDevices(), job->local_size());
-    }
-    return 77;
-  }
-  const std::unique_ptr<Communicator> all = job->CreateHostCommunicator().value();
-  all->set_timeout(kTimeout);
-  all_ranks = all.get();
-  return RunAllTestsAsRank(job->rank(), job->size());
-}
-
 }  // namespace
 }  // namespace thinwire
 
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
-  return thinwire::Main();
+  return thinwire::RunAllTestsOnGpus(thinwire::kTimeout, &thinwire::job, &thinwire::all_ranks);
 }

@@ -1,6 +1,5 @@
 // Two ranks with a GPU each, under mpirun: a sum and a norm through peer memory in one kernel have
 // the bits of the two.
-#include <cstdio>
 #include <memory>
 #include <random>
 #include <vector>
@@ -11,8 +10,8 @@
 #include "kernels/core/copy.h"
 #include "kernels/core/tensor.h"
 #include "parallel/comm/bootstrap.h"
+#include "parallel/comm/gpu_rank_test_main.h"
 #include "parallel/comm/nccl_communicator.h"
-#include "parallel/comm/rank_test_main.h"
 #include "parallel/wire/captured_calls.h"
 #include "parallel/wire/wire.h"
 
@@ -195,80 +194,10 @@ TEST_F(PeerSumNormTest, GraphsAreReplayed) {
   }
 }
 
-// Says what a layer half's end takes, one kernel against two.
-TEST_F(PeerSumNormTest, Times) {
-  for (const int64_t num_rows : {1, 2, 4, 8, 16, 32, 64}) {
-    const Case c = {.rows = num_rows, .width = 8192};
-    Rows rows = MakeRows(c, 3);
-    Ledger ledger;
-    Wire wire(fast_.get(), fast_.get(), WireOptions(), &ledger);
-    const NormArgs norm = {
-        .kind = c.kind,
-        .x = rows.x.mutable_view(),
-        .delta = rows.parts.view(),
-        .weight = {rows.weight.view().raw(), DType::kF32, {c.width}, stream_.device()},
-        .out = rows.out.mutable_view()};
-    constexpr int kCalls = 100;
-    const auto fused = [&]() -> absl::Status {
-      for (int i = 0; i < kCalls; ++i) TW_RETURN_IF_ERROR(Run(wire, c, rows));
-      return absl::OkStatus();
-    };
-    const auto sums = [&]() -> absl::Status {
-      for (int i = 0; i < kCalls; ++i) {
-        TW_RETURN_IF_ERROR(wire.Reduce(Site::kMlpOut, rows.parts.mutable_view(), stream_));
-      }
-      return absl::OkStatus();
-    };
-    const auto norms = [&]() -> absl::Status {
-      for (int i = 0; i < kCalls; ++i) TW_RETURN_IF_ERROR(Norm(norm, stream_));
-      return absl::OkStatus();
-    };
-    const auto apart = [&]() -> absl::Status {
-      for (int i = 0; i < kCalls; ++i) {
-        TW_RETURN_IF_ERROR(wire.Reduce(Site::kMlpOut, rows.parts.mutable_view(), stream_));
-        TW_RETURN_IF_ERROR(Norm(norm, stream_));
-      }
-      return absl::OkStatus();
-    };
-    const auto best = [&](absl::FunctionRef<absl::Status()> calls) {
-      EXPECT_TRUE(calls().ok());
-      CapturedCalls graph = CapturedCalls::Capture(calls, stream_).value();
-      double us = 1e9;
-      for (int i = 0; i < 10; ++i) us = std::min(us, graph.Run(*fast_, stream_).value() / kCalls);
-      return us;
-    };
-    const double one = best(fused), two = best(apart), sum = best(sums), of_norm = best(norms);
-    if (fast_->rank() == 0) {
-      std::printf("%3d rows of 8192 fp16: sum %.2f us, norm %.2f, both %.2f, in one kernel %.2f\n",
-                  static_cast<int>(num_rows), sum, of_norm, two, one);
-    }
-    EXPECT_LT(one, 2 * two);
-  }
-}
-
-int Main() {
-  absl::StatusOr<std::unique_ptr<Bootstrap>> joined = JoinJob();
-  if (!joined.ok()) {
-    std::fprintf(stderr, "%s\n", joined.status().ToString().c_str());
-    return 1;
-  }
-  job = joined->get();
-  if (NumCudaDevices() < job->local_size()) {
-    if (job->rank() == 0) {
-      std::printf("skipped: %d GPUs for %d ranks\n", NumCudaDevices(), job->local_size());
-    }
-    return 77;
-  }
-  const std::unique_ptr<Communicator> all = job->CreateHostCommunicator().value();
-  all->set_timeout(absl::Minutes(1));
-  all_ranks = all.get();
-  return RunAllTestsAsRank(job->rank(), job->size());
-}
-
 }  // namespace
 }  // namespace thinwire
 
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
-  return thinwire::Main();
+  return thinwire::RunAllTestsOnGpus(absl::Minutes(1), &thinwire::job, &thinwire::all_ranks);
 }
