@@ -5,8 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/convert/element.h"
 #include "kernels/core/check.h"
-#include "kernels/core/float16.h"
 
 namespace thinwire {
 namespace {
@@ -15,18 +15,6 @@ namespace {
 // 127 * 2^9 is below its largest. Beyond, of other dtypes, as far as no product leaves fp32.
 constexpr int kHalfExponents[2] = {-24, 9};
 constexpr int kOtherExponents[2] = {-120, 100};
-
-float ElementAt(const ConstTensorView& book, int64_t entry, int64_t element) {
-  const int64_t at = entry * book.row_stride() + element;
-  switch (book.dtype()) {
-    case DType::kF16:
-      return ToFloat(book.data<Half>()[at]);
-    case DType::kBF16:
-      return ToFloat(book.data<BFloat16>()[at]);
-    default:
-      return book.data<float>()[at];
-  }
-}
 
 // The exponent of a finite number's lowest bit that is set.
 int LowestExponent(float value) {
@@ -103,7 +91,8 @@ std::optional<ByteBook> AsByteBook(const ConstTensorView& book, int length) {
   made.codes.resize(static_cast<size_t>(made.entries * length));
   std::vector<float> component(static_cast<size_t>(made.entries));
   for (int j = 0; j < length; ++j) {
-    for (int64_t i = 0; i < made.entries; ++i) component[i] = ElementAt(book, i, j);
+    for (int64_t i = 0; i < made.entries; ++i)
+      component[i] = static_cast<float>(LoadElement(book, i * book.row_stride() + j));
     const float scale = ScaleOf(component);
     if (scale == 0.0f) return std::nullopt;
     made.scales.push_back(scale);

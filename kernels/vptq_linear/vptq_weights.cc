@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/convert/element.h"
 #include "kernels/core/has_cuda.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/vptq_linear/vptq_codes.h"
@@ -11,18 +12,6 @@
 
 namespace thinwire {
 namespace {
-
-float FloatAt(const ConstTensorView& book, int64_t index, int64_t element) {
-  const int64_t at = index * book.row_stride() + element;
-  switch (book.dtype()) {
-    case DType::kF16:
-      return ToFloat(book.data<Half>()[at]);
-    case DType::kBF16:
-      return ToFloat(book.data<BFloat16>()[at]);
-    default:
-      return book.data<float>()[at];
-  }
-}
 
 absl::Status CheckBook(absl::string_view what, const ConstTensorView& book, int bits, int length) {
   if (bits >= 0 && bits <= kMaxVptqIndexBits && book.rank() == 2 && IsFloat(book.dtype()) &&
@@ -164,16 +153,19 @@ void VptqWeights::DequantizeRow(int64_t row, absl::Span<float> out) const {
   for (const VptqPart& part : parts_) {
     const int64_t vector = (row + part.skip) / part.length;
     const int64_t element = (row + part.skip) % part.length;
+    const auto at = [element](const Tensor& book, int64_t index) {
+      const ConstTensorView view = book.view();
+      return static_cast<float>(LoadElement(view, index * view.row_stride() + element));
+    };
     for (const VptqGroup& group : part.groups) {
       const int bits = part.code_bits(group);
       const uint8_t* codes =
           group.codes.view().data<uint8_t>() + vector * VptqRowBytes(group.num_columns, bits);
       for (int64_t c = 0; c < group.num_columns; ++c, ++position) {
         const uint64_t code = VptqCodeAt(codes, c * bits);
-        float value = FloatAt(group.centroids.view(), VptqField(code, 0, part.index_bits), element);
+        float value = at(group.centroids, VptqField(code, 0, part.index_bits));
         if (!group.residual.empty()) {
-          value += FloatAt(group.residual.view(),
-                           VptqField(code, part.index_bits, part.residual_bits), element);
+          value += at(group.residual, VptqField(code, part.index_bits, part.residual_bits));
         }
         if (!scale_.empty()) value *= scale_[position];
         if (!offset_.empty()) value += offset_[position];
