@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 
 #include "absl/time/time.h"
@@ -15,7 +16,7 @@ namespace thinwire {
 
 // Joins the job, sets *job and *all, its ranks' hosts' communicator, whose waits take no longer
 // than `timeout`, runs all tests and returns main's result: 77, skipped, where ranks of a host
-// outnumber its GPUs. InitGoogleTest comes first.
+// outnumber its GPUs, but where NCCL_HOSTID tells that they share them. InitGoogleTest comes first.
 inline int RunAllTestsOnGpus(absl::Duration timeout, Bootstrap** job, Communicator** all) {
   const absl::StatusOr<std::unique_ptr<Bootstrap>> joined = JoinJob();
   if (!joined.ok()) {
@@ -23,9 +24,10 @@ inline int RunAllTestsOnGpus(absl::Duration timeout, Bootstrap** job, Communicat
     return 1;
   }
   *job = joined->get();
-  if (NumCudaDevices() < (*job)->local_size()) {
+  const int gpus = NumCudaDevices();
+  if (gpus == 0 || (gpus < (*job)->local_size() && std::getenv("NCCL_HOSTID") == nullptr)) {
     if ((*job)->rank() == 0) {
-      std::printf("skipped: %d GPUs for %d ranks\n", NumCudaDevices(), (*job)->local_size());
+      std::printf("skipped: %d GPUs for %d ranks\n", gpus, (*job)->local_size());
     }
     return 77;
   }

@@ -1,24 +1,23 @@
 #include "parallel/comm/nccl_communicator.h"
 
-#include <cstdio>
-#include <cstdlib>
 #include <vector>
 
 #include "kernels/core/copy.h"
 #include "parallel/comm/bootstrap.h"
 #include "parallel/comm/communicator_conformance.h"
+#include "parallel/comm/gpu_rank_test_main.h"
 #include "parallel/comm/rank_order_reduce.h"
 #include "parallel/comm/rank_order_reduce_cuda.h"
-#include "parallel/comm/rank_test_main.h"
 
 namespace thinwire {
 namespace {
 
+Bootstrap* job = nullptr;           // set by main
 Communicator* all_ranks = nullptr;  // set by main; tests split their communicators from it
 
 // Ranks share GPUs where the environment has NCCL take them for ranks of several hosts, by an
 // NCCL_HOSTID of each rank's own, NCCL_NET=Socket and NCCL_SOCKET_IFNAME=lo.
-Device ThisGpu() { return Device::Cuda(all_ranks->rank() % NumCudaDevices()); }
+Device ThisGpu() { return Device::Cuda(job->local_rank() % NumCudaDevices()); }
 
 }  // namespace
 
@@ -95,29 +94,10 @@ TEST(RankOrderReduceCudaTest, GivesTheBitsOfTheDefinition) {
   }
 }
 
-int Main() {
-  absl::StatusOr<std::unique_ptr<Bootstrap>> job = JoinJob();
-  if (!job.ok()) {
-    std::fprintf(stderr, "%s\n", job.status().ToString().c_str());
-    return 1;
-  }
-  const int gpus = NumCudaDevices();
-  if (gpus == 0 || (gpus < (*job)->size() && std::getenv("NCCL_HOSTID") == nullptr)) {
-    if ((*job)->rank() == 0) {
-      std::printf("skipped: %d GPUs for %d ranks\n", gpus, (*job)->size());
-    }
-    return 77;
-  }
-  const std::unique_ptr<Communicator> all = (*job)->CreateHostCommunicator().value();
-  all->set_timeout(absl::Minutes(1));
-  all_ranks = all.get();
-  return RunAllTestsAsRank((*job)->rank(), (*job)->size());
-}
-
 }  // namespace
 }  // namespace thinwire
 
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
-  return thinwire::Main();
+  return thinwire::RunAllTestsOnGpus(absl::Minutes(1), &thinwire::job, &thinwire::all_ranks);
 }
