@@ -1,5 +1,5 @@
 """Ranks on GPUs: the CPU's answers on every mesh and wire, quantising, and ranks that are lost or
-misplaced. Skipped where there are fewer than two GPUs."""
+misplaced. Ranks share a GPU where there are fewer."""
 
 import json
 import os
@@ -29,11 +29,17 @@ def num_gpus():
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
+needs_gpu = unittest.skipUnless(num_gpus(), "no GPU")
 needs_two_gpus = unittest.skipUnless(num_gpus() >= 2, "fewer than two GPUs")
 
 
+def shared(flags, ranks):
+    """`flags`, and that ranks may share a GPU where there are fewer."""
+    return [*flags, *["--share-gpus"] * (ranks > num_gpus())]
+
+
 @support.needs_mpi
-@needs_two_gpus
+@needs_gpu
 class GpuMeshTest(support.TestCase):
 
     def tokens(self, model, *flags, ranks=0):
@@ -46,12 +52,12 @@ class GpuMeshTest(support.TestCase):
         for model in (OPT, LLAMA):
             expected = self.tokens(model, "--device", "cpu")
             for flags, ranks in (((), 1), (("--tp", 2), 2), (("--pp", 2), 2),
-                                 (("--tp", 2, "--pp", 2, "--share-gpus"), 4)):
+                                 (("--tp", 2, "--pp", 2), 4)):
                 with self.subTest(model=model.name, flags=flags):
-                    self.assertEqual(self.tokens(model, "--device", "cuda", *flags, ranks=ranks),
+                    flags = ("--device", "cuda", *shared(flags, ranks))
+                    self.assertEqual(self.tokens(model, *flags, ranks=ranks), expected)
+                    self.assertEqual(self.tokens(model, "--no-cuda-graphs", *flags, ranks=ranks),
                                      expected)
-                    self.assertEqual(self.tokens(model, "--device", "cuda", "--no-cuda-graphs",
-                                                 *flags, ranks=ranks), expected)
 
     def test_vector_quantised_models_answer_as_the_cpu_does(self):
         for source in (OPT, LLAMA):
@@ -61,16 +67,17 @@ class GpuMeshTest(support.TestCase):
             expected = self.tokens(model, "--device", "cpu")
             for flags, ranks in (((), 1), (("--tp", 2), 2), (("--pp", 2), 2)):
                 with self.subTest(model=source.name, flags=flags):
-                    self.assertEqual(self.tokens(model, "--device", "cuda", *flags, ranks=ranks),
-                                     expected)
+                    self.assertEqual(self.tokens(model, "--device", "cuda", *shared(flags, ranks),
+                                                 ranks=ranks), expected)
 
     def test_coded_wires_answer_as_on_cpus(self):
         for wire in ("fp16", "one-shot-q8", "token-owner-q8"):
             with self.subTest(wire=wire):
                 flags = ("--tp", 2, "--wire", wire)
-                self.assertEqual(self.tokens(LLAMA, "--device", "cuda", *flags, ranks=2),
+                self.assertEqual(self.tokens(LLAMA, "--device", "cuda", *shared(flags, 2), ranks=2),
                                  self.tokens(LLAMA, "--device", "cpu", *flags, ranks=2))
 
+    @needs_two_gpus
     def test_gpus_are_the_default_where_there_are_enough(self):
         run = ["run", "--model", OPT, "--prompt", "The", "--max-tokens", 2]
         self.assertNotIn("on the CPU", self.succeed([*run, "--tp", 2], ranks=2).stderr)
@@ -94,7 +101,7 @@ class GpuQuantizeTest(support.QuantizeTestCase):
 
 
 @support.needs_mpi
-@needs_two_gpus
+@needs_gpu
 class GpuSplitTest(support.QuantizeTestCase):
     """Jobs of a group that prefills and one that decodes."""
 
@@ -118,7 +125,7 @@ class GpuSplitTest(support.QuantizeTestCase):
             self.assertEqual(self.answers(model, "--device", "cuda")[0], expected)
             for split in SPLITS:
                 ranks = split[0] + split[1]
-                flags = [*split_flags(*split), *["--share-gpus"] * (ranks > 2)]
+                flags = shared(split_flags(*split), ranks)
                 with self.subTest(model=model.name, split=split):
                     tokens, sent = self.answers(model, "--device", "cuda", *flags, ranks=ranks)
                     self.assertEqual(tokens, expected)
@@ -133,32 +140,33 @@ class GpuSplitTest(support.QuantizeTestCase):
             for graphs in ((), ("--no-cuda-graphs",)):
                 with self.subTest(model=model.name, graphs=graphs):
                     tokens, sent = self.answers(quantized, "--device", "cuda", *graphs,
-                                                *split_flags(1, 1), ranks=2)
+                                                *shared(split_flags(1, 1), 2), ranks=2)
                     self.assertEqual(tokens, expected)
                     self.assertEqual(sent, cpu)
 
 
 @support.needs_mpi
-@needs_two_gpus
+@needs_gpu
 class GpuExactTest(support.QuantizeTestCase):
     """--wire exact: the same bits on every mesh of GPUs, in every batch."""
 
     MESHES = (((), 0), (("--max-step-tokens", 7, "--page-size", 5), 0), (("--tp", 2), 2),
               (("--pp", 2, "--no-cuda-graphs"), 2))
-    SHARED = (("--tp", 2, "--pp", 2, "--share-gpus"), 4)
+    FOUR_RANKS = (("--tp", 2, "--pp", 2), 4)
 
     def check(self, model, meshes, *dtype):
         expected = None
         for flags, ranks in meshes:
             with self.subTest(model=model.name, dtype=dtype, flags=flags):
                 found = self.perplexity(model, "--device", "cuda", "--wire", "exact",
-                                        "--max-tokens", 256, *dtype, *flags, ranks=ranks)
+                                        "--max-tokens", 256, *dtype, *shared(flags, ranks),
+                                        ranks=ranks)
                 expected = found if expected is None else expected
                 self.assertEqual(found, expected)
 
     def test_perplexity_has_the_same_bits_on_every_mesh(self):
         for model in (OPT, LLAMA):
-            self.check(model, (*self.MESHES, self.SHARED))
+            self.check(model, (*self.MESHES, self.FOUR_RANKS))
             self.check(model, self.MESHES, "--dtype", "fp16")
 
     def test_perplexity_of_codes_has_the_same_bits_on_every_mesh(self):
@@ -176,14 +184,14 @@ class GpuExactTest(support.QuantizeTestCase):
             run = ["run", "--model", model, "--prompts", prompts, "--json", "--max-tokens", 24,
                    "--ignore-eos", "--wire", "exact"]
             expected = self.succeed([*run, "--device", "cpu"]).lines
-            for flags, ranks in (*self.MESHES, self.SHARED):
+            for flags, ranks in (*self.MESHES, self.FOUR_RANKS):
                 with self.subTest(model=model.name, flags=flags):
-                    found = self.succeed([*run, "--device", "cuda", *flags], ranks)
+                    found = self.succeed([*run, "--device", "cuda", *shared(flags, ranks)], ranks)
                     self.assertEqual(found.lines, expected)
 
 
 @support.needs_mpi
-@needs_two_gpus
+@needs_gpu
 class GpuFaultTest(support.TestCase):
 
     ENDLESS = [{"id": i, "token_ids": [5, i % 1000], "max_tokens": 400} for i in range(20000)]
@@ -194,8 +202,8 @@ class GpuFaultTest(support.TestCase):
         self.check_error(result, 1, "ranks 0 and 1", "would share a GPU", "--share-gpus")
 
     def test_too_little_memory_says_for_what(self):
-        result = support.run(["run", "--model", OPT, "--prompt", "The", "--tp", 2, "--device",
-                              "cuda", "--kv-memory", "4T"], ranks=2)
+        result = support.run(["run", "--model", OPT, "--prompt", "The", "--kv-memory", "4T",
+                              "--device", "cuda", *shared(("--tp", 2), 2)], ranks=2)
         self.check_error(result, 1, "KV cache of", "free", "out of memory")
 
     @unittest.skipUnless(FAULT_LIBRARY, "THINWIRE_GPU_FAULT_LIBRARY names no library")
@@ -206,7 +214,8 @@ class GpuFaultTest(support.TestCase):
                 fault = pathlib.Path(prompts).with_name(f"fault{ranks}")
                 env = {"LD_PRELOAD": FAULT_LIBRARY, "THINWIRE_GPU_FAULT": str(fault)}
                 with support.Running(["run", "--model", OPT, "--prompts", prompts, "--json",
-                                      "--ignore-eos", "--device", "cuda", *flags], ranks=ranks,
+                                      "--ignore-eos", "--device", "cuda", *shared(flags, ranks)],
+                                     ranks=ranks,
                                      env=env) as running:
                     self.wait_for_output(running)
                     fault.touch()
@@ -229,8 +238,8 @@ class GpuFaultTest(support.TestCase):
     def check(self, number, *mesh):
         prompts = self.write("endless.jsonl", self.ENDLESS)
         with support.Running(["run", "--model", OPT, "--prompts", prompts, "--json",
-                              "--ignore-eos", "--device", "cuda", *mesh, "--step-timeout",
-                              STEP_TIMEOUT_S], ranks=2) as running:
+                              "--ignore-eos", "--device", "cuda", *shared(mesh, 2),
+                              "--step-timeout", STEP_TIMEOUT_S], ranks=2) as running:
             self.wait_for_output(running)
             os.kill(running.rank_process(1), number)
             return self.end_in_time(running)
