@@ -1,5 +1,5 @@
 """Ranks on GPUs: the CPU's answers on every mesh and wire, quantising, and ranks that are lost or
-misplaced. Ranks share a GPU where there are fewer."""
+misplaced. Ranks share a GPU where there is but one, but not those that are lost."""
 
 import json
 import os
@@ -191,7 +191,7 @@ class GpuExactTest(support.QuantizeTestCase):
 
 
 @support.needs_mpi
-@needs_gpu
+@needs_two_gpus
 class GpuFaultTest(support.TestCase):
 
     ENDLESS = [{"id": i, "token_ids": [5, i % 1000], "max_tokens": 400} for i in range(20000)]
@@ -202,8 +202,8 @@ class GpuFaultTest(support.TestCase):
         self.check_error(result, 1, "ranks 0 and 1", "would share a GPU", "--share-gpus")
 
     def test_too_little_memory_says_for_what(self):
-        result = support.run(["run", "--model", OPT, "--prompt", "The", "--kv-memory", "4T",
-                              "--device", "cuda", *shared(("--tp", 2), 2)], ranks=2)
+        result = support.run(["run", "--model", OPT, "--prompt", "The", "--tp", 2, "--device",
+                              "cuda", "--kv-memory", "4T"], ranks=2)
         self.check_error(result, 1, "KV cache of", "free", "out of memory")
 
     @unittest.skipUnless(FAULT_LIBRARY, "THINWIRE_GPU_FAULT_LIBRARY names no library")
@@ -214,8 +214,7 @@ class GpuFaultTest(support.TestCase):
                 fault = pathlib.Path(prompts).with_name(f"fault{ranks}")
                 env = {"LD_PRELOAD": FAULT_LIBRARY, "THINWIRE_GPU_FAULT": str(fault)}
                 with support.Running(["run", "--model", OPT, "--prompts", prompts, "--json",
-                                      "--ignore-eos", "--device", "cuda", *shared(flags, ranks)],
-                                     ranks=ranks,
+                                      "--ignore-eos", "--device", "cuda", *flags], ranks=ranks,
                                      env=env) as running:
                     self.wait_for_output(running)
                     fault.touch()
@@ -238,8 +237,8 @@ class GpuFaultTest(support.TestCase):
     def check(self, number, *mesh):
         prompts = self.write("endless.jsonl", self.ENDLESS)
         with support.Running(["run", "--model", OPT, "--prompts", prompts, "--json",
-                              "--ignore-eos", "--device", "cuda", *shared(mesh, 2),
-                              "--step-timeout", STEP_TIMEOUT_S], ranks=2) as running:
+                              "--ignore-eos", "--device", "cuda", *mesh, "--step-timeout",
+                              STEP_TIMEOUT_S], ranks=2) as running:
             self.wait_for_output(running)
             os.kill(running.rank_process(1), number)
             return self.end_in_time(running)
