@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/host_rates/host_rates.h"
 #include "launcher/bench_comm.h"
@@ -185,10 +186,14 @@ class BenchCommand : public Command {
         "kernels  of rank 0, mean of %d decode steps: %.1f us, of them %.1f us busy (%.0f %%)\n",
         trace.num_steps, times.span_seconds * step_us, times.busy_seconds * step_us,
         100 * times.busy_seconds / times.span_seconds);
+    text += "         adds, of all        runs for    calls  kernel and its blocks\n";
     for (const KernelTimes::Kernel& kernel : times.kernels) {
-      absl::StrAppendFormat(&text, "%10.1f us  %5.1f %%  %7.1f calls  %s\n",
-                            kernel.seconds * step_us, 100 * kernel.seconds / times.span_seconds,
-                            static_cast<double>(kernel.calls) / trace.num_steps, kernel.name);
+      absl::StrAppendFormat(
+          &text, "%10.1f us  %5.1f %%  %9.1f us  %7.1f  %s", kernel.added_seconds * step_us,
+          100 * kernel.added_seconds / times.span_seconds, kernel.seconds * step_us,
+          static_cast<double>(kernel.calls) / trace.num_steps, kernel.name);
+      if (kernel.grid[0] > 0) absl::StrAppend(&text, " ", absl::StrJoin(kernel.grid, "x"));
+      text += "\n";
     }
     return text;
   }
@@ -225,7 +230,9 @@ class BenchCommand : public Command {
       nlohmann::ordered_json kernels = nlohmann::ordered_json::array();
       for (const KernelTimes::Kernel& kernel : trace->times.kernels) {
         kernels.push_back({{"name", kernel.name},
+                           {"grid", kernel.grid},
                            {"us", kernel.seconds * step_us},
+                           {"added_us", kernel.added_seconds * step_us},
                            {"calls", static_cast<double>(kernel.calls) / trace->num_steps}});
       }
       json["step"] = {{"us", trace->times.span_seconds * step_us},

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <map>
+#include <tuple>
+#include <utility>
 
 namespace thinwire {
 namespace {
@@ -31,29 +33,41 @@ std::string ShortName(const std::string& mangled) {
 
 KernelTimes SumKernelRuns(absl::Span<const KernelRun> runs) {
   KernelTimes times;
-  std::map<std::string, KernelTimes::Kernel> by_name;
-  std::vector<std::pair<uint64_t, uint64_t>> intervals;
+  if (runs.empty()) return times;
+  std::vector<const KernelRun*> by_end;
+  uint64_t first = runs.front().begin_ns;
   for (const KernelRun& run : runs) {
-    const std::string name = ShortName(run.name);
-    KernelTimes::Kernel& kernel = by_name[name];
-    kernel.name = name;
-    ++kernel.calls;
-    kernel.seconds += static_cast<double>(run.end_ns - run.begin_ns) * 1e-9;
-    intervals.emplace_back(run.begin_ns, run.end_ns);
+    by_end.push_back(&run);
+    first = std::min(first, run.begin_ns);
   }
-  for (auto& [name, kernel] : by_name) times.kernels.push_back(std::move(kernel));
+  std::stable_sort(by_end.begin(), by_end.end(), [](const KernelRun* a, const KernelRun* b) {
+    return std::tie(a->end_ns, a->begin_ns) < std::tie(b->end_ns, b->begin_ns);
+  });
+  std::map<std::pair<std::string, std::array<int32_t, 3>>, KernelTimes::Kernel> by_name;
+  uint64_t last_end = first;
+  for (const KernelRun* run : by_end) {
+    const std::string name = ShortName(run->name);
+    KernelTimes::Kernel& kernel = by_name[{name, run->grid}];
+    kernel.name = name;
+    kernel.grid = run->grid;
+    ++kernel.calls;
+    kernel.seconds += static_cast<double>(run->end_ns - run->begin_ns) * 1e-9;
+    kernel.added_seconds += static_cast<double>(run->end_ns - last_end) * 1e-9;
+    last_end = run->end_ns;
+  }
+  for (auto& [key, kernel] : by_name) times.kernels.push_back(std::move(kernel));
   std::stable_sort(times.kernels.begin(), times.kernels.end(),
-                   [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
-  std::sort(intervals.begin(), intervals.end());
-  uint64_t busy = 0, covered = intervals.empty() ? 0 : intervals.front().first;
-  const uint64_t first = covered;
-  for (const auto& [begin, end] : intervals) {
-    if (end <= covered) continue;
-    busy += end - std::max(begin, covered);
-    covered = end;
+                   [](const auto& a, const auto& b) { return a.added_seconds > b.added_seconds; });
+  // From the last to end: time that no later one has covered.
+  uint64_t busy = 0, covered = last_end;
+  for (auto run = by_end.rbegin(); run != by_end.rend(); ++run) {
+    const uint64_t end = std::min((*run)->end_ns, covered);
+    if ((*run)->begin_ns >= end) continue;
+    busy += end - (*run)->begin_ns;
+    covered = (*run)->begin_ns;
   }
   times.busy_seconds = static_cast<double>(busy) * 1e-9;
-  times.span_seconds = static_cast<double>(covered - first) * 1e-9;
+  times.span_seconds = static_cast<double>(last_end - first) * 1e-9;
   return times;
 }
 

@@ -1,6 +1,7 @@
 // Which kernels a GPU ran, and for how long.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -16,15 +17,20 @@ struct KernelRun {
   std::string name;  // as the compiler mangled it; "[copy]", "[set]"
   uint64_t begin_ns = 0;
   uint64_t end_ns = 0;
+  std::array<int32_t, 3> grid = {};  // blocks of threads; zeros for copies
 };
 
 struct KernelTimes {
   struct Kernel {
     std::string name;  // without namespace, template arguments and parameters
+    std::array<int32_t, 3> grid = {};
     int64_t calls = 0;
     double seconds = 0.0;  // summed over calls
+    // From the latest end of the runs that ended before to its own, summed over calls: what it adds
+    // to the span, however early it began. All kernels' add up to span_seconds.
+    double added_seconds = 0.0;
   };
-  std::vector<Kernel> kernels;  // by descending time
+  std::vector<Kernel> kernels;  // one for each name and grid, by descending added_seconds
   double busy_seconds = 0.0;    // in which at least one ran
   double span_seconds = 0.0;    // from the first one's begin to the last one's end
 };

@@ -1,5 +1,6 @@
 #include <cupti.h>
 
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
@@ -51,10 +52,11 @@ void CUPTIAPI OnBufferRequested(uint8_t** buffer, size_t* size, size_t* max_reco
 }
 
 template <typename Record>
-void Add(const CUpti_Activity* record, std::string name, std::vector<KernelRun>& runs) {
+void Add(const CUpti_Activity* record, std::string name, std::vector<KernelRun>& runs,
+         std::array<int32_t, 3> grid = {}) {
   const auto* run = reinterpret_cast<const Record*>(record);
   if (run->start == 0 || run->end < run->start) return;  // has not ended
-  runs.push_back({std::move(name), run->start, run->end});
+  runs.push_back({std::move(name), run->start, run->end, grid});
 }
 
 void CUPTIAPI OnBufferCompleted(CUcontext, uint32_t, uint8_t* buffer, size_t, size_t valid_size) {
@@ -64,8 +66,9 @@ void CUPTIAPI OnBufferCompleted(CUcontext, uint32_t, uint8_t* buffer, size_t, si
   while (cuptiActivityGetNextRecord(buffer, valid_size, &record) == CUPTI_SUCCESS) {
     if (!recording.on) continue;
     if (record->kind == CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL) {
-      Add<KernelRecord>(record, reinterpret_cast<const KernelRecord*>(record)->name,
-                        recording.runs);
+      const auto* kernel = reinterpret_cast<const KernelRecord*>(record);
+      Add<KernelRecord>(record, kernel->name, recording.runs,
+                        {kernel->gridX, kernel->gridY, kernel->gridZ});
     } else if (record->kind == CUPTI_ACTIVITY_KIND_MEMCPY) {
       Add<CUpti_ActivityMemcpy6>(record, "[copy]", recording.runs);
     } else if (record->kind == CUPTI_ACTIVITY_KIND_MEMSET) {
