@@ -13,6 +13,7 @@
 #include "kernels/coded_linear/linear_operands.cuh"
 #include "kernels/coded_linear/linear_result.cuh"
 #include "kernels/core/async_copy.cuh"
+#include "kernels/core/block_barrier.cuh"
 #include "kernels/core/cuda_math.cuh"
 
 namespace thinwire {
@@ -111,23 +112,7 @@ __device__ inline int PlaceOf(int row, int piece) {
   return row * kTileBytes + ((piece ^ (row & 7)) << 4);
 }
 
-// Barriers of a stage: its tile has come, its tile has been read. Each time that all have arrived
-// ends a phase.
-__device__ inline void InitBarrier(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ inline void Arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// Until the phase of this parity has ended; the one before the first has.
-__device__ inline void WaitForPhase(uint32_t barrier, int parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nwait:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra ended;\nbra wait;\nended:\n}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
+// Barriers of a stage: its tile has come, its tile has been read.
 __device__ inline uint32_t CameBarrier(uint32_t memory, int stage) {
   return memory + kBarriersAt + 8 * stage;
 }

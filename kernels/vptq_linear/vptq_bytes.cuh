@@ -11,7 +11,6 @@
 
 namespace thinwire::vptq {
 
-inline constexpr int kByteOutputs = kVptqByteRows * 8;  // of a group: 64
 inline constexpr int kStripChunks = kVptqByteStrip / kVptqByteChunk;
 inline constexpr int kChunkWords = kVptqByteCodes / 4;  // of x: four columns each
 
@@ -22,16 +21,6 @@ __device__ inline void MmaSigned(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint
       "{%0,%1,%2,%3};"
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// Where in a strip's sums of a row of x an output of the group is.
-__device__ inline int PlaceOfByteSum(int row, int output) {
-  return row * kByteOutputs + (output ^ row % 2 * 16 ^ row / 2 % 2 * 4);
-}
-
-// Small books lie 16 times side by side, large ones four times, one after another.
-__host__ __device__ constexpr int ByteBookBytes(int bits) {
-  return bits == 0 ? 0 : bits == 8 ? 256 * 128 : 4 * 32768;
 }
 
 // One of the two books. kFirst: the word of a lane's codes of a chunk at which its own begin.

@@ -11,6 +11,8 @@
 #include <type_traits>
 
 #include "kernels/core/early_launch.cuh"
+#include "kernels/vptq_linear/vptq_byte_block.h"
+#include "kernels/vptq_linear/vptq_byte_sums.cuh"
 #include "kernels/vptq_linear/vptq_bytes.cuh"
 #include "kernels/vptq_linear/vptq_bytes_cuda.h"
 #include "kernels/vptq_linear/vptq_bytes_x.cuh"
@@ -19,29 +21,6 @@
 namespace thinwire {
 namespace vptq {
 namespace {
-
-// kTiles: 0 for one row of x, else four rows each.
-template <int kTiles>
-struct ByteBlock {
-  static constexpr int kWarps = kTiles == 4 ? 8 : 16;
-  static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kRows = kTiles == 0 ? 1 : 4 * kTiles;
-  static constexpr int kStripsOfWarp = kTiles == 0 ? 2 : 1;
-  static constexpr int kStrips = kWarps * kStripsOfWarp;
-  static constexpr int kParts = kStrips / kVptqBytePart;
-  static constexpr int kSums = kRows * kByteOutputs;  // of a strip
-  static constexpr int kRoundBytes = kStrips * kSums * 4;
-};
-static_assert(ByteBlock<0>::kWarps == kByteXWarps);
-// What x of one row is made in, before sums are.
-static_assert(ByteBlock<0>::kRoundBytes >= 8 * 1024);
-constexpr int kByteXBytes = ByteBlock<0>::kStrips * kVptqByteStrip * 2;
-constexpr int kByteStaticBytes = 256;
-constexpr int kMostRoundsHeld = 8;
-
-__host__ __device__ constexpr int ByteTableBytes(int index_bits, int residual_bits) {
-  return ByteBookBytes(index_bits) + ByteBookBytes(residual_bits);
-}
 
 struct MadeByteX {
   float factors[2], dot;
@@ -100,11 +79,15 @@ __global__ void __launch_bounds__(ByteBlock<kTiles>::kThreads, 1)
                          chunk % kStripChunks) *
                             (32 * kLaneWords);
   };
-  // A chunk of the current item; past the last item, nothing.
+  // 0, which the compiler does not know.
+  const uint32_t none = gridDim.z - 1;
+  // A chunk of the current item, once `after` is there: what waits for one load would else wait for
+  // the next, too. Past the last item, nothing.
   bool more = begin < end;
-  const auto load = [&](auto table, int chunk, auto& words) {
+  const auto load = [&](auto table, int chunk, auto& words, uint32_t after) {
     using Table = decltype(table);
-    if (!more || strip_of(split, chunk / kStripChunks) >= call.num_strips) return;
+    const int strip = strip_of(split, chunk / kStripChunks) + static_cast<int>(after & none);
+    if (strip >= (more ? call.num_strips : 0)) return;
     const uint32_t* const from = codes_of(split, group, chunk) + 32 * Table::kFirstWord + lane;
 #pragma unroll
     for (int w = 0; w < Table::kWords; ++w) words[w] = __ldcs(from + 32 * w);
@@ -160,8 +143,9 @@ __global__ void __launch_bounds__(ByteBlock<kTiles>::kThreads, 1)
   } else {
     WaitForPrevious();  // what makes x
   }
-  load(Main(), 0, main_words[0]);
-  if constexpr (kHasResidual && kTiles == 0) load(Residual(), 0, residual_words[0]);
+  constexpr int kLastMain = Main::kWords - 1, kLastResidual = Residual::kWords - 1;
+  load(Main(), 0, main_words[0], 0);
+  if constexpr (kHasResidual && kTiles == 0) load(Residual(), 0, residual_words[0], 0);
   __syncthreads();
 
   int held = 0;
@@ -229,9 +213,11 @@ __global__ void __launch_bounds__(ByteBlock<kTiles>::kThreads, 1)
 #pragma unroll
         for (int h = 4 * s; h < 4 * s + 4; ++h) {
           if (h + 1 == kChunks) advance();
-          load(Main(), (h + 1) % kChunks, main_words[(h + 1) % 2]);
-          if constexpr (kHasResidual)
-            load(Residual(), (h + 1) % kChunks, residual_words[(h + 1) % 2]);
+          const uint32_t last = main_words[h % 2][kLastMain] | residual_words[h % 2][kLastResidual];
+          load(Main(), (h + 1) % kChunks, main_words[(h + 1) % 2], last);
+          if constexpr (kHasResidual) {
+            load(Residual(), (h + 1) % kChunks, residual_words[(h + 1) % 2], last);
+          }
           if (strip < call.num_strips) {
             AddOneRow<Main>(main, main_banks, main_words[h % 2], x[h][0], spread, c[0]);
             if constexpr (kHasResidual) {
@@ -240,19 +226,9 @@ __global__ void __launch_bounds__(ByteBlock<kTiles>::kThreads, 1)
             }
           }
         }
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int component = 4 * e + t;
-          float value =
-              static_cast<float>(c[0][2 * e] * 256 + c[0][2 * e + 1]) * call.scales[0][component];
-          if constexpr (kHasResidual) {
-            value = fmaf(static_cast<float>(c[1][2 * e] * 256 + c[1][2 * e + 1]),
-                         call.scales[1][component], value);
-          }
-          if (strip < call.num_strips) {
-            to[(s * B::kWarps + warp) * B::kSums + PlaceOfByteSum(0, 8 * g + component)] =
-                value * factors[0][s];
-          }
+        if (strip < call.num_strips) {
+          StoreByteRow<kHasResidual>(c, call.scales, factors[0][s],
+                                     to + (s * B::kWarps + warp) * B::kSums);
         }
       }
     } else {
@@ -263,118 +239,55 @@ __global__ void __launch_bounds__(ByteBlock<kTiles>::kThreads, 1)
         int32_t c[4][kXRows][4] = {};
 #pragma unroll
         for (int h = 0; h < kChunks; ++h) {
+          const uint32_t last = main_words[h % 2][kLastMain];
           if (h + 1 < kChunks) {
-            load(Main(), h + 1, main_words[(h + 1) % 2]);
+            load(Main(), h + 1, main_words[(h + 1) % 2], last);
           } else if constexpr (kHasResidual) {
-            load(Residual(), 0, residual_words[0]);
+            load(Residual(), 0, residual_words[0], last);
           } else {
             advance();
-            load(Main(), 0, main_words[0]);
+            load(Main(), 0, main_words[0], last);
           }
           if (there) {
             AddRows<Main, kXRows>(main, main_banks, main_words[h % 2], x[h], c);
           }
         }
         if (there) {
-#pragma unroll
-          for (int n = 0; n < kXRows; ++n) {
-#pragma unroll
-            for (int k = 0; k < 2; ++k) {
-              float v[4];
-#pragma unroll
-              for (int e = 0; e < 4; ++e) {
-                const int32_t(&planes)[4] = c[2 * k + e / 2][n];
-                v[e] = static_cast<float>(planes[e % 2 * 2] * 256 + planes[e % 2 * 2 + 1]) *
-                       call.scales[0][4 * k + e];
-                if constexpr (!kHasResidual) v[e] *= factors[n][0];
-              }
-              *reinterpret_cast<float4*>(of_strip + PlaceOfByteSum(4 * n + t, 8 * g + 4 * k)) =
-                  make_float4(v[0], v[1], v[2], v[3]);
-            }
-          }
+          StoreByteTiles<false, !kHasResidual>(c, call.scales[0], factors, of_strip);
         }
       }
       if constexpr (kHasResidual) {
         int32_t c[4][kXRows][4] = {};
 #pragma unroll
         for (int h = 0; h < kChunks; ++h) {
+          const uint32_t last = residual_words[h % 2][kLastResidual];
           if (h + 1 < kChunks) {
-            load(Residual(), h + 1, residual_words[(h + 1) % 2]);
+            load(Residual(), h + 1, residual_words[(h + 1) % 2], last);
           } else {
             advance();
-            load(Main(), 0, main_words[0]);
+            load(Main(), 0, main_words[0], last);
           }
           if (there) {
             AddRows<Residual, kXRows>(residual, residual_banks, residual_words[h % 2], x[h], c);
           }
         }
-        if (there) {
-#pragma unroll
-          for (int n = 0; n < kXRows; ++n) {
-#pragma unroll
-            for (int k = 0; k < 2; ++k) {
-              auto* const at =
-                  reinterpret_cast<float4*>(of_strip + PlaceOfByteSum(4 * n + t, 8 * g + 4 * k));
-              const float4 before = *at;
-              float v[4] = {before.x, before.y, before.z, before.w};
-#pragma unroll
-              for (int e = 0; e < 4; ++e) {
-                const int32_t(&planes)[4] = c[2 * k + e / 2][n];
-                v[e] = fmaf(static_cast<float>(planes[e % 2 * 2] * 256 + planes[e % 2 * 2 + 1]),
-                            call.scales[1][4 * k + e], v[e]) *
-                       factors[n][0];
-              }
-              *at = make_float4(v[0], v[1], v[2], v[3]);
-            }
-          }
-        }
+        if (there) StoreByteTiles<true, true>(c, call.scales[1], factors, of_strip);
       }
     }
     ++held;
     if (held < call.rounds_held && item + 1 < end) continue;
     __syncthreads();
-    const int first_held = item - (held - 1);
-    for (int i = threadIdx.x; i < held * num_tokens * kByteOutputs; i += B::kThreads) {
-      const int output = i % kByteOutputs;
-      const int at = i / kByteOutputs / num_tokens;
-      const int token = i / kByteOutputs - at * num_tokens;
-      const int of_split = (first_held + at) / call.num_groups;
-      const int of_group = first_held + at - of_split * call.num_groups;
-      const int64_t o =
-          (static_cast<int64_t>(of_group) * kVptqByteRows + output / 8) * call.length + output % 8 -
-          call.skip;
-      if (output % 8 >= call.length || o < 0 || o >= call.result.out_features) continue;
-      const float* const from = sums + at * (B::kRoundBytes / 4);
-      float value = 0.0f;
+    AddByteStrips<B>(call, sums, item - (held - 1), held, first_token, num_tokens,
+                     [&](int token, int64_t o, float value) {
+                       if constexpr (kMakesX) {
+                         float dot = 0.0f;
 #pragma unroll
-      for (int part = 0; part < B::kParts; ++part) {
-        const int strips =
-            min(kVptqBytePart, call.num_strips - of_split * B::kStrips - part * kVptqBytePart);
-        if (strips <= 0) break;
-        float of_part = 0.0f;
-        for (int row = token * call.rows_of_token; row < (token + 1) * call.rows_of_token; ++row) {
-          const float* const of_row =
-              from + part * kVptqBytePart * B::kSums + PlaceOfByteSum(row, output);
-          float sum = 0.0f;
-#pragma unroll 8
-          for (int s = 0; s < strips; ++s) sum += of_row[s * B::kSums];
-          of_part += sum;
-        }
-        value += of_part;
-        if (call.result.partials != nullptr) {
-          KeepVptqSum(call.result, of_split * B::kParts + part, first_token + token, o, of_part);
-        }
-      }
-      if (call.result.partials != nullptr) continue;
-      if constexpr (kMakesX) {
-        float dot = 0.0f;
-#pragma unroll
-        for (int w = 0; w < kByteXWarps; ++w) dot += dots[w];
-        StoreVptqResult(call.result, 0, o, value, {1.0f, dot});
-      } else {
-        StoreVptqResult(call.result, first_token + token, o, value);
-      }
-    }
+                         for (int w = 0; w < kByteXWarps; ++w) dot += dots[w];
+                         StoreVptqResult(call.result, token, o, value, {1.0f, dot});
+                       } else {
+                         StoreVptqResult(call.result, token, o, value);
+                       }
+                     });
     __syncthreads();
     held = 0;
   }
@@ -397,14 +310,6 @@ cudaError_t LaunchBytes(const VptqBytesCall& call, cudaStream_t stream) {
                       call.early_launches, kernel, call);
 }
 
-// Calls f(kTiles).
-template <typename F>
-auto WithByteTiles(int rows_at_once, const F& f) {
-  if (rows_at_once == 1) return f(std::integral_constant<int, 0>());
-  if (rows_at_once == 8) return f(std::integral_constant<int, 2>());
-  return f(std::integral_constant<int, 4>());
-}
-
 template <int kIndexBits, int kResidualBits>
 cudaError_t LaunchByteTiles(const VptqBytesCall& call, cudaStream_t stream) {
   if (call.makes_x) return LaunchBytes<kIndexBits, kResidualBits, 0, true>(call, stream);
@@ -415,31 +320,6 @@ cudaError_t LaunchByteTiles(const VptqBytesCall& call, cudaStream_t stream) {
 
 }  // namespace
 }  // namespace vptq
-
-bool HasVptqByteTables(int length, int index_bits, int residual_bits, int64_t shared_memory_bytes) {
-  const bool known =
-      (index_bits == 8 || index_bits == 12) && (residual_bits == 0 || residual_bits == 8);
-  return known && length <= 8 &&
-         vptq::ByteTableBytes(index_bits, residual_bits) + vptq::ByteBlock<4>::kRoundBytes +
-                 vptq::kByteStaticBytes <=
-             shared_memory_bytes;
-}
-
-void PlanVptqBytes(VptqBytesCall& call) {
-  const int rows = call.result.num_tokens * call.rows_of_token;
-  const int parts = (call.num_strips + kVptqBytePart - 1) / kVptqBytePart;
-  call.rows_at_once = rows == 1 ? 1 : rows <= 8 ? 8 : 16;
-  vptq::WithByteTiles(call.rows_at_once, [&](auto tiles) {
-    using B = vptq::ByteBlock<decltype(tiles)::value>;
-    call.result.splits = parts <= B::kParts ? 1 : parts;
-    const int table_bytes = vptq::ByteTableBytes(call.index_bits, call.residual_bits);
-    const int left = call.shared_memory_bytes - table_bytes - vptq::kByteStaticBytes;
-    call.rounds_held = std::clamp(left / B::kRoundBytes, 1, vptq::kMostRoundsHeld);
-    call.shared_bytes =
-        table_bytes + std::max(call.rounds_held * B::kRoundBytes, vptq::kByteXBytes);
-  });
-  call.makes_x = rows == 1 && call.result.splits == 1;
-}
 
 cudaError_t LaunchVptqBytes(const VptqBytesCall& call, cudaStream_t stream) {
   cudaError_t error = cudaErrorInvalidValue;

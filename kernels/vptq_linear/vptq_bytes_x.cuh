@@ -5,13 +5,11 @@
 
 #include "kernels/core/cuda_math.cuh"
 #include "kernels/core/early_launch.cuh"
+#include "kernels/vptq_linear/vptq_byte_block.h"
 #include "kernels/vptq_linear/vptq_bytes_cuda.h"
 
 namespace thinwire::vptq {
 
-// Warps that share a token's x; the sum of x times the offsets is added in an order that depends on
-// it.
-inline constexpr int kByteXWarps = 16;
 inline constexpr int kLargestInteger = 32639;  // 127 * 256 + 127
 
 // The power of two that brings the largest of a strip, given by its bits without the sign, up to

@@ -12,10 +12,12 @@
 
 namespace thinwire {
 
-// Up to this many tokens weights with tables go through shared memory in passes of 16 rows of x,
-// others through the caches in passes of 4 tokens; beyond, some rows of them are laid out at a time
-// and multiplied as dense ones (vptq_linear_cuda_bench measures the ways).
-inline constexpr int64_t kFewTableTokens = 96;
+// Up to this many tokens weights with tables go through shared memory in passes of 16 rows of x
+// (byte books up to fewer), others through the caches in passes of 4 tokens; beyond, some rows of
+// them are laid out at a time and multiplied as dense ones (vptq_linear_cuda_bench measures the
+// ways).
+inline constexpr int64_t kFewTableTokens = 128;
+inline constexpr int64_t kFewByteTokens = 96;
 inline constexpr int64_t kFewAnyTokens = 8;
 
 // Arguments are checked and on the stream's device, and neither tokens nor outputs are none.

@@ -32,9 +32,9 @@ struct VptqLinearArgs {
 //
 // On a GPU, weights come by VptqWeights::CopyTo. Where books are in shared memory (vptq_device.h),
 // x times the scales is rounded to fp16, for fp32 to three of these (2^-33 of a token's largest),
-// and each product is exact; the order of summation is as above up to kFewTableTokens, with other
-// books up to kFewAnyTokens, and with batch_invariant always. Beyond, weights are rounded to the
-// dtype of x some rows at a time.
+// and each product is exact; the order of summation is as above up to kFewTableTokens, with byte
+// books up to kFewByteTokens, with other books up to kFewAnyTokens, and with batch_invariant
+// always. Beyond, weights are rounded to the dtype of x some rows at a time.
 absl::Status VptqLinear(const VptqLinearArgs& args, Stream& stream);
 
 // The definition, in double, for tests.

@@ -303,7 +303,10 @@ absl::Status VptqLinearManyTokensCuda(const VptqLinearArgs& args, Stream& stream
 }
 
 absl::Status VptqLinearCuda(const VptqLinearArgs& args, Stream& stream) {
-  const int64_t few = args.weights->on_device().in_tables ? kFewTableTokens : kFewAnyTokens;
+  const VptqOnDevice& on_device = args.weights->on_device();
+  const int64_t few = on_device.in_bytes    ? kFewByteTokens
+                      : on_device.in_tables ? kFewTableTokens
+                                            : kFewAnyTokens;
   return args.batch_invariant || args.weights->in_features() == 0 || args.x.dim(0) <= few
              ? VptqLinearFewTokensCuda(args, stream)
              : VptqLinearManyTokensCuda(args, stream);

@@ -9,33 +9,16 @@
 
 #include "kernels/core/cuda_math.cuh"
 #include "kernels/vptq_linear/vptq_linear_cuda.h"
+#include "kernels/vptq_linear/vptq_tables_block.h"
 #include "kernels/vptq_linear/vptq_x.cuh"
 
 namespace thinwire::vptq {
 
-inline constexpr int kQuadOutputs = kVptqQuadRows * kVptqRow;  // 32
 inline constexpr int kHalfColumns = kVptqUnitColumns / 2;
 // Of half a unit, a lane: what is loaded at a time.
 inline constexpr int kCodes = 16;
 
-// For up to 8 kTiles rows of x. Few warps have many registers each: x fills half of them.
-template <int kTiles>
-struct Block {
-  static constexpr int kWarps = kTiles == 1 ? 16 : 8;
-  static constexpr int kThreads = 32 * kWarps;
-  // Codes whose centroids are on their way while others are multiplied.
-  static constexpr int kAhead = kTiles == 2 ? 4 : 3;
-  // Halves of units that a strip has.
-  static constexpr int kHalves = 2 * kVptqStripUnits;
-};
 static_assert(Block<1>::kThreads == kVptqXThreads);
-// Of one round at least, of about all of them with one row of x.
-inline constexpr int kFewestSumBytes = 16 * 1024;
-inline constexpr int kMostSumBytes = 64 * 1024;
-static_assert(Block<1>::kWarps * 8 * kQuadOutputs * 4 <= kFewestSumBytes);
-static_assert(Block<2>::kWarps * 16 * kQuadOutputs * 4 <= kFewestSumBytes);
-// Shared memory of the kernels beside what is counted here.
-inline constexpr int kStaticBytes = 256;
 
 template <int kCount, int kFirst = 0, typename F>
 __device__ inline void ForEach(F&& f) {
@@ -80,21 +63,6 @@ __device__ inline void PrefetchL2(const void* from, int bytes) {
 __device__ inline void WaitFor(uint4& v, uint32_t as_it_is) {
   v = make_uint4(__byte_perm(v.x, 0, as_it_is), __byte_perm(v.y, 0, as_it_is),
                  __byte_perm(v.z, 0, as_it_is), __byte_perm(v.w, 0, as_it_is));
-}
-
-// Where in shared memory a warp's sum of a row of x and one of its outputs is: so that a warp
-// writes without conflicts.
-__device__ inline int PlaceOfSum(int row, int output) {
-  return row * kQuadOutputs + (output ^ row / 2 % 4 * 8);
-}
-
-// A place times 2^kShift is an address. Small books lie 8 times, side by side.
-constexpr int PlaceShift(int bits) { return bits == 8 ? 7 : 4; }
-
-// Bytes of all tables but the centroids' third places.
-constexpr int TableBytes(int index_bits, int residual_bits) {
-  return ((index_bits == 12 ? 2 : 1) << (index_bits + PlaceShift(index_bits))) +
-         (residual_bits == 0 ? 0 : 1 << (residual_bits + PlaceShift(residual_bits)));
 }
 
 template <int kIndexBits, int kResidualBits>

@@ -13,11 +13,14 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels/core/block_barrier.cuh"
 #include "kernels/core/cuda_math.cuh"
 #include "kernels/core/early_launch.cuh"
 #include "kernels/vptq_linear/vptq_linear_cuda.h"
 #include "kernels/vptq_linear/vptq_result.cuh"
+#include "kernels/vptq_linear/vptq_table_sums.cuh"
 #include "kernels/vptq_linear/vptq_tables.cuh"
+#include "kernels/vptq_linear/vptq_tables_block.h"
 #include "kernels/vptq_linear/vptq_x.cuh"
 
 namespace thinwire {
@@ -30,7 +33,9 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
   using T = Tables<kIndexBits, kResidualBits>;
   constexpr int kWarps = Block<kTiles>::kWarps, kThreads = Block<kTiles>::kThreads;
   constexpr int kHalves = Block<kTiles>::kHalves;
+  constexpr bool kLags = !kMakesX;
   extern __shared__ __align__(128) unsigned char memory[];
+  __shared__ uint64_t barriers[2];
   float* const sums = reinterpret_cast<float*>(memory + T::kBytes + call.num_thirds * 16);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
@@ -39,7 +44,8 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
   const int num_tokens = min(tokens_each, call.result.num_tokens - first_token);
   const int num_rows = num_tokens * call.planes;  // of x
 
-  const uint32_t as_it_is = 0x3210u + (gridDim.z - 1);
+  const uint32_t none = gridDim.z - 1;  // 0, which the compiler does not know
+  const uint32_t as_it_is = 0x3210u + none;
 
   const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(memory));
   const uint32_t main = base + T::kResidualBytes + (kIndexBits == 8 ? lane % 8 * 16 : 0);
@@ -62,13 +68,13 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
   };
   find();
   constexpr int kWords = (kCodes * T::kBits + 31) / 32;
-  const auto load = [&](int half, uint32_t(&words)[kWords]) {
-    if (half >= halves) return;
+  // Asks for half a unit's codes once `after` is there: what waits for the one load would else wait
+  // for the other, too.
+  const auto load = [&](int half, uint32_t(&words)[kWords], uint32_t after) {
+    if (half + static_cast<int>(after & none) >= halves) return;
+    const int64_t unit = static_cast<int64_t>(quad) * call.num_units + (strip * kHalves + half) / 2;
     const uint32_t* const from =
-        call.codes +
-        (static_cast<int64_t>(quad) * call.num_units + (strip * kHalves + half) / 2) *
-            (32 * T::kBits) +
-        half % 2 * (kCodes * T::kBits / 32 * 32) + lane;
+        call.codes + unit * (32 * T::kBits) + half % 2 * (kCodes * T::kBits / 32 * 32) + lane;
 #pragma unroll
     for (int w = 0; w < kWords; ++w) words[w] = __ldcs(from + 32 * w);
   };
@@ -88,7 +94,13 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
 
   uint32_t even[kWords] = {}, odd[kWords] = {};
   if (kTiles > 1 && halves > 0 && lane == 0) fetch_quad(quad);
-  load(0, even);
+  load(0, even, 0);
+  const auto written = static_cast<uint32_t>(__cvta_generic_to_shared(barriers));
+  const uint32_t taken = written + 8;
+  if (kLags && threadIdx.x == 0) {
+    InitBarrier(written, kThreads);
+    InitBarrier(taken, kThreads);
+  }
   T::template Fill<kThreads>(call, memory);
   uint4 x[kTiles][4 * kHalves];
   VptqXSums of_x = {};
@@ -112,6 +124,27 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
   // Rounds whose sums are held, each [warps, rows of x, kQuadOutputs] at PlaceOfSum.
   const int warp_sums = num_rows * kQuadOutputs;
   const int most_held = call.sum_floats / (kWarps * warp_sums);
+  AddSums<kThreads> add(call, sums, num_tokens, kWarps * warp_sums, begin, end);
+  const auto store = [&](int split, int token, int64_t o, float value) {
+    if constexpr (kMakesX) {
+      StoreVptqResult(call.result, 0, o, value, of_x);
+    } else {
+      KeepVptqSum(call.result, split, first_token + token, o, value);
+    }
+  };
+  // Sums wait to be added until the warp has begun the next round, so that no warp waits for
+  // others.
+  int to_add = 0;          // rounds whose sums all warps have written or will
+  uint32_t parity = 0;     // of both barriers' phases
+  bool must_wait = false;  // until all warps have added what was held, before it is overwritten
+  const auto add_held = [&] {
+    if (to_add == 0) return;
+    WaitForPhase(written, parity);
+    add(to_add, store);
+    to_add = 0;
+    must_wait = true;
+    Arrive(taken);
+  };
   int held = 0;
   for (int first = begin; first < end; first += at_once) {
     const int now = halves;
@@ -143,10 +176,11 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
     float c[2][kTiles][4] = {};
 #pragma unroll
     for (int half = 0; half < kHalves; half += 2) {
-      load(half + 1, odd);
+      load(half + 1, odd, even[kWords - 1]);
       if (half < now) AddHalf<T, kResidualBits, kTiles, false>(even, main, residual, half, x, c);
+      if (kLags && half == 0) add_held();
       if (half + 2 < kHalves) {
-        load(half + 2, even);
+        load(half + 2, even, odd[kWords - 1]);
       } else {
         item += at_once;
         quad += at_once;
@@ -155,11 +189,16 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
           ++split;
         }
         find();
-        load(0, even);
+        load(0, even, odd[kWords - 1]);
       }
       if (half + 1 < now) {
         AddHalf<T, kResidualBits, kTiles, true>(odd, main, residual, half + 1, x, c);
       }
+    }
+    if (kLags && must_wait) {
+      WaitForPhase(taken, parity);
+      parity ^= 1;
+      must_wait = false;
     }
     if (now > 0) {
       float* const to = sums + (held * kWarps + warp) * warp_sums;
@@ -178,44 +217,17 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
     }
     ++held;
     if (held < most_held && first + at_once < end) continue;
-    __syncthreads();
-    const int first_held = first - (held - 1) * at_once;
-    for (int i = threadIdx.x; i < held * at_once * num_tokens * kQuadOutputs; i += kThreads) {
-      const int element = i % kVptqRow, row = i / kVptqRow % kVptqQuadRows;
-      const int at = i / kQuadOutputs / num_tokens;
-      const int token = i / kQuadOutputs - at * num_tokens;
-      if (first_held + at >= end || element >= call.length) continue;
-      const int of_split = (first_held + at) / call.num_quads;
-      const int of_quad = first_held + at - of_split * call.num_quads;
-      const int64_t o =
-          (static_cast<int64_t>(of_quad) * kVptqQuadRows + row) * call.length + element - call.skip;
-      if (o < 0 || o >= call.result.out_features) continue;
-      const float* from = sums + (at / at_once * kWarps + at % at_once * warps_of_item) * warp_sums;
-      float value = 0.0f;
-      for (int part = 0; part < call.parts_at_once; ++part) {
-        const int before = (of_split * call.parts_at_once + part) * call.strips_each;
-        const int strips = min(call.strips_each, call.num_strips - before);
-        float of_part = 0.0f, weight = 1.0f;
-        for (int plane = 0; plane < call.planes; ++plane, weight *= 0x1p-11f) {
-          const float* const of_row =
-              from + PlaceOfSum(token * call.planes + plane, i % kQuadOutputs);
-          float sum = 0.0f;
-#pragma unroll 8
-          for (int s = 0; s < strips; ++s) sum += of_row[s * warp_sums];
-          of_part += weight * sum;
-        }
-        value += of_part;
-        from += call.strips_each * warp_sums;
-      }
-      if constexpr (kMakesX) {
-        StoreVptqResult(call.result, 0, o, value, of_x);
-      } else {
-        KeepVptqSum(call.result, of_split, first_token + token, o, value);
-      }
+    if constexpr (kLags) {
+      to_add = held;
+      Arrive(written);
+    } else {
+      __syncthreads();
+      add(held, store);
+      __syncthreads();
     }
-    __syncthreads();
     held = 0;
   }
+  if (kLags) add_held();
   LetNextStart();
 }
 
@@ -235,13 +247,6 @@ cudaError_t Launch(const VptqTablesCall& call, cudaStream_t stream) {
       call.early_launches, kernel, call);
 }
 
-// Calls f(kTiles).
-template <typename F>
-auto WithTiles(const VptqTablesCall& call, const F& f) {
-  const int64_t rows = int64_t{call.result.num_tokens} * call.planes;
-  return rows <= 8 ? f(std::integral_constant<int, 1>()) : f(std::integral_constant<int, 2>());
-}
-
 template <int kIndexBits, int kResidualBits>
 cudaError_t LaunchTiles(const VptqTablesCall& call, cudaStream_t stream) {
   if (call.makes_x) return Launch<kIndexBits, kResidualBits, 1, true>(call, stream);
@@ -252,44 +257,6 @@ cudaError_t LaunchTiles(const VptqTablesCall& call, cudaStream_t stream) {
 
 }  // namespace
 }  // namespace vptq
-
-bool HasVptqTables(int length, int index_bits, int residual_bits, int64_t shared_memory_bytes) {
-  const bool known =
-      (index_bits == 8 && (residual_bits == 0 || residual_bits == 8)) ||
-      (index_bits == 12 && (residual_bits == 0 || residual_bits == 8 || residual_bits == 12));
-  return known && length <= kVptqRow &&
-         vptq::TableBytes(index_bits, residual_bits) + vptq::kFewestSumBytes + vptq::kStaticBytes <=
-             shared_memory_bytes;
-}
-
-int NumVptqThirds(int index_bits, int residual_bits, int64_t shared_memory_bytes) {
-  if (index_bits != 12) return 0;
-  const int64_t left = shared_memory_bytes - vptq::TableBytes(index_bits, residual_bits) -
-                       vptq::kFewestSumBytes - vptq::kStaticBytes;
-  // Rows of all banks.
-  return static_cast<int>(std::clamp<int64_t>(left / 128 * 8, 0, 4096));
-}
-
-void PlanVptqTables(VptqTablesCall& call) {
-  const auto round_up = [](int a, int b) { return (a + b - 1) / b; };
-  const int warps =
-      vptq::WithTiles(call, [](auto tiles) { return vptq::Block<decltype(tiles)::value>::kWarps; });
-  call.num_strips = round_up(call.num_units, kVptqStripUnits);
-  const int parts = round_up(call.num_strips, kVptqPartStrips);
-  call.strips_each = round_up(call.num_strips, parts);
-  const int slots = warps / call.strips_each;
-  call.parts_at_once = parts <= slots ? parts : 1;
-  call.items_at_once = slots / call.parts_at_once;
-  call.result.splits = parts / call.parts_at_once;
-  call.num_thirds = NumVptqThirds(call.index_bits, call.residual_bits, call.shared_memory_bytes);
-  const int table_bytes =
-      vptq::TableBytes(call.index_bits, call.residual_bits) + 16 * call.num_thirds;
-  call.shared_bytes =
-      std::min(call.shared_memory_bytes - vptq::kStaticBytes, table_bytes + vptq::kMostSumBytes);
-  call.sum_floats = (call.shared_bytes - table_bytes) / 4;
-  call.makes_x = call.result.splits == 1 && call.result.num_tokens == 1 && call.planes == 1 &&
-                 call.x_stride * 2 <= call.sum_floats * 4;
-}
 
 cudaError_t LaunchVptqTables(const VptqTablesCall& call, cudaStream_t stream) {
   cudaError_t error = cudaErrorInvalidValue;
