@@ -193,25 +193,28 @@ __device__ inline void MultiplyTiles(const ManyCodesCall& call, unsigned char* m
     c[i] = 0;
     y[i] = 0.0f;
   }
-  // Scales of rows 8 n + 2 t and the next, fetched a piece ahead.
-  uint32_t scales[16];
-  float factor = 0.0f;
-  const auto fetch_scales = [&](int part) {
+  // Scales of rows 8 n + 2 t and the next, fetched a piece ahead; where a tile has a piece, two.
+  struct Scales {
+    uint32_t rows[16];
+    float factor;
+  };
+  Scales sets[2];
+  const auto fetch_scales = [&](int part, Scales& set) {
     const LinearPart info = w.parts[min(part, w.num_parts - 1)];
-    factor = info.factor;
+    set.factor = info.factor;
 #pragma unroll
     for (int n = 0; n < 16; ++n) {
       const int64_t panel = min((call.first_row + first_row) / 16 + n / 2, w.num_panels - 1);
-      scales[n] = __ldg(reinterpret_cast<const unsigned int*>(
+      set.rows[n] = __ldg(reinterpret_cast<const unsigned int*>(
           w.scales + (panel * w.num_groups + info.group) * 16 + n % 2 * 8 + 2 * t));
     }
   };
-  const auto finish_piece = [&](int next_part) {
+  const auto finish_piece = [&](int next_part, Scales& set) {
 #pragma unroll
     for (int n = 0; n < 16; ++n) {
-      float2 scale = UnpackPair<__half>(scales[n]);
-      scale.x *= factor;
-      scale.y *= factor;
+      float2 scale = UnpackPair<__half>(set.rows[n]);
+      scale.x *= set.factor;
+      scale.y *= set.factor;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         // Rounded twice, as sums of chunks are.
@@ -220,7 +223,7 @@ __device__ inline void MultiplyTiles(const ManyCodesCall& call, unsigned char* m
         y[4 * n + i] = __fadd_rn(y[4 * n + i], product);
       }
     }
-    fetch_scales(next_part);
+    fetch_scales(next_part, set);
   };
   // Adds a split's sum to those before it.
   const auto finish_split = [&](bool first) {
@@ -238,44 +241,59 @@ __device__ inline void MultiplyTiles(const ManyCodesCall& call, unsigned char* m
     }
   };
 
-  fetch_scales(0);
   int place = 0, parity = 0, until_split = w.chunks_each;
   bool first_split = true, fresh = true;
-  for (int tile = 0; tile < num_tiles; ++tile) {
+  const auto take = [&] {
     WaitForPhase(CameBarrier(stages, place), parity);
-    const uint32_t x = stages + 2 * place * kSideBytes + thread / kGroupThreads * (kSideBytes / 2);
-    const uint32_t rows = stages + (2 * place + 1) * kSideBytes;
-    if constexpr (kOnePart) {
-      const int next_part = call.next_parts[tile];
+    return make_uint2(stages + 2 * place * kSideBytes + thread / kGroupThreads * (kSideBytes / 2),
+                      stages + (2 * place + 1) * kSideBytes);
+  };
+  const auto give_back = [&] {
+    if (lane == 0) Arrive(ReadBarrier(stages, place));
+    if (++place == kStages) {
+      place = 0;
+      parity ^= 1;
+    }
+  };
+  fetch_scales(0, sets[0]);
+  if constexpr (kOnePart) {
+    fetch_scales(call.next_parts[0], sets[1]);
+    const auto multiply = [&](int tile, Scales& set) {
+      if (tile >= num_tiles) return;
+      const uint2 from = take();
+      const int next_part = call.next_parts[min(tile + 1, num_tiles - 1)];
       BeginMultiplying();
 #pragma unroll
       for (int k = 0; k < kTileBytes / 32; ++k) {
-        Multiply(c, MatrixAt(x + 32 * k), MatrixAt(rows + 32 * k), k == 0);
+        Multiply(c, MatrixAt(from.x + 32 * k), MatrixAt(from.y + 32 * k), k == 0);
       }
       FinishMultiplying(c);
-      if (lane == 0) Arrive(ReadBarrier(stages, place));
-      finish_piece(next_part);
+      give_back();
+      finish_piece(next_part, set);
       if (--until_split == 0 || tile + 1 == num_tiles) {
         finish_split(first_split);
         first_split = false;
         until_split = w.chunks_each;
       }
-    } else {
+    };
+    for (int tile = 0; tile < num_tiles; tile += 2) {
+      multiply(tile, sets[0]);
+      multiply(tile + 1, sets[1]);
+    }
+  } else {
+    for (int tile = 0; tile < num_tiles; ++tile) {
+      const uint2 from = take();
       for (int k = 0; k < kTileBytes / 32; ++k) {
         const int at = tile * (kTileBytes / 32) + k;
         if (at >= call.columns / 32) break;
         BeginMultiplying();
-        Multiply(c, MatrixAt(x + 32 * k), MatrixAt(rows + 32 * k), fresh);
+        Multiply(c, MatrixAt(from.x + 32 * k), MatrixAt(from.y + 32 * k), fresh);
         FinishMultiplying(c);
         const int next_part = call.next_parts[at];
         fresh = next_part >= 0;
-        if (fresh) finish_piece(next_part);
+        if (fresh) finish_piece(next_part, sets[0]);
       }
-      if (lane == 0) Arrive(ReadBarrier(stages, place));
-    }
-    if (++place == kStages) {
-      place = 0;
-      parity ^= 1;
+      give_back();
     }
   }
   if constexpr (!kOnePart) finish_split(true);
