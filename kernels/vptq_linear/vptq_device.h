@@ -29,7 +29,7 @@ absl::Status VptqLinearManyTokensCuda(const VptqLinearArgs& args, Stream& stream
 // What a GPU gets of weights in host memory: tables where one group's books of 2^8 or 2^12 vectors
 // of at most 8, in fp16 or bf16, fit in its shared memory; else the bytes as they are. Done when it
 // returns.
-absl::Status CopyVptqToDevice(const VptqWeights& host, Device device, std::vector<VptqPart>& parts,
-                              VptqOnDevice& made);
+absl::Status CopyVptqToDevice(const VptqWeights& host, Device device, int64_t usual_tokens,
+                              std::vector<VptqPart>& parts, VptqOnDevice& made);
 
 }  // namespace thinwire

@@ -32,11 +32,12 @@ struct Case {
   DType dtype = DType::kF32;
   int64_t x_gap = 0, y_gap = 3;
   bool bytes = false;  // byte books
+  int64_t usual_tokens = 1;
 };
 
 std::ostream& operator<<(std::ostream& to, const Case& c) {
   to << c.num_tokens << " x " << c.out << ", " << std::string(DTypeName(c.dtype))
-     << (c.bytes ? ", byte books" : "");
+     << (c.bytes ? ", byte books" : "") << (c.usual_tokens > 1 ? " for more than one token" : "");
   for (const RandomVptqPart& part : c.parts) {
     to << ", v" << part.length << " skip " << part.skip << " bits " << part.index_bits << "+"
        << (part.residual ? part.residual_bits : 0) << " " << std::string(DTypeName(part.dtype))
@@ -116,7 +117,7 @@ class VptqLinearCudaTest : public GpuTest {
   // [num_tokens, out + y_gap] that a way leaves. values: [num_tokens, in + x_gap].
   std::vector<float> Result(const Case& c, const VptqWeights& weights, const Tensor& host_x,
                             const std::vector<float>& bias, Way way) {
-    const VptqWeights on_device = weights.CopyTo(stream().device()).value();
+    const VptqWeights on_device = weights.CopyTo(stream().device(), c.usual_tokens).value();
     EXPECT_EQ(on_device.out_features(), weights.out_features());
     EXPECT_TRUE(c.bytes || !on_device.on_device().in_bytes);
     const Tensor x = OnDevice(host_x.view(), stream());
@@ -287,7 +288,7 @@ TEST_F(VptqLinearCudaTest, TablesFitInSharedMemoryOrAreNotThere) {
   EXPECT_FALSE(HasVptqTables(8, 12, 0, 99 << 10));
 }
 
-TEST_F(VptqLinearCudaTest, ByteBooksAreRecognised) {
+TEST_F(VptqLinearCudaTest, ByteBooksAreRecognisedWhereOneTokenIsUsual) {
   std::mt19937 random(8);
   for (const auto& bits : kTableBits) {
     for (const bool bytes : {false, true}) {
@@ -297,6 +298,8 @@ TEST_F(VptqLinearCudaTest, ByteBooksAreRecognised) {
       EXPECT_EQ(weights.CopyTo(stream().device()).value().on_device().in_bytes,
                 bytes && HasVptqByteTables(6, bits[0], bits[1],
                                            properties.shared_memory_per_block_bytes));
+      EXPECT_FALSE(
+          weights.CopyTo(stream().device(), /*usual_tokens=*/16).value().on_device().in_bytes);
     }
   }
 }
@@ -319,6 +322,7 @@ TEST_F(VptqLinearCudaTest, TablesOfOddShapesAreExactOnWholeNumbers) {
     c.bias = random() % 2 == 0;
     c.x_gap = static_cast<int64_t>(random() % 3);
     c.bytes = random() % 2 == 0 && bits[1] != 12;
+    c.usual_tokens = random() % 4 == 0 ? c.num_tokens : 1;
     ExpectExact(c, VptqLinearFewTokensCuda);
     // Weights laid out in 16 bits are not exact with numbers as large as other books have.
     c.bytes = true;

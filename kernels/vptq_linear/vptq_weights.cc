@@ -116,7 +116,7 @@ absl::StatusOr<VptqWeights> VptqWeights::Create(int64_t out_features, std::vecto
   return weights;
 }
 
-absl::StatusOr<VptqWeights> VptqWeights::CopyTo(Device device) const {
+absl::StatusOr<VptqWeights> VptqWeights::CopyTo(Device device, int64_t usual_tokens) const {
   TW_RETURN_IF_ERROR(CheckDeviceUsable(device));
   TW_CHECK(device_.kind == DeviceKind::kCpu);
   if constexpr (kHasCuda) {
@@ -125,7 +125,8 @@ absl::StatusOr<VptqWeights> VptqWeights::CopyTo(Device device) const {
       copy.out_features_ = out_features_;
       copy.in_features_ = in_features_;
       copy.device_ = device;
-      TW_RETURN_IF_ERROR(CopyVptqToDevice(*this, device, copy.parts_, copy.on_device_));
+      TW_RETURN_IF_ERROR(
+          CopyVptqToDevice(*this, device, usual_tokens, copy.parts_, copy.on_device_));
       return copy;
     }
   }

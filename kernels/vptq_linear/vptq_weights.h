@@ -89,8 +89,10 @@ class VptqWeights {
   // A copy for kernels on a GPU, ready when it returns: of it, only the sizes may be asked. Takes
   // as much memory as here but for books of 2^12 vectors of at most 8 in one group, whose codes
   // take a bit more each. While it is made, a second copy of one group's codes is on the GPU.
+  // usual_tokens: of a call, at most. Byte books get kernels of their own only where that is one,
+  // since with more tokens those of other books are faster; results of the two differ by rounding.
   // ResourceExhausted; errors as CheckDeviceUsable; Unimplemented for the CPU.
-  absl::StatusOr<VptqWeights> CopyTo(Device device) const;
+  absl::StatusOr<VptqWeights> CopyTo(Device device, int64_t usual_tokens = 1) const;
 
   Device device() const { return device_; }
   int64_t out_features() const { return out_features_; }

@@ -18,6 +18,8 @@ namespace thinwire {
 namespace {
 
 constexpr int64_t kMostQuads = 65535;  // of a grid
+// Beyond, kernels of byte books are slower than those of others.
+constexpr int64_t kMostByteTokens = 1;
 
 absl::StatusOr<Tensor> BytesOnDevice(const void* from, DType dtype, int64_t count, Device device) {
   TW_ASSIGN_OR_RETURN(Tensor tensor, Tensor::Allocate(dtype, {count}, device));
@@ -162,8 +164,8 @@ absl::Status ArrangeBytes(const VptqWeights& host, const Tensor& codes, Device d
   return absl::OkStatus();
 }
 
-absl::Status MakeTables(const VptqWeights& host, Device device, VptqPart& part,
-                        VptqOnDevice& made) {
+absl::Status MakeTables(const VptqWeights& host, Device device, int64_t usual_tokens,
+                        VptqPart& part, VptqOnDevice& made) {
   const VptqGroup& from = host.parts()[0].groups[0];
   VptqGroup& to = part.groups.emplace_back();
   const int64_t vectors = part.num_vectors(host.out_features());
@@ -175,7 +177,9 @@ absl::Status MakeTables(const VptqWeights& host, Device device, VptqPart& part,
   TW_ASSIGN_OR_RETURN(to.residual,
                       TableOnDevice(from.residual.view(), part.length, made.book_factor, device));
   TW_ASSIGN_OR_RETURN(const Tensor codes, CopyOnDevice(from.codes, device));
-  TW_ASSIGN_OR_RETURN(made.in_bytes, MakeByteBooks(host.parts()[0], device, made));
+  if (usual_tokens <= kMostByteTokens) {
+    TW_ASSIGN_OR_RETURN(made.in_bytes, MakeByteBooks(host.parts()[0], device, made));
+  }
   if (made.in_bytes) return ArrangeBytes(host, codes, device, to);
   VptqArrangeCall call = {};
   call.codes = reinterpret_cast<const uint32_t*>(codes.view().raw());
@@ -202,8 +206,8 @@ absl::Status MakeTables(const VptqWeights& host, Device device, VptqPart& part,
 
 }  // namespace
 
-absl::Status CopyVptqToDevice(const VptqWeights& host, Device device, std::vector<VptqPart>& parts,
-                              VptqOnDevice& made) {
+absl::Status CopyVptqToDevice(const VptqWeights& host, Device device, int64_t usual_tokens,
+                              std::vector<VptqPart>& parts, VptqOnDevice& made) {
   TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device.index), device);
   const auto vector = [&](const auto& values, DType dtype) -> absl::StatusOr<Tensor> {
     if (values.empty()) return Tensor();
@@ -220,7 +224,7 @@ absl::Status CopyVptqToDevice(const VptqWeights& host, Device device, std::vecto
     part.index_bits = from.index_bits;
     part.residual_bits = from.residual_bits;
     if (tables) {
-      TW_RETURN_IF_ERROR(MakeTables(host, device, part, made));
+      TW_RETURN_IF_ERROR(MakeTables(host, device, usual_tokens, part, made));
       continue;
     }
     for (const VptqGroup& group : from.groups) {

@@ -190,7 +190,8 @@ absl::Status EngineRank::Load(const LoadProgress& progress) {
                : plan.status();
   }
   TW_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(options_.model_dir));
-  auto weights = LoadDecoderWeights(checkpoint, config, *plan, progress, &stream_);
+  auto weights =
+      LoadDecoderWeights(checkpoint, config, *plan, progress, &stream_, options_.max_seqs);
   if (!weights.ok()) return AnnotateIfFull(weights.status(), "weights");
   auto decoder = Decoder::Create(config, *plan, *std::move(weights), options_.dtype,
                                  options_.max_step_tokens, stream_);

@@ -34,7 +34,8 @@ class Reader {
         spec_(DecoderSpecFor(config)),
         prefix_(NamePrefix(checkpoint, spec_)) {}
 
-  absl::StatusOr<DecoderWeights> Read(const LoadProgress& progress, Stream* stream);
+  absl::StatusOr<DecoderWeights> Read(const LoadProgress& progress, Stream* stream,
+                                      int64_t usual_tokens);
   absl::StatusOr<LayerWeights> ReadOneLayer(int64_t layer);
   absl::StatusOr<DecoderWeights> ReadEndsOnly();
 
@@ -143,7 +144,8 @@ absl::Status Reader::ReadEnds(DecoderWeights& out) const {
   return absl::OkStatus();
 }
 
-absl::StatusOr<DecoderWeights> Reader::Read(const LoadProgress& progress, Stream* stream) {
+absl::StatusOr<DecoderWeights> Reader::Read(const LoadProgress& progress, Stream* stream,
+                                            int64_t usual_tokens) {
   DecoderWeights weights;
   TW_RETURN_IF_ERROR(ReadCodes(weights));
   TW_RETURN_IF_ERROR(ReadEnds(weights));
@@ -153,7 +155,7 @@ absl::StatusOr<DecoderWeights> Reader::Read(const LoadProgress& progress, Stream
   for (int64_t layer = layers.begin; layer < layers.end; ++layer) {
     LayerWeights& read = weights.layers[layer - layers.begin];
     TW_RETURN_IF_ERROR(ReadLayer(layer, stream == nullptr ? nullptr : &stream->pool(), read));
-    if (stream != nullptr) TW_RETURN_IF_ERROR(MoveToDevice(read, *stream));
+    if (stream != nullptr) TW_RETURN_IF_ERROR(MoveToDevice(read, *stream, usual_tokens));
     if (progress != nullptr) progress(layer - layers.begin + 1, layers.size());
   }
   return weights;
@@ -218,8 +220,9 @@ int64_t DecoderWeights::size_bytes() const {
 
 absl::StatusOr<DecoderWeights> LoadDecoderWeights(const Checkpoint& checkpoint,
                                                   const ModelConfig& config, const ShardPlan& plan,
-                                                  const LoadProgress& progress, Stream* stream) {
-  return Reader(checkpoint, config, plan).Read(progress, stream);
+                                                  const LoadProgress& progress, Stream* stream,
+                                                  int64_t usual_tokens) {
+  return Reader(checkpoint, config, plan).Read(progress, stream, usual_tokens);
 }
 
 absl::StatusOr<LayerWeights> LoadDecoderLayer(const Checkpoint& checkpoint,

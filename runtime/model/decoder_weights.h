@@ -102,11 +102,13 @@ struct DecoderWeights {
 using LoadProgress = std::function<void(int64_t num_loaded, int64_t num_layers)>;
 
 // Reads this rank's slices and nothing else. Errors name file and tensor. With a stream of a GPU,
-// what was read moves there layer by layer (device_weights.h).
+// what was read moves there layer by layer (device_weights.h), for steps of at most usual_tokens
+// but for prompts.
 absl::StatusOr<DecoderWeights> LoadDecoderWeights(const Checkpoint& checkpoint,
                                                   const ModelConfig& config, const ShardPlan& plan,
                                                   const LoadProgress& progress = nullptr,
-                                                  Stream* stream = nullptr);
+                                                  Stream* stream = nullptr,
+                                                  int64_t usual_tokens = 1);
 
 // One layer of them, by its number in the model.
 absl::StatusOr<LayerWeights> LoadDecoderLayer(const Checkpoint& checkpoint,

@@ -32,7 +32,7 @@ absl::Status Move(NormWeights& norm, Stream& stream) {
   return Move(norm.bias, stream);
 }
 
-absl::Status Move(LinearWeights& linear, Stream& stream) {
+absl::Status Move(LinearWeights& linear, Stream& stream, int64_t usual_tokens) {
   for (Tensor* tensor : {&linear.weight, &linear.bias, &linear.offset, &linear.input_order}) {
     TW_RETURN_IF_ERROR(Move(*tensor, stream));
   }
@@ -40,14 +40,14 @@ absl::Status Move(LinearWeights& linear, Stream& stream) {
     TW_ASSIGN_OR_RETURN(linear.codes, linear.codes->CopyTo(stream.device()));
   }
   if (linear.vptq.has_value()) {
-    TW_ASSIGN_OR_RETURN(linear.vptq, linear.vptq->CopyTo(stream.device()));
+    TW_ASSIGN_OR_RETURN(linear.vptq, linear.vptq->CopyTo(stream.device(), usual_tokens));
   }
   return absl::OkStatus();
 }
 
-absl::Status Move(std::vector<LinearWeights>& linears, Stream& stream) {
+absl::Status Move(std::vector<LinearWeights>& linears, Stream& stream, int64_t usual_tokens) {
   TW_RETURN_IF_ERROR(StackLinears(linears));
-  for (LinearWeights& linear : linears) TW_RETURN_IF_ERROR(Move(linear, stream));
+  for (LinearWeights& linear : linears) TW_RETURN_IF_ERROR(Move(linear, stream, usual_tokens));
   return absl::OkStatus();
 }
 
@@ -69,13 +69,13 @@ absl::Status Move(std::optional<KvCodes>& codes, Stream& stream) {
 
 }  // namespace
 
-absl::Status MoveToDevice(LayerWeights& weights, Stream& stream) {
+absl::Status MoveToDevice(LayerWeights& weights, Stream& stream, int64_t usual_tokens) {
   if (stream.device() == Device::Cpu()) return absl::OkStatus();
   for (NormWeights* norm : {&weights.attention_norm, &weights.mlp_norm}) {
     TW_RETURN_IF_ERROR(Move(*norm, stream));
   }
   for (auto* linears : {&weights.qkv, &weights.out, &weights.up, &weights.down}) {
-    TW_RETURN_IF_ERROR(Move(*linears, stream));
+    TW_RETURN_IF_ERROR(Move(*linears, stream, usual_tokens));
   }
   for (SiteCoding* coding :
        {&weights.qkv_in, &weights.q, &weights.out_in, &weights.mlp_in, &weights.down_in}) {
@@ -91,8 +91,8 @@ absl::Status MoveEndsToDevice(DecoderWeights& weights, Stream& stream) {
     TW_RETURN_IF_ERROR(Move(*tensor, stream));
   }
   TW_RETURN_IF_ERROR(Move(weights.final_norm, stream));
-  TW_RETURN_IF_ERROR(Move(weights.project_in, stream));
-  return Move(weights.project_out, stream);
+  TW_RETURN_IF_ERROR(Move(weights.project_in, stream, /*usual_tokens=*/1));
+  return Move(weights.project_out, stream, /*usual_tokens=*/1);
 }
 
 }  // namespace thinwire
