@@ -54,8 +54,12 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
   // Items are quads of a split, split after split. A warp has the same strip of each split.
   const int at_once = call.items_at_once, warps_of_item = call.strips_each * call.parts_at_once;
   const int64_t num_items = static_cast<int64_t>(call.num_quads) * call.result.splits;
-  const int begin = static_cast<int>(num_items * blockIdx.x / gridDim.x);
-  const int end = static_cast<int>(num_items * (blockIdx.x + 1) / gridDim.x);
+  // The last blocks, which may begin late, have one less where shares are not even.
+  const auto items_before = [&](int64_t block) {
+    return static_cast<int>(num_items / gridDim.x * block +
+                            min(block, num_items % int64_t{gridDim.x}));
+  };
+  const int begin = items_before(blockIdx.x), end = items_before(blockIdx.x + 1);
   // The next item of this warp; counted on rather than divided, which would cost more than a round.
   int item = begin + warp / warps_of_item;
   int split = item / call.num_quads, quad = item % call.num_quads;
@@ -124,7 +128,10 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
   // Rounds whose sums are held, each [warps, rows of x, kQuadOutputs] at PlaceOfSum.
   const int warp_sums = num_rows * kQuadOutputs;
   const int most_held = call.sum_floats / (kWarps * warp_sums);
-  AddSums<kThreads> add(call, sums, num_tokens, kWarps * warp_sums, begin, end);
+  // Of 16 rows of x, half of the warps add a round's while the others go on; with fewer, there are
+  // no registers for that.
+  AddSums<kThreads, kTiles == 1 ? 1 : 4> add(call, sums, num_tokens, kWarps * warp_sums, begin,
+                                             end);
   const auto store = [&](int split, int token, int64_t o, float value) {
     if constexpr (kMakesX) {
       StoreVptqResult(call.result, 0, o, value, of_x);
@@ -139,8 +146,10 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
   bool must_wait = false;  // until all warps have added what was held, before it is overwritten
   const auto add_held = [&] {
     if (to_add == 0) return;
-    WaitForPhase(written, parity);
-    add(to_add, store);
+    // Other warps add in the next round.
+    const int thread = static_cast<int>(threadIdx.x) ^ (parity != 0 ? kThreads / 2 : 0);
+    add(
+        thread, to_add, [&] { WaitForPhase(written, parity); }, store);
     to_add = 0;
     must_wait = true;
     Arrive(taken);
@@ -222,7 +231,8 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
       Arrive(written);
     } else {
       __syncthreads();
-      add(held, store);
+      add(
+          threadIdx.x, held, [] {}, store);
       __syncthreads();
     }
     held = 0;
