@@ -83,8 +83,9 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
     for (int w = 0; w < kWords; ++w) words[w] = __ldcs(from + 32 * w);
   };
 
-  // Brings what the warp will load of the next item into the second-level cache: one half of a unit
-  // ahead, in registers, is less than what memory takes at full rate.
+  // Brings what the warp will load of the next item into the second-level cache, where half a unit
+  // in registers is less than what memory takes at full rate: of few bits, in few warps.
+  constexpr bool kFetches = kTiles > 1 && T::kBits <= 16;
   const auto fetch_quad = [&](int of) {
     PrefetchL2(call.codes + (static_cast<int64_t>(of) * call.num_units + strip * kHalves / 2) *
                                 (32 * T::kBits),
@@ -97,7 +98,7 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
   };
 
   uint32_t even[kWords] = {}, odd[kWords] = {};
-  if (kTiles > 1 && halves > 0 && lane == 0) fetch_quad(quad);
+  if (kFetches && halves > 0 && lane == 0) fetch_quad(quad);
   load(0, even, 0);
   const auto written = static_cast<uint32_t>(__cvta_generic_to_shared(barriers));
   const uint32_t taken = written + 8;
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(Block<kTiles>::kThreads, 1)
   int held = 0;
   for (int first = begin; first < end; first += at_once) {
     const int now = halves;
-    if constexpr (kTiles > 1) fetch_next();
+    if constexpr (kFetches) fetch_next();
     if constexpr (!kMakesX) {
       if (now > 0 && strip != strip_of_x) {
         strip_of_x = strip;
