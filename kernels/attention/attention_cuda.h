@@ -63,6 +63,9 @@ struct AttentionCall {
   int32_t num_items;
   // Of an item's keys, those whose rows kernels that begin early ask for while they wait.
   int32_t keys_ahead;
+  // Of few rows on floats. Rows of q have the pages' dtype and begin at multiples of 16 bytes.
+  bool q_in_vectors;
+  bool wide_blocks;  // of twice as many warps: there is one for each multiprocessor at most
   const AttentionItem* prompt_items;
   int32_t num_prompt_items;
   const AttentionCombine* combines;

@@ -117,6 +117,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
   const bool loads_early =
       decodes && item.key_begin + (warp + 1) * kTile < call.context_lens[item.seq];
   if (loads_early) load_first();
+  const int64_t query_row = QueryRow(call, item, kv_head, g);
   WaitForPrevious();  // what makes the query, and the last keys
   if (!loads_early) load_first();
   int place = 0;
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) FewRows(const AttentionC
     PrepareCodedQuery<K>(call, item, kv_head, exact_row, shared);
     to_log2 = shared.scale[g];
   }
-  QueryOperand<K>(call, item, kv_head, shared, g, t, q);
+  QueryOperand<K>(call, item, query_row, shared, g, t, q);
 
   float o[kDim / 16][4];
 #pragma unroll
@@ -350,6 +351,8 @@ template <typename T>
 cudaError_t LaunchFloats(const AttentionCall& call, cudaStream_t stream) {
   using Wide = FloatPages<T, 128>;
   using Narrow = FloatPages<T, 64>;
+  // Where there are blocks for each multiprocessor at most, all of a block's keys are on their way.
+  if (call.head_dim == 128 && call.wide_blocks) return Launch<Wide, Wide, 8, 16, 1>(call, stream);
   return call.head_dim == 128 ? Launch<Wide, Wide, 4, 16, 3>(call, stream)
                               : Launch<Narrow, Narrow, 4, 16, 4>(call, stream);
 }

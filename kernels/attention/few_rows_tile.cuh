@@ -141,11 +141,39 @@ __device__ void PrepareCodedQuery(const AttentionCall& call, const AttentionItem
   __syncthreads();
 }
 
-// Operand a of the scores: rows 0 to 7 the upper, rows 8 to 15 the lower halves of q.
+// Where row g of the query begins, in elements; before what makes the query has ended.
+__device__ inline int64_t QueryRow(const AttentionCall& call, const AttentionItem& item,
+                                   int kv_head, int g) {
+  return g < item.num_rows ? RowElement(call, item.seq, kv_head, item.first_row + g, call.q_stride)
+                           : 0;
+}
+
+// Operand a of the scores: rows 0 to 7 the upper, rows 8 to 15 the lower halves of q. row: of
+// QueryRow.
 template <typename K, typename S>
-__device__ void QueryOperand(const AttentionCall& call, const AttentionItem& item, int kv_head,
+__device__ void QueryOperand(const AttentionCall& call, const AttentionItem& item, int64_t row,
                              const S& shared, int g, int t, uint32_t (&a)[K::kDim / 16][4]) {
   using T = typename K::Element;
+  if constexpr (!K::kCoded) {
+    if (call.q_in_vectors) {
+      // A lane's positions of two steps lie together.
+      const auto* from = reinterpret_cast<const uint4*>(static_cast<const T*>(call.q) + row) + t;
+      uint4 words[K::kDim / 32];
+#pragma unroll
+      for (int i = 0; i < K::kDim / 32; ++i) {
+        words[i] = g < item.num_rows ? from[4 * i] : make_uint4(0, 0, 0, 0);
+      }
+#pragma unroll
+      for (int i = 0; i < K::kDim / 32; ++i) {
+        a[2 * i][0] = words[i].x;
+        a[2 * i][2] = words[i].y;
+        a[2 * i + 1][0] = words[i].z;
+        a[2 * i + 1][2] = words[i].w;
+        a[2 * i][1] = a[2 * i][3] = a[2 * i + 1][1] = a[2 * i + 1][3] = 0u;
+      }
+      return;
+    }
+  }
 #pragma unroll
   for (int s = 0; s < K::kDim / 16; ++s) {
 #pragma unroll
@@ -157,12 +185,7 @@ __device__ void QueryOperand(const AttentionCall& call, const AttentionItem& ite
         if constexpr (K::kCoded) {
           q[e] = shared.in.q[g][position];
         } else {
-          q[e] = 0.0f;
-          if (g < item.num_rows) {
-            const int64_t from =
-                RowElement(call, item.seq, kv_head, item.first_row + g, call.q_stride);
-            q[e] = LoadFloat(call.q, call.q_dtype, from + position);
-          }
+          q[e] = g < item.num_rows ? LoadFloat(call.q, call.q_dtype, row + position) : 0.0f;
         }
       }
       const uint32_t upper = PackPair<T>(q[0], q[1]);

@@ -70,11 +70,15 @@ absl::Status Run(AttentionCall call, const Sequences& seqs, const StepSequences*
       TW_RETURN_IF_CUDA_ERROR(LaunchInvariant(call, native), stream.device());
       return absl::OkStatus();
     }
-    // Where a block of threads for each multiprocessor is all there is, and they do wait.
+    // Where there are two blocks of threads for each multiprocessor at most, and they do wait.
     constexpr int64_t kFewBlocks = 264, kBytesAhead = int64_t{64} << 10;
-    const bool few_blocks = int64_t{call.num_items} * call.num_kv_heads <= kFewBlocks;
+    const int64_t num_blocks = int64_t{call.num_items} * call.num_kv_heads;
+    const bool few_blocks = num_blocks <= kFewBlocks;
     call.keys_ahead =
         few_blocks ? static_cast<int32_t>(kBytesAhead / (call.k.row_bytes + call.v.row_bytes)) : 0;
+    call.q_in_vectors = call.q_dtype == call.page_dtype && call.q_stride % 8 == 0 &&
+                        reinterpret_cast<uintptr_t>(call.q) % 16 == 0;
+    call.wide_blocks = num_blocks <= kFewBlocks / 2;
     if (few_fit) {
       TW_RETURN_IF_CUDA_ERROR(LaunchFewRows(call, widths, native), stream.device());
     } else {

@@ -70,6 +70,24 @@ TEST_F(PagedAttentionCudaTest, DecodingMatchesTheReference) {
         Case c = {kSteps, dtype, 2, group, head_dim};
         c.page_size = group == 4 ? 32 : 16;
         ExpectMatchesReference(c, "decoding");
+        c.gap = 8;  // rows begin at multiples of 16 bytes
+        ExpectMatchesReference(c, "decoding, rows aligned");
+      }
+    }
+  }
+}
+
+// More blocks of threads than a GPU has multiprocessors.
+TEST_F(PagedAttentionCudaTest, DecodingOfManySequencesMatchesTheReference) {
+  std::mt19937 random(3);
+  std::vector<Sequence> seqs;
+  for (int s = 0; s < 90; ++s) seqs.push_back({1, 1 + static_cast<int32_t>(random() % 400)});
+  for (const DType dtype : kFloatDTypes) {
+    for (const int64_t head_dim : {64, 128}) {
+      for (const int64_t gap : {3, 8}) {
+        Case c = {seqs, dtype, 2, 4, head_dim};
+        c.gap = gap;
+        ExpectMatchesReference(c, "many sequences");
       }
     }
   }

@@ -32,6 +32,7 @@ struct Case {
   int64_t head_dim = 16;
   int64_t page_size = 16;
   int64_t window = 0;
+  int64_t gap = 3;  // between rows of q and of out, elements
 };
 
 // A call's arguments and their memory. The pages of the sequences are shuffled among each other and
@@ -56,10 +57,10 @@ class Problem {
     std::iota(page_ids_.begin(), page_ids_.end(), 0);
     std::shuffle(page_ids_.begin(), page_ids_.end(), random);
     const int64_t num_tokens = token_offsets_.back();
-    q_ = std::vector<float>(static_cast<size_t>(num_tokens * (width + kGap)),
+    q_ = std::vector<float>(static_cast<size_t>(num_tokens * (width + c.gap)),
                             std::numeric_limits<float>::quiet_NaN());
     for (int64_t t = 0; t < num_tokens; ++t) {
-      for (int64_t i = 0; i < width; ++i) q_[t * (width + kGap) + i] = 2.0f * uniform(random);
+      for (int64_t i = 0; i < width; ++i) q_[t * (width + c.gap) + i] = 2.0f * uniform(random);
     }
     const int64_t page = c.num_kv_heads * c.page_size * c.head_dim;
     k_ = std::vector<float>(static_cast<size_t>(num_pages * page),
@@ -82,9 +83,9 @@ class Problem {
     v_elements_ = Elements(c.dtype, v_);
     out_elements_.resize(q_elements_.size(), 0xff);  // NaN in each dtype
     args.q =
-        ConstTensorView(q_elements_.data(), c.dtype, {num_tokens, width + kGap}).Columns(0, width);
+        ConstTensorView(q_elements_.data(), c.dtype, {num_tokens, width + c.gap}).Columns(0, width);
     args.out =
-        TensorView(out_elements_.data(), c.dtype, {num_tokens, width + kGap}).Columns(0, width);
+        TensorView(out_elements_.data(), c.dtype, {num_tokens, width + c.gap}).Columns(0, width);
     args.token_offsets = token_offsets_;
     args.context_lens = context_lens_;
     args.page_offsets = page_offsets_;
@@ -99,15 +100,15 @@ class Problem {
   }
 
   int64_t width() const { return args.q.dim(1); }
-  int64_t row(int64_t token) const { return token * (width() + kGap); }
+  int64_t row(int64_t token) const { return token * (width() + c_.gap); }
   std::vector<float> Out() const { return Floats(c_.dtype, out_elements_); }
 
   // The whole matrices that q and out are columns of.
   ConstTensorView all_q() const {
-    return ConstTensorView(q_elements_.data(), c_.dtype, {args.q.dim(0), width() + kGap});
+    return ConstTensorView(q_elements_.data(), c_.dtype, {args.q.dim(0), width() + c_.gap});
   }
   TensorView all_out() const {
-    return TensorView(args.out.mutable_raw(), c_.dtype, {args.q.dim(0), width() + kGap});
+    return TensorView(args.out.mutable_raw(), c_.dtype, {args.q.dim(0), width() + c_.gap});
   }
 
   // Compares out with the reference. `extra`: by how much more than 2^-24 a weight and a score's
@@ -123,7 +124,7 @@ class Problem {
     std::vector<float> magnitude(expected.size());
     PagedAttentionArgs wide = args;
     wide.q =
-        ConstTensorView(q.data(), DType::kF32, {num_tokens, width() + kGap}).Columns(0, width());
+        ConstTensorView(q.data(), DType::kF32, {num_tokens, width() + c_.gap}).Columns(0, width());
     wide.k_pages = ConstTensorView(k.data(), DType::kF32,
                                    {pages.dim(0), pages.dim(1), pages.dim(2), pages.dim(3)});
     wide.v_pages = ConstTensorView(v.data(), DType::kF32,
@@ -152,7 +153,7 @@ class Problem {
       const double relative = 1.01 * (2.0 * weight_error + 2.0 * (n + 2.0) * u);
       const double rounding = UnitRoundoff(c_.dtype);
       for (int64_t t = token_offsets_[s]; t < token_offsets_[s + 1]; ++t) {
-        for (int64_t i = 0; i < width() + kGap; ++i) {
+        for (int64_t i = 0; i < width() + c_.gap; ++i) {
           const float value = found[row(t) + i];
           if (i >= width()) {
             ASSERT_TRUE(std::isnan(value)) << where << ": gap of out overwritten";
@@ -175,8 +176,6 @@ class Problem {
   PagedAttentionArgs args;
 
  private:
-  static constexpr int64_t kGap = 3;
-
   Case c_;
   std::vector<int32_t> token_offsets_, context_lens_, page_offsets_, page_ids_;
   std::vector<float> q_, k_, v_;

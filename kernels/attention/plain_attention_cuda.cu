@@ -215,9 +215,12 @@ __global__ void __launch_bounds__(32 * kCombineWarps) Combine(const AttentionCal
   LetNextStart();
   __shared__ float values[kCombineWarps][kChannelsPerPass];
   const AttentionCombine job = call.combines[blockIdx.x];
-  WaitForPrevious();  // what makes the partials
   const int kv_head = blockIdx.y;
   const int row = blockIdx.z;
+  const int64_t to = row < job.num_rows
+                         ? RowElement(call, job.seq, kv_head, job.first_row + row, call.out_stride)
+                         : 0;
+  WaitForPrevious();  // what makes the partials
   if (row >= job.num_rows) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const auto at_of = [&](int p) { return PartialRow(call, job.first_partial + p, kv_head, row); };
@@ -236,7 +239,6 @@ __global__ void __launch_bounds__(32 * kCombineWarps) Combine(const AttentionCal
   if (!kInvariant) {
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
   }
-  const int64_t to = RowElement(call, job.seq, kv_head, job.first_row + row, call.out_stride);
   for (int begin = 0; begin < call.head_dim; begin += kChannelsPerPass) {
     float value[kChannelsPerPass / 32] = {};
 #pragma unroll 4
