@@ -366,13 +366,22 @@ __global__ void __launch_bounds__(kAddThreads) AddPartials(const CodedLinearCall
   for (int p = 0; p < call.planes; ++p) {
     const float* from = call.partials + (static_cast<int64_t>(token) * call.planes + p) * row + o;
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 4
-    for (int s = 0; s < call.splits; ++s) {
-      const float4 partial = *reinterpret_cast<const float4*>(from + s * set);
-      sum.x += partial.x;
-      sum.y += partial.y;
-      sum.z += partial.z;
-      sum.w += partial.w;
+    constexpr int kAtATime = 8;  // on their way
+    for (int first = 0; first < call.splits; first += kAtATime) {
+      float4 partials[kAtATime];
+#pragma unroll
+      for (int s = 0; s < kAtATime; ++s) {
+        if (first + s >= call.splits) break;
+        partials[s] = *reinterpret_cast<const float4*>(from + (first + s) * set);
+      }
+#pragma unroll
+      for (int s = 0; s < kAtATime; ++s) {
+        if (first + s >= call.splits) break;
+        sum.x += partials[s].x;
+        sum.y += partials[s].y;
+        sum.z += partials[s].z;
+        sum.w += partials[s].w;
+      }
     }
     values[0] += sum.x;
     values[1] += sum.y;
