@@ -190,8 +190,11 @@ absl::Status EngineRank::Load(const LoadProgress& progress) {
                : plan.status();
   }
   TW_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(options_.model_dir));
-  auto weights =
-      LoadDecoderWeights(checkpoint, config, *plan, progress, &stream_, options_.max_seqs);
+  // Kernels for one token at a time round otherwise than those for more, so `exact` has the latter
+  // whatever the room for sequences.
+  const int64_t usual_tokens =
+      std::max<int64_t>(options_.max_seqs, cut == ResidualCut::kByOutputs ? 2 : 1);
+  auto weights = LoadDecoderWeights(checkpoint, config, *plan, progress, &stream_, usual_tokens);
   if (!weights.ok()) return AnnotateIfFull(weights.status(), "weights");
   auto decoder = Decoder::Create(config, *plan, *std::move(weights), options_.dtype,
                                  options_.max_step_tokens, stream_);
