@@ -75,13 +75,19 @@ absl::Status StepSequences::Upload(const Arrays& arrays, Stream& stream) {
   }
   if (there_.size_bytes() < bytes) {
     const int64_t room = std::max(kLeastBytes, 2 * bytes);
-    here_ = PinnedBuffer();
+    // The last call's may be in use.
+    TW_RETURN_IF_ERROR(stream.Synchronize());
     there_ = Buffer();
-    TW_ASSIGN_OR_RETURN(here_, PinnedBuffer::Allocate(room, device_));
+    for (PinnedBuffer& here : here_) {
+      here = PinnedBuffer();
+      TW_ASSIGN_OR_RETURN(here, PinnedBuffer::Allocate(room, device_));
+    }
     TW_ASSIGN_OR_RETURN(there_, Buffer::Allocate(room, device_));
   }
+  turn_ = 1 - turn_;
+  const PinnedBuffer& here = here_[turn_];
   for (size_t i = 0; i < pieces.size(); ++i) {
-    std::byte* const to = here_.data() + begins[i];
+    std::byte* const to = here.data() + begins[i];
     if (pieces[i].bytes > 0) {
       std::memcpy(to, pieces[i].from, static_cast<size_t>(pieces[i].bytes));
     }
@@ -110,7 +116,7 @@ absl::Status StepSequences::Upload(const Arrays& arrays, Stream& stream) {
   // Never null: that would not say where they will be.
   addresses_.page_ids = reinterpret_cast<const int32_t*>(there_.data() + begins[next]);
   layout_ = std::move(layout);
-  return Copy(ConstTensorView(here_.data(), DType::kU8, {bytes}),
+  return Copy(ConstTensorView(here.data(), DType::kU8, {bytes}),
               TensorView(there_.data(), DType::kU8, {bytes}, device_), stream);
 }
 

@@ -65,8 +65,9 @@ class StepSequences {
 
   StepSequences(const StepLayers& layers, Device device) : layers_(layers), device_(device) {}
 
-  // Cuts attention over the arrays into items and enqueues the upload of all. What the last call
-  // has enqueued must have ended. ResourceExhausted where memory lacks.
+  // Cuts attention over the arrays into items and enqueues the upload of all, for what is enqueued
+  // until the next call. What the call before the last has enqueued must have ended: the host's
+  // memory is used in turns. ResourceExhausted where memory lacks.
   absl::Status Upload(const Arrays& arrays, Stream& stream);
 
   const Layout& layout() const { return layout_; }
@@ -93,7 +94,8 @@ class StepSequences {
  private:
   StepLayers layers_;
   Device device_;
-  PinnedBuffer here_;
+  PinnedBuffer here_[2];
+  size_t turn_ = 0;  // of here_
   Buffer there_;
   Layout layout_;
   Addresses addresses_;

@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "kernels/core/device.h"
+#include "kernels/core/event.h"
 #include "kernels/core/stream.h"
 
 namespace thinwire {
@@ -18,6 +19,15 @@ class StreamWait : public StreamState {
 
   // Returns when all work on the stream is done, or why it will not be. Null: the driver's wait.
   std::function<absl::Status(Stream&)> wait;
+  // The same for the work before an event of the stream.
+  std::function<absl::Status(const Event&)> wait_for_event;
 };
+
+// Returns when `event`, recorded on `stream`, has happened, or why it will not: as the stream's
+// StreamWait says, or else the driver.
+inline absl::Status Await(const Event& event, Stream& stream) {
+  const auto& wait = stream.State<StreamWait>().wait_for_event;
+  return wait != nullptr ? wait(event) : event.Synchronize();
+}
 
 }  // namespace thinwire

@@ -23,6 +23,11 @@ absl::Status CheckEmbeddingArgs(const EmbeddingArgs& args) {
     return absl::InvalidArgumentError(absl::StrCat(
         "embedding: expected ids int32[", args.out.dim(0), "], found ", args.ids.DebugString()));
   }
+  const ConstTensorView& late = args.late_ids;
+  if (!late.empty() && (late.rank() != 1 || late.dtype() != DType::kI32 || !late.contiguous())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("embedding: expected late ids int32[any], found ", late.DebugString()));
+  }
   return absl::OkStatus();
 }
 
@@ -36,6 +41,11 @@ absl::Status Embedding(const EmbeddingArgs& args, Stream& stream) {
         absl::StrCat("embedding: ids are on ", DeviceName(args.ids.device()), ", table on ",
                      DeviceName(args.table.device()), ", out on ", DeviceName(args.out.device()),
                      ", the stream on ", DeviceName(device)));
+  }
+  if (!args.late_ids.empty() && args.late_ids.device() != device) {
+    return absl::InvalidArgumentError(absl::StrCat("embedding: late ids are on ",
+                                                   DeviceName(args.late_ids.device()),
+                                                   ", the stream on ", DeviceName(device)));
   }
   if (args.out.num_elements() == 0) return absl::OkStatus();
   if (device.kind != DeviceKind::kCpu) {

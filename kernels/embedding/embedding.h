@@ -15,6 +15,9 @@ struct EmbeddingArgs {
   int64_t first_id = 0;
   bool accumulate = false;  // add to out instead of overwriting it
   TensorView out;  // [num_tokens, width] fp32 | fp16 | bf16 (need not be the table's dtype)
+  // int32 [any], may be empty: an id below 0 stands for late_ids[-1 - id], which the host need not
+  // know when it enqueues the call.
+  ConstTensorView late_ids;
 };
 
 absl::Status Embedding(const EmbeddingArgs& args, Stream& stream);

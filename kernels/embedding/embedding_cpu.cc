@@ -39,13 +39,16 @@ void EmbeddingCpu(const EmbeddingArgs& args, Stream& stream) {
   const DType to_dtype = args.out.dtype();
   const auto row_bytes = static_cast<size_t>(DTypeBytes(to_dtype, width));
   const int32_t* ids = args.ids.data<int32_t>();
+  const int64_t num_late = args.late_ids.empty() ? 0 : args.late_ids.dim(0);
   const auto* table = static_cast<const std::byte*>(args.table.raw());
   auto* out = static_cast<std::byte*>(args.out.mutable_raw());
   const int64_t grain = std::max<int64_t>(1, kElementsPerThread / width);
   stream.pool().ParallelFor(args.out.dim(0), grain, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) {
       std::byte* to = out + DTypeBytes(to_dtype, token * args.out.row_stride());
-      const int64_t row = ids[token] - args.first_id;
+      int64_t id = ids[token];
+      if (id < 0 && -1 - id < num_late) id = args.late_ids.data<int32_t>()[-1 - id];
+      const int64_t row = id - args.first_id;
       if (row < 0 || row >= args.table.dim(0)) {
         if (!args.accumulate) std::memset(to, 0, row_bytes);
         continue;

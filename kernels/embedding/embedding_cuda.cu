@@ -9,6 +9,8 @@ constexpr int kThreads = 256;
 
 struct EmbeddingParams {
   const int32_t* ids;
+  const int32_t* late_ids;
+  int64_t num_late;
   const void* table;
   void* out;
   int64_t table_stride, out_stride;
@@ -21,7 +23,9 @@ __global__ void LookUp(EmbeddingParams p) {
   const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kCount;
   if (at >= p.width) return;
   for (int64_t token = blockIdx.y; token < p.num_tokens; token += gridDim.y) {
-    const int64_t row = p.ids[token] - p.first_id;
+    int64_t id = p.ids[token];
+    if (id < 0 && -1 - id < p.num_late) id = p.late_ids[-1 - id];
+    const int64_t row = id - p.first_id;
     const bool here = row >= 0 && row < p.num_rows;
     if (!here && p.accumulate) continue;
     To* const to = static_cast<To*>(p.out) + token * p.out_stride + at;
@@ -53,6 +57,10 @@ absl::Status EmbeddingCuda(const EmbeddingArgs& args, Stream& stream) {
   const cudaStream_t native = CudaStream(stream);
   EmbeddingParams p = {};
   p.ids = args.ids.data<int32_t>();
+  if (!args.late_ids.empty()) {
+    p.late_ids = args.late_ids.data<int32_t>();
+    p.num_late = args.late_ids.dim(0);
+  }
   p.table = args.table.raw();
   p.out = args.out.mutable_raw();
   p.table_stride = args.table.row_stride();

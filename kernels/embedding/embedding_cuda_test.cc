@@ -30,19 +30,22 @@ TEST_F(EmbeddingCudaTest, GivesTheBitsOfTheCpu) {
             constexpr int64_t kRows = 11;
             const Tensor table = RoundedTensor(values(kRows * width), table_dtype, kRows, width);
             // Below, in and above this shard's rows 100 to 110.
-            const std::vector<int32_t> ids = {100, 110, 99, 111, 105, 0, 105};
+            const std::vector<int32_t> ids = {100, 110, 99, 111, 105, 0, 105, -1, -3, -2, -4};
+            const std::vector<int32_t> late = {107, 90, 110};
             const auto tokens = static_cast<int64_t>(ids.size());
             Tensor out = RoundedTensor(values(tokens * (width + gap)), dtype, tokens, width + gap);
             const Tensor device_table = OnDevice(table.view(), stream());
             const Tensor device_ids = VectorOnDevice(ids, stream());
+            const Tensor device_late = VectorOnDevice(late, stream());
             Tensor device_out = OnDevice(out.view(), stream());
             ASSERT_TRUE(Embedding({ConstTensorView(ids.data(), DType::kI32, {tokens}), table.view(),
-                                   100, accumulate, out.mutable_view().Columns(0, width)},
+                                   100, accumulate, out.mutable_view().Columns(0, width),
+                                   ConstTensorView(late.data(), DType::kI32, {3})},
                                   host())
                             .ok());
             const absl::Status status =
                 Embedding({device_ids.view(), device_table.view(), 100, accumulate,
-                           device_out.mutable_view().Columns(0, width)},
+                           device_out.mutable_view().Columns(0, width), device_late.view()},
                           stream());
             ASSERT_TRUE(status.ok()) << status;
             ASSERT_EQ(Floats(OnHost(device_out.view(), stream())), Floats(out));

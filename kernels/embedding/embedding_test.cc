@@ -81,6 +81,28 @@ TEST(EmbeddingTest, ThreadsSplitTokens) {
   CheckLookUp(DType::kBF16, DType::kBF16, 101, 1031, 1, true, 3);
 }
 
+TEST(EmbeddingTest, IdsBelowZeroStandForLateOnes) {
+  std::mt19937 random(9);
+  const Tensor table = RoundedTensor(Normal(60, random), DType::kF32, 12, 5);
+  const std::vector<int32_t> ids = {-3, 105, -1, 101, -2, -4};
+  const std::vector<int32_t> late = {111, 7, 100};  // the second is in another shard
+  const std::vector<int32_t> known = {100, 105, 111, 101, 7, -4};
+  const auto look_up = [&](const std::vector<int32_t>& which, ConstTensorView late_ids) {
+    Tensor out = Tensor::Allocate(DType::kF32, {6, 5}, Device::Cpu()).value();
+    ThreadPool pool(1);
+    Stream stream = Stream::Cpu(&pool);
+    const absl::Status status = Embedding({.ids = ConstTensorView(which.data(), DType::kI32, {6}),
+                                           .table = table.view(),
+                                           .first_id = 100,
+                                           .out = out.mutable_view(),
+                                           .late_ids = late_ids},
+                                          stream);
+    EXPECT_TRUE(status.ok()) << status;
+    return Floats(out);
+  };
+  EXPECT_EQ(look_up(ids, ConstTensorView(late.data(), DType::kI32, {3})), look_up(known, {}));
+}
+
 TEST(EmbeddingTest, ShardsAddUpToTheWholeTable) {
   std::mt19937 random(7);
   const Tensor table = RoundedTensor(Normal(60, random), DType::kF16, 12, 5);

@@ -1,6 +1,7 @@
 #include "kernels/sampling/sampling.h"
 
 #include <cmath>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
@@ -34,6 +35,35 @@ absl::Status CheckCount(absl::string_view op, absl::string_view name, size_t cou
                                                  ", found ", count));
 }
 
+absl::Status CheckDraws(const ConstTensorView& logits, absl::Span<const SamplingParams> params,
+                        absl::Span<const int64_t> positions, const Stream& stream) {
+  TW_RETURN_IF_ERROR(CheckLogits("sample", logits, stream));
+  TW_RETURN_IF_ERROR(CheckCount("sample", "params", params.size(), logits));
+  TW_RETURN_IF_ERROR(CheckCount("sample", "positions", positions.size(), logits));
+  for (size_t row = 0; row < params.size(); ++row) {
+    const absl::Status status = ValidateSamplingParams(params[row]);
+    if (!status.ok()) return Annotate(status, absl::StrCat("sample: row ", row));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckPlaces(const SampleThereArgs& args, const Stream& stream) {
+  TW_RETURN_IF_ERROR(CheckCount("sample", "places", args.places.size(), args.logits));
+  const TensorView& ids = args.token_ids;
+  if (ids.rank() != 1 || ids.dtype() != DType::kI32 || !ids.contiguous() ||
+      ids.device() != stream.device()) {
+    return absl::InvalidArgumentError(absl::StrCat("sample: expected token ids int32[any] on ",
+                                                   DeviceName(stream.device()), ", found ",
+                                                   ids.DebugString()));
+  }
+  for (size_t row = 0; row < args.places.size(); ++row) {
+    if (args.places[row] >= 0 && args.places[row] < ids.dim(0)) continue;
+    return absl::InvalidArgumentError(absl::StrCat("sample: expected places in [0, ", ids.dim(0),
+                                                   "), found ", args.places[row], " of row ", row));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status NotAvailable(absl::string_view op, Device device) {
   return absl::UnimplementedError(absl::StrCat(op, ": not available on ", DeviceName(device)));
 }
@@ -62,20 +92,30 @@ absl::Status ValidateSamplingParams(const SamplingParams& params) {
 }
 
 absl::Status Sample(const SampleArgs& args, Stream& stream) {
-  TW_RETURN_IF_ERROR(CheckLogits("sample", args.logits, stream));
-  TW_RETURN_IF_ERROR(CheckCount("sample", "params", args.params.size(), args.logits));
-  TW_RETURN_IF_ERROR(CheckCount("sample", "positions", args.positions.size(), args.logits));
+  TW_RETURN_IF_ERROR(CheckDraws(args.logits, args.params, args.positions, stream));
   TW_RETURN_IF_ERROR(CheckCount("sample", "token_ids", args.token_ids.size(), args.logits));
-  for (size_t row = 0; row < args.params.size(); ++row) {
-    const absl::Status status = ValidateSamplingParams(args.params[row]);
-    if (!status.ok()) return Annotate(status, absl::StrCat("sample: row ", row));
-  }
   if (args.logits.dim(0) == 0) return absl::OkStatus();
   if (stream.device().kind != DeviceKind::kCpu) {
     if constexpr (kHasCuda) return SampleCuda(args, stream);
     return NotAvailable("sample", stream.device());
   }
   return SampleCpu(args, stream);
+}
+
+absl::Status SampleThere(const SampleThereArgs& args, Stream& stream) {
+  TW_RETURN_IF_ERROR(CheckDraws(args.logits, args.params, args.positions, stream));
+  TW_RETURN_IF_ERROR(CheckPlaces(args, stream));
+  if (args.logits.dim(0) == 0) return absl::OkStatus();
+  if (stream.device().kind != DeviceKind::kCpu) {
+    if constexpr (kHasCuda) return SampleThereCuda(args, stream);
+    return NotAvailable("sample", stream.device());
+  }
+  std::vector<int32_t> ids(args.params.size());
+  TW_RETURN_IF_ERROR(
+      SampleCpu({args.logits, args.params, args.positions, absl::MakeSpan(ids)}, stream));
+  auto* const to = args.token_ids.mutable_data<int32_t>();
+  for (size_t row = 0; row < ids.size(); ++row) to[args.places[row]] = ids[row];
+  return absl::OkStatus();
 }
 
 absl::Status LogProbs(const LogProbArgs& args, Stream& stream) {

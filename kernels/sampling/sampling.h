@@ -37,6 +37,18 @@ struct SampleArgs {
 };
 absl::Status Sample(const SampleArgs& args, Stream& stream);
 
+// The same tokens, left where later work on the stream finds them: row r's at token_ids[places[r]],
+// or -1 there for a row that has no softmax (on the CPU Internal, as of Sample). On a GPU it only
+// enqueues.
+struct SampleThereArgs {
+  ConstTensorView logits;                   // [num_seqs, vocab] fp32
+  absl::Span<const SamplingParams> params;  // [num_seqs]
+  absl::Span<const int64_t> positions;      // [num_seqs] as in SampleArgs
+  absl::Span<const int32_t> places;         // [num_seqs], distinct, each in [0, n)
+  TensorView token_ids;                     // int32 [n] out, on the stream's device
+};
+absl::Status SampleThere(const SampleThereArgs& args, Stream& stream);
+
 // log_probs[r] = logits[r, targets[r]] - log sum_v exp(logits[r, v]); in double, stored as fp32.
 struct LogProbArgs {
   ConstTensorView logits;             // [num_rows, vocab] fp32

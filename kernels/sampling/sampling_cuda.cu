@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "kernels/core/cuda_status.h"
@@ -46,23 +47,31 @@ __device__ DeviceRange RangeOfRow(const float* logits, int64_t vocab) {
   return {best, min, !any_nan && isfinite(max)};
 }
 
-// One block a row. ids[row]: the token, or -1 for logits without a softmax.
+// What a launch is told of its rows: as an argument, so that nothing is uploaded.
+struct RowDraws {
+  static constexpr size_t kMost = 64;
+
+  RowDraw draws[kMost];
+  int32_t places[kMost];
+};
+
+// One block a row. ids[places[row]]: the token, or -1 for logits without a softmax.
 __global__ void __launch_bounds__(kSamplerThreads)
-    SampleRows(const float* logits, int64_t stride, int64_t vocab, const RowDraw* draws,
-               int32_t* ids) {
+    SampleRows(const float* logits, int64_t stride, int64_t vocab,
+               const __grid_constant__ RowDraws rows, int32_t* ids) {
   extern __shared__ __align__(16) unsigned char memory[];
   const int64_t row = blockIdx.x;
   const float* const x = logits + row * stride;
   const DeviceRange range = RangeOfRow(x, vocab);
   auto id = static_cast<int32_t>(range.best & 0x7fffffff);
-  const RowDraw draw = draws[row];
+  const RowDraw draw = rows.draws[row];
   if (!range.finite_max) {
     id = -1;
   } else if (!draw.greedy) {
     BlockSampler sampler(x, vocab, *reinterpret_cast<SamplerShared*>(memory));
     id = sampler.Draw(range.min, x[id], draw);
   }
-  if (threadIdx.x == 0) ids[row] = id;
+  if (threadIdx.x == 0) ids[rows.places[row]] = id;
 }
 
 struct LogProb {
@@ -137,31 +146,44 @@ absl::Status Download(const std::byte* from, void* to, size_t bytes, Stream& str
 
 }  // namespace
 
-absl::Status SampleCuda(const SampleArgs& args, Stream& stream) {
-  const size_t rows = args.params.size();
-  std::vector<RowDraw> draws(rows);
-  bool all_greedy = true;
-  for (size_t r = 0; r < rows; ++r) {
-    const SamplingParams& params = args.params[r];
-    if (params.temperature == 0.0f) continue;
-    all_greedy = false;
-    draws[r] = {1.0 / params.temperature,
-                UniformRandom(params.seed, static_cast<uint64_t>(args.positions[r])), params.top_p,
-                params.top_k, false};
-  }
-  const size_t out_bytes = rows * sizeof(int32_t);
-  TW_ASSIGN_OR_RETURN(const RoundTrip memory,
-                      Upload(draws.data(), rows * sizeof(RowDraw), out_bytes, stream));
-  const size_t shared = all_greedy ? 0 : sizeof(SamplerShared);
+absl::Status SampleThereCuda(const SampleThereArgs& args, Stream& stream) {
   TW_RETURN_IF_CUDA_ERROR(
       cudaFuncSetAttribute(SampleRows, cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(sizeof(SamplerShared))),
       stream.device());
-  SampleRows<<<static_cast<unsigned>(rows), kSamplerThreads, shared, CudaStream(stream)>>>(
-      args.logits.data<float>(), args.logits.row_stride(), args.logits.dim(1),
-      reinterpret_cast<const RowDraw*>(memory.in), reinterpret_cast<int32_t*>(memory.out));
-  TW_RETURN_IF_ERROR(CudaLaunchStatus("sample", stream));
-  TW_RETURN_IF_ERROR(Download(memory.out, args.token_ids.data(), out_bytes, stream));
+  for (size_t begin = 0; begin < args.params.size(); begin += RowDraws::kMost) {
+    const size_t count = std::min(RowDraws::kMost, args.params.size() - begin);
+    RowDraws rows = {};
+    size_t shared = 0;
+    for (size_t r = 0; r < count; ++r) {
+      rows.places[r] = args.places[begin + r];
+      const SamplingParams& params = args.params[begin + r];
+      if (params.temperature == 0.0f) continue;
+      shared = sizeof(SamplerShared);
+      rows.draws[r] = {1.0 / params.temperature,
+                       UniformRandom(params.seed, static_cast<uint64_t>(args.positions[begin + r])),
+                       params.top_p, params.top_k, false};
+    }
+    const int64_t stride = args.logits.row_stride();
+    SampleRows<<<static_cast<unsigned>(count), kSamplerThreads, shared, CudaStream(stream)>>>(
+        args.logits.data<float>() + static_cast<int64_t>(begin) * stride, stride,
+        args.logits.dim(1), rows, args.token_ids.mutable_data<int32_t>());
+    TW_RETURN_IF_ERROR(CudaLaunchStatus("sample", stream));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SampleCuda(const SampleArgs& args, Stream& stream) {
+  const size_t rows = args.params.size();
+  const size_t bytes = rows * sizeof(int32_t);
+  TW_ASSIGN_OR_RETURN(std::byte* const there, stream.Scratch(static_cast<int64_t>(bytes)));
+  std::vector<int32_t> places(rows);
+  std::iota(places.begin(), places.end(), 0);
+  TW_RETURN_IF_ERROR(SampleThereCuda(
+      {args.logits, args.params, args.positions, places,
+       TensorView(there, DType::kI32, {static_cast<int64_t>(rows)}, stream.device())},
+      stream));
+  TW_RETURN_IF_ERROR(Download(there, args.token_ids.data(), bytes, stream));
   for (size_t r = 0; r < rows; ++r) {
     if (args.token_ids[r] < 0) return NoSoftmax("sample", static_cast<int64_t>(r), args.logits);
   }

@@ -73,6 +73,44 @@ TEST_F(SamplingCudaTest, DrawsTheTokensOfTheCpu) {
   }
 }
 
+TEST_F(SamplingCudaTest, LeavesTokensWhereLaterWorkFindsThem) {
+  constexpr int64_t kRows = 131;  // more than a launch takes
+  constexpr int64_t kVocab = 700;
+  std::vector<float> logits(kRows * kVocab);
+  for (float& logit : logits) logit = std::normal_distribution<float>(0.0f, 2.0f)(random_);
+  logits[70 * kVocab + 3] = std::numeric_limits<float>::quiet_NaN();
+  std::vector<SamplingParams> params(kRows, SamplingParams{1.0f});
+  std::vector<int64_t> positions(kRows, 5);
+  std::vector<int32_t> places(kRows);
+  for (int64_t r = 0; r < kRows; ++r) {
+    params[r].seed = random_();
+    if (r % 3 == 0) params[r].temperature = 0.0f;
+    places[r] = static_cast<int32_t>(kRows - r);
+  }
+  const ConstTensorView here(logits.data(), DType::kF32, {kRows, kVocab});
+  const Tensor there = OnDevice(here, stream());
+  Tensor ids = VectorOnDevice(std::vector<int32_t>(kRows + 2, -7), stream());
+  const absl::Status status =
+      SampleThere({there.view(), params, positions, places, ids.mutable_view()}, stream());
+  ASSERT_TRUE(status.ok()) << status;
+  const Tensor back = OnHost(ids.view(), stream());
+  const auto* const got = back.view().data<int32_t>();
+  EXPECT_EQ(got[0], -7);
+  EXPECT_EQ(got[kRows + 1], -7);
+  for (int64_t r = 0; r < kRows; ++r) {
+    int32_t want = -1;
+    if (r != 70) {
+      ASSERT_TRUE(Sample({here.Rows(r, 1),
+                          absl::MakeConstSpan(params).subspan(r, 1),
+                          absl::MakeConstSpan(positions).subspan(r, 1),
+                          {&want, 1}},
+                         host())
+                      .ok());
+    }
+    EXPECT_EQ(got[places[r]], want) << "row " << r;
+  }
+}
+
 TEST_F(SamplingCudaTest, LogProbabilitiesAreThoseOfTheCpu) {
   for (const int64_t vocab : {1, 1000, 50272}) {
     constexpr int64_t kRows = 9;

@@ -19,6 +19,7 @@ absl::Status LogProbsCpu(const LogProbArgs& args, Stream& stream);
 // The same on a GPU, in builds with CUDA. Masses are whole numbers there, so that a draw within
 // 2^-40 of the boundary between two tokens may take the other one.
 absl::Status SampleCuda(const SampleArgs& args, Stream& stream);
+absl::Status SampleThereCuda(const SampleThereArgs& args, Stream& stream);
 absl::Status LogProbsCuda(const LogProbArgs& args, Stream& stream);
 
 // The error of a row with a NaN or without a finite maximum.

@@ -248,6 +248,23 @@ TEST(SampleTest, ADrawDoesNotDependOnTheOtherRows) {
   }
 }
 
+TEST(SampleTest, LeavesTokensInTheirPlaces) {
+  ThreadPool pool(2);
+  Stream stream = Stream::Cpu(&pool);
+  const std::vector<float> logits = {0, 2, 1, 5, 4, 3, 1, 1, 9};
+  const ConstTensorView view(logits.data(), DType::kF32, {3, 3});
+  const std::vector<SamplingParams> params(3);
+  const std::vector<int64_t> positions(3);
+  std::vector<int32_t> ids = {-7, -7, -7, -7};
+  const TensorView to(ids.data(), DType::kI32, {4});
+  ASSERT_TRUE(SampleThere({view, params, positions, {{3, 0, 1}}, to}, stream).ok());
+  EXPECT_THAT(ids, ElementsAre(0, 2, -7, 1));
+  const absl::Status status = SampleThere({view, params, positions, {{3, 4, 1}}, to}, stream);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("expected places in [0, 4), found 4 of row 1"));
+}
+
 TEST(SampleTest, NamesTheFirstRowThatHasNoSoftmax) {
   for (const float bad : {std::nanf(""), kInfinity}) {
     for (const float temperature : {0.0f, 1.0f}) {

@@ -116,6 +116,15 @@ absl::Status Wire::RecvInGroup(Site site, TensorView out, int tp_peer, Stream& s
   return recording.Done(run());
 }
 
+absl::Status Wire::BroadcastInGroup(Site site, TensorView inout, Stream& stream) {
+  if (tp_->size() == 1) return absl::OkStatus();
+  const bool sends = tp_->rank() == 0;
+  const int64_t bytes = (tp_->size() - 1) * inout.size_bytes();
+  Recording recording(ledger_, tp_, site, sends ? bytes : 0, sends ? 1 : 0);
+  recording.InTransfer();
+  return recording.Done(tp_->Broadcast(inout, 0, stream));
+}
+
 absl::Status Wire::SendBytes(absl::string_view bytes, int peer, Stream& stream) {
   int64_t length = static_cast<int64_t>(bytes.size());
   Recording recording(ledger_, world_, Site::kControl, length + 8);

@@ -116,6 +116,10 @@ class Wire {
   absl::Status SendInGroup(Site site, ConstTensorView in, int tp_peer, Stream& stream);
   absl::Status RecvInGroup(Site site, TensorView out, int tp_peer, Stream& stream);
 
+  // Values of tensor-parallel rank 0 to its group, as they are, of any dtype; contiguous. Nothing
+  // with one rank.
+  absl::Status BroadcastInGroup(Site site, TensorView inout, Stream& stream);
+
   // A byte string of any length: 8 bytes of length, then the bytes, in pieces of 2 KiB.
   absl::Status SendBytes(absl::string_view bytes, int peer, Stream& stream);
   absl::StatusOr<std::string> RecvBytes(int peer, Stream& stream);

@@ -13,7 +13,8 @@ absl::Status EmbedTokens(const EmbedTokensArgs& args, Wire& wire, Stream& stream
   TW_RETURN_IF_ERROR(Embedding({.ids = args.token_ids,
                                 .table = weights.token_embedding.view(),
                                 .first_id = args.plan->vocab().begin,
-                                .out = embedded},
+                                .out = embedded,
+                                .late_ids = args.late_ids},
                                stream));
   TW_RETURN_IF_ERROR(wire.AllReduce(Site::kEmbedding, embedded, stream));
   if (projected) {

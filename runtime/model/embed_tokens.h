@@ -18,7 +18,8 @@ struct EmbedTokensArgs {
   const DecoderSpec* spec = nullptr;
   const ShardPlan* plan = nullptr;  // of the first stage
   ConstTensorView token_ids;        // int32 [num_tokens], on the stream's device
-  ConstTensorView positions;        // the same
+  ConstTensorView late_ids;         // as in StepBatch
+  ConstTensorView positions;        // as token_ids
   TensorView narrow;  // scratch [at least num_tokens, embed_dim] where embeddings are projected
   TensorView x;       // [num_tokens, hidden]
 };

@@ -30,6 +30,9 @@ struct StepBatch {
 
   // `positions` again, int32 [num_tokens], where the model runs; on the CPU it may be empty.
   ConstTensorView positions_there;
+  // int32 [any] where the model runs, or empty: a token id below 0 stands for late_ids[-1 - id],
+  // which the stream knows by then. First stages.
+  ConstTensorView late_ids;
   // On a GPU: all that attention wants, uploaded. Null: operators upload it.
   const StepSequences* step = nullptr;
 
