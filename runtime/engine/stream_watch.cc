@@ -16,7 +16,7 @@ absl::StatusOr<StreamWatch> StreamWatch::Create(Device device,
                                                 std::vector<Communicator*> communicators,
                                                 absl::Duration timeout) {
   TW_ASSIGN_OR_RETURN(Event event, Event::Create(device, Event::Kind::kOrder));
-  return StreamWatch(std::move(event), std::move(communicators), timeout);
+  return StreamWatch(device, std::move(event), std::move(communicators), timeout);
 }
 
 absl::Status StreamWatch::CommunicatorsStatus() const {
@@ -26,7 +26,7 @@ absl::Status StreamWatch::CommunicatorsStatus() const {
   return absl::OkStatus();
 }
 
-absl::Status StreamWatch::Abort(const absl::Status& why) {
+absl::Status StreamWatch::Abort(const absl::Status& why, const Event& event) {
   // Who was first may be another rank.
   const absl::Status told = CommunicatorsStatus();
   const absl::Status cause = told.ok() ? why : told;
@@ -35,31 +35,35 @@ absl::Status StreamWatch::Abort(const absl::Status& why) {
     (void)communicator->status();  // ends its kernels
   }
   Backoff backoff(kDrainTimeout);
-  while (!event_.Happened().value_or(true) && backoff.Wait()) {
+  while (!event.Happened().value_or(true) && backoff.Wait()) {
   }
   return cause;
 }
 
 absl::Status StreamWatch::Wait(Stream& stream) {
   const absl::Status recorded = event_.Record(stream);
-  if (!recorded.ok()) return Abort(recorded);
+  return recorded.ok() ? WaitFor(event_) : Abort(recorded, event_);
+}
+
+absl::Status StreamWatch::WaitFor(const Event& event) {
   Backoff backoff(timeout_);
   while (true) {
-    const absl::StatusOr<bool> happened = event_.Happened();
-    if (!happened.ok()) return Abort(happened.status());
+    const absl::StatusOr<bool> happened = event.Happened();
+    if (!happened.ok()) return Abort(happened.status(), event);
     if (*happened) break;
     if (backoff.IsCheckDue()) {
       const absl::Status status = CommunicatorsStatus();
-      if (!status.ok()) return Abort(status);
+      if (!status.ok()) return Abort(status, event);
     }
     if (!backoff.Wait()) {
-      return Abort(absl::DeadlineExceededError(
-          absl::StrCat(DeviceName(stream.device()), " has not done its work for ",
-                       absl::FormatDuration(timeout_), ": a rank does not take part, or hangs")));
+      return Abort(absl::DeadlineExceededError(absl::StrCat(
+                       DeviceName(device_), " has not done its work for ",
+                       absl::FormatDuration(timeout_), ": a rank does not take part, or hangs")),
+                   event);
     }
   }
   const absl::Status status = CommunicatorsStatus();
-  return status.ok() ? status : Abort(status);
+  return status.ok() ? status : Abort(status, event);
 }
 
 }  // namespace thinwire

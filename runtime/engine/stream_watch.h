@@ -28,16 +28,24 @@ class StreamWatch {
   // aborted with it, so that the other ranks hear of it and no kernel of theirs goes on spinning;
   // the stream is given a moment to end.
   absl::Status Wait(Stream& stream);
+  // The same for the work before an event, which has been recorded.
+  absl::Status WaitFor(const Event& event);
 
   void set_timeout(absl::Duration timeout) { timeout_ = timeout; }
 
  private:
-  StreamWatch(Event event, std::vector<Communicator*> communicators, absl::Duration timeout)
-      : event_(std::move(event)), communicators_(std::move(communicators)), timeout_(timeout) {}
+  StreamWatch(Device device, Event event, std::vector<Communicator*> communicators,
+              absl::Duration timeout)
+      : device_(device),
+        event_(std::move(event)),
+        communicators_(std::move(communicators)),
+        timeout_(timeout) {}
 
   absl::Status CommunicatorsStatus() const;
-  absl::Status Abort(const absl::Status& why);
+  // Gives what comes before `event` a moment to end.
+  absl::Status Abort(const absl::Status& why, const Event& event);
 
+  Device device_;
   Event event_;
   std::vector<Communicator*> communicators_;
   absl::Duration timeout_;
