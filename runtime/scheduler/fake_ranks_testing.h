@@ -42,8 +42,13 @@ class FakeRanks {
       }
       slot.num_cached += part.num_tokens;
       ASSERT_LE(slot.num_cached, static_cast<int64_t>(slot.pages.size()) * limits_.page_size);
-      ASSERT_LE(slot.num_cached, num_known_[part.id]);
-      EXPECT_EQ(part.samples, slot.num_cached == num_known_[part.id]);
+      // What is known, or what steps in flight sample.
+      const int64_t num_sampled = num_known_[part.id] + num_awaited_[part.id];
+      ASSERT_LE(slot.num_cached, num_sampled);
+      EXPECT_EQ(part.late, slot.num_cached > num_known_[part.id]);
+      EXPECT_EQ(part.samples, slot.num_cached == num_sampled);
+      num_awaited_[part.id] += part.samples ? 1 : 0;
+      num_late_tokens_seen += part.late ? 1 : 0;
       // Every page that attention reads still holds this sequence.
       for (const int32_t page : slot.pages) EXPECT_EQ(page_owner_[page], part.id);
     }
@@ -52,7 +57,10 @@ class FakeRanks {
     max_step_tokens_seen = std::max(max_step_tokens_seen, num_tokens);
   }
 
-  void Sampled(SeqId id) { ++num_known_[id]; }
+  void Sampled(SeqId id) {
+    ++num_known_[id];
+    --num_awaited_[id];
+  }
 
   // A sequence leaves these ranks, or comes to them.
   void Send(const MovingSeq& seq) {
@@ -68,6 +76,7 @@ class FakeRanks {
   }
 
   int64_t max_step_tokens_seen = 0;
+  int64_t num_late_tokens_seen = 0;
 
  private:
   struct Slot {
@@ -77,6 +86,7 @@ class FakeRanks {
   };
   SchedulerLimits limits_;
   std::map<SeqId, int64_t> num_known_;
+  std::map<SeqId, int64_t> num_awaited_;  // sampled by steps that are not committed
   std::map<int32_t, Slot> slots_;
   std::vector<SeqId> page_owner_;
   int64_t next_step_ = 0;

@@ -12,9 +12,10 @@ namespace thinwire {
 struct Scheduler::Seq {
   SeqId id = 0;
   int64_t arrival = 0;
+  int64_t longest = 0;       // tokens that it may grow to
   int64_t num_known = 0;     // prompt and committed tokens
+  int64_t num_awaited = 0;   // tokens that steps in flight sample
   int64_t num_computed = 0;  // scheduled so far; in the cache once their steps ran
-  bool awaits_sample = false;
   bool held = false;
   int32_t slot = -1;
   std::vector<int32_t> pages;
@@ -25,7 +26,12 @@ struct Scheduler::Seq {
   bool bound = false;              // a part has told whose the slot is
 
   // One token a step from here on (or as soon as the one in flight is known).
-  bool Decodes() const { return !held && (awaits_sample || num_known - num_computed == 1); }
+  bool Decodes() const { return !held && (num_awaited > 0 || num_known - num_computed == 1); }
+  // Tokens that may be computed now, one that is not known yet included.
+  int64_t NumComputable(int64_t steps_ahead) const {
+    const bool goes_on = num_known + num_awaited < longest;
+    return num_known + (goes_on ? std::min(num_awaited, steps_ahead) : 0) - num_computed;
+  }
 };
 
 Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), pages_(limits.num_pages) {
@@ -33,6 +39,7 @@ Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), pages_(li
   TW_CHECK_GE(limits.max_step_tokens, 1);
   TW_CHECK_GE(limits.max_seqs, 1);
   TW_CHECK_GE(limits.max_steps_in_flight, 1);
+  TW_CHECK(limits.steps_ahead == 0 || limits.steps_ahead == 1);
   for (int64_t slot = limits.max_seqs - 1; slot >= 0; --slot) {
     free_slots_.push_back(static_cast<int32_t>(slot));
   }
@@ -70,6 +77,7 @@ absl::Status Scheduler::Add(SeqId id, int64_t num_tokens, int64_t max_new_tokens
   auto seq = std::make_unique<Seq>();
   seq->id = id;
   seq->arrival = next_arrival_++;
+  seq->longest = num_tokens + max_new_tokens;
   seq->num_known = num_tokens;
   seq->keys = std::move(keys);
   waiting_.push_back(seq.get());
@@ -79,20 +87,21 @@ absl::Status Scheduler::Add(SeqId id, int64_t num_tokens, int64_t max_new_tokens
 
 int32_t Scheduler::Hold(SeqId id) {
   Seq& seq = *seqs_.at(id);
-  TW_CHECK(seq.slot >= 0 && !seq.awaits_sample);
+  TW_CHECK(seq.slot >= 0 && seq.num_awaited == 0);
   seq.held = true;
   return seq.slot;
 }
 
 void Scheduler::Resume(SeqId id) { seqs_.at(id)->held = false; }
 
-std::optional<Binding> Scheduler::Adopt(SeqId id, int64_t num_tokens) {
+std::optional<Binding> Scheduler::Adopt(SeqId id, int64_t num_tokens, int64_t max_new_tokens) {
   TW_CHECK_GE(num_tokens, 2);
   TW_CHECK(!seqs_.contains(id));
   if (!waiting_.empty() || !HasRoomFor(num_tokens)) return std::nullopt;
   auto seq = std::make_unique<Seq>();
   seq->id = id;
   seq->arrival = next_arrival_++;
+  seq->longest = num_tokens + max_new_tokens;
   seq->num_known = num_tokens;
   seq->num_computed = num_tokens - 1;
   seq->held = true;
@@ -153,7 +162,7 @@ bool Scheduler::GrowTo(Seq& seq, int64_t num_tokens, ScheduledStep& step) {
       const bool scheduled =
           std::any_of(step.seqs.begin(), step.seqs.end(),
                       [&](const auto& other) { return other.id == it->second->id; });
-      if (!it->second->awaits_sample && !it->second->held && !scheduled) {
+      if (it->second->num_awaited == 0 && !it->second->held && !scheduled) {
         victim = it->second;
         break;
       }
@@ -195,7 +204,7 @@ void Scheduler::NamePages(Seq& seq) {
 }
 
 bool Scheduler::ScheduleRunning(Seq& seq, int64_t budget, ScheduledStep& step) {
-  int64_t num_tokens = std::min(seq.num_known - seq.num_computed, budget);
+  int64_t num_tokens = std::min(seq.NumComputable(limits_.steps_ahead), budget);
   if (!seq.reused.empty()) {
     num_tokens = std::min(num_tokens, limits_.page_size - seq.num_computed);
   }
@@ -215,9 +224,10 @@ bool Scheduler::ScheduleRunning(Seq& seq, int64_t budget, ScheduledStep& step) {
   part.num_tokens = num_tokens;
   part.binds = !std::exchange(seq.bound, true);
   part.new_pages = std::exchange(seq.new_pages, {});
+  part.late = seq.num_computed == seq.num_known;
   seq.num_computed += num_tokens;
-  part.samples = seq.num_computed == seq.num_known;
-  seq.awaits_sample = part.samples;
+  part.samples = seq.num_computed == seq.num_known + seq.num_awaited;
+  seq.num_awaited += part.samples ? 1 : 0;
   step.num_tokens += num_tokens;
   step.seqs.push_back(std::move(part));
   if (!seq.reused.empty() && seq.num_computed == limits_.page_size) {
@@ -262,7 +272,7 @@ std::vector<Scheduler::Seq*> Scheduler::RunnableSeqs(int64_t& num_decodes) const
   std::vector<Seq*> seqs;
   num_decodes = 0;
   for (const auto& [arrival, seq] : running_) {
-    if (seq->awaits_sample || seq->held) continue;
+    if (seq->held || seq->NumComputable(limits_.steps_ahead) < 1) continue;
     if (seq->Decodes()) {
       if (num_decodes == share) continue;
       ++num_decodes;
@@ -273,7 +283,7 @@ std::vector<Scheduler::Seq*> Scheduler::RunnableSeqs(int64_t& num_decodes) const
 }
 
 std::optional<ScheduledStep> Scheduler::Plan() {
-  if (num_in_flight() >= limits_.max_steps_in_flight) return std::nullopt;
+  if (num_in_flight() >= limits_.max_steps_in_flight + limits_.steps_ahead) return std::nullopt;
   ScheduledStep step;
   int64_t num_decodes = 0;
   const std::vector<Seq*> seqs = RunnableSeqs(num_decodes);
@@ -313,7 +323,7 @@ void Scheduler::Commit() {
   for (const SeqId id : in_flight_.front()) {
     const auto it = seqs_.find(id);
     if (it == seqs_.end()) continue;  // finished meanwhile
-    it->second->awaits_sample = false;
+    --it->second->num_awaited;
     ++it->second->num_known;
   }
   in_flight_.pop_front();

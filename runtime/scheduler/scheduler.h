@@ -26,20 +26,24 @@ struct SchedulerLimits {
   int64_t max_context = 0;          // prompt + generated tokens of one sequence
   bool own_first_page = false;      // no sequence reads the first page of another
   int64_t max_steps_in_flight = 1;  // steps planned and not yet committed: the pipeline's depth
+  int64_t steps_ahead = 0;          // how many more, behind tokens that are not known yet; 0 or 1
 };
 
 using SeqId = int64_t;
 
 // The part of one sequence in a step: tokens [start, start + num_tokens) are computed and their K
 // and V written. `binds`: the slot is this sequence's from here on, and its page table new_pages
-// alone. Where start is not the end of the part before, what lies between is in new_pages.
+// alone. `late`: its one token is the one that the sequence's part before samples, not known when
+// the step is planned. Where start is not the end of the part before, what lies between is in
+// new_pages.
 struct ScheduledSeq {
   SeqId id = 0;
   int32_t slot = 0;  // [0, max_seqs), held while the sequence runs
   int64_t start = 0;
   int64_t num_tokens = 0;
   bool binds = false;
-  bool samples = false;            // reaches the last known token: yields the next one
+  bool late = false;
+  bool samples = false;            // reaches the last token so far: yields the next one
   std::vector<int32_t> new_pages;  // appended to the slot's page table before the step
 
   friend bool operator==(const ScheduledSeq& a, const ScheduledSeq& b) = default;
@@ -70,7 +74,8 @@ struct ScheduledStep {
 // Several steps may be in flight; ranks execute steps in order, so a page freed by one step may be
 // written by the next. A sequence that awaits its sampled token is not scheduled, and the sequences
 // that decode are spread evenly over max_steps_in_flight steps, so that all stages of a pipeline
-// have work.
+// have work. With steps_ahead it may be scheduled once more behind that token, unless that is its
+// last one: should the token turn out to end it, Finish drops what the step in flight adds.
 //
 // A sequence whose full pages have keys reads those of others that begin alike, running or gone,
 // instead of computing them, up to the last token it knows; with own_first_page it computes its
@@ -104,10 +109,11 @@ class Scheduler {
   // elsewhere, as if it arrived now, and holds it; its pages are those of the computed tokens.
   // Nothing when it has to wait: it comes after all that wait here, and needs a slot and pages for
   // all known tokens. CheckFits must have been OK. One that is preempted is computed anew here.
-  std::optional<Binding> Adopt(SeqId id, int64_t num_tokens);
+  // `max_new_tokens` as in Add, for steps ahead; 0 where it is not known: then it has none.
+  std::optional<Binding> Adopt(SeqId id, int64_t num_tokens, int64_t max_new_tokens = 0);
 
-  // The next step, or nothing when max_steps_in_flight are planned already or no sequence can move
-  // before a commit.
+  // The next step, or nothing when max_steps_in_flight + steps_ahead are planned already or no
+  // sequence can move before a commit.
   std::optional<ScheduledStep> Plan();
 
   // The oldest step in flight is done: each of its seqs that samples (and is not finished
