@@ -119,6 +119,13 @@ void EngineFlags::AddTo(CLI::App& app) {
                "send goes through sockets");
   app.add_flag("--no-cuda-graphs", no_cuda_graphs,
                "On GPUs, enqueue every kernel of a decode step anew instead of replaying graphs");
+  app.add_option(
+         "--steps-ahead", steps_ahead,
+         "1: the next step is launched before the tokens of the last one are known, so that "
+         "a GPU need not wait for the host; 0: after; auto: 1 on GPUs, but 0 with several "
+         "stages or groups of ranks, which allow no other")
+      ->check(CLI::IsMember({"auto", "0", "1"}))
+      ->capture_default_str();
   app.add_option("--threads", threads, "Threads of each rank; 0: its share of the host")
       ->type_name("N")
       ->check(CLI::Range(0, 1024))
@@ -217,6 +224,15 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
   TW_ASSIGN_OR_RETURN(options.device, ChooseDevice(flags, job));
   options.share_gpus = flags.share_gpus;
   options.captures_steps = !flags.no_cuda_graphs;
+  const bool one_stage = layout->num_groups() == 1 && layout->mesh(0).pp_size == 1;
+  options.steps_ahead = flags.steps_ahead == "auto"
+                            ? (options.device != Device::Cpu() && one_stage ? 1 : 0)
+                            : (flags.steps_ahead == "1" ? 1 : 0);
+  if (options.steps_ahead > 0 && !one_stage) {
+    return UsageError(absl::InvalidArgumentError(
+        absl::StrCat("--steps-ahead 1 with ", layout->Description(),
+                     ": several stages or groups of ranks have no steps ahead; leave it away")));
+  }
   options.on_hang = [&job](const absl::Status& why) {
     PrintError(absl::StrCat("rank ", job.rank(), ": ", why.message()));
     job.bootstrap().Abort(1);

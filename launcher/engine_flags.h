@@ -32,6 +32,7 @@ struct EngineFlags {
   std::string device = "auto";
   bool share_gpus = false;
   bool no_cuda_graphs = false;
+  std::string steps_ahead = "auto";
   int threads = 0;
   std::string kv_memory;
   std::string prefix_cache = "off";

@@ -54,7 +54,8 @@ struct DecodeTrace {
   int64_t num_steps = 0;  // in which all sequences of the batch decoded
 };
 
-// What the leader's GPU does in the middle steps of TimeEngine's decoding. Errors: KernelTrace's.
+// What the leader's GPU does in the middle steps of TimeEngine's decoding; with steps ahead from
+// within one step to within another. Errors: KernelTrace's.
 absl::StatusOr<DecodeTrace> TraceDecode(Engine& engine, const EngineLoad& load);
 
 }  // namespace thinwire

@@ -1,6 +1,3 @@
-#include <deque>
-#include <utility>
-
 #include "kernels/core/check.h"
 #include "kernels/core/status_macros.h"
 #include "runtime/engine/dispatcher.h"
@@ -14,21 +11,11 @@ class DirectDispatcher final : public Dispatcher {
     TW_CHECK_EQ(rank->layout().num_groups(), 1);
   }
 
-  absl::Status Post(int group, StepPlan plan) override {
-    TW_ASSIGN_OR_RETURN(StepResult result, rank_->Lead(group, plan));
-    if (rank_->samples_here(group)) own_results_.push_back(std::move(result));
-    return absl::OkStatus();
-  }
+  absl::Status Post(int group, StepPlan plan) override { return rank_->Lead(group, plan); }
 
   absl::StatusOr<GroupResult> Next() override {
     GroupResult next;
-    if (!rank_->samples_here(next.group)) {
-      TW_ASSIGN_OR_RETURN(next.result, rank_->ReceiveResult(next.group));
-      return next;
-    }
-    TW_CHECK(!own_results_.empty());
-    next.result = std::move(own_results_.front());
-    own_results_.pop_front();
+    TW_ASSIGN_OR_RETURN(next.result, rank_->ReceiveResult(next.group));
     return next;
   }
 
@@ -36,7 +23,6 @@ class DirectDispatcher final : public Dispatcher {
 
  private:
   EngineRank* rank_;
-  std::deque<StepResult> own_results_;  // of steps in flight
 };
 
 }  // namespace

@@ -30,7 +30,8 @@ class Dispatcher {
   virtual absl::Status Settle() = 0;
 };
 
-// One group, this thread: Post returns when this rank has executed the plan. `rank` is borrowed.
+// One group, this thread: Post returns when this rank has executed the plan, or launched its step.
+// `rank` is borrowed.
 std::unique_ptr<Dispatcher> MakeDirectDispatcher(EngineRank* rank);
 
 // A thread for each group, so that none waits for another's steps. A group that has

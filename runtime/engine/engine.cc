@@ -161,7 +161,8 @@ absl::StatusOr<int64_t> Engine::SubmitInContext(Request request) {
   if (prompt_size < 2) return Submit(std::move(request));
   Scheduler& scheduler = lanes_[0]->scheduler;
   TW_RETURN_IF_ERROR(scheduler.CheckFits(prompt_size, request.max_new_tokens));
-  const std::optional<Binding> binding = scheduler.Adopt(next_id_, prompt_size);
+  const std::optional<Binding> binding =
+      scheduler.Adopt(next_id_, prompt_size, request.max_new_tokens);
   if (!binding.has_value()) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "a context of ", prompt_size, " tokens: expected a free slot and pages, found ",
@@ -171,7 +172,7 @@ absl::StatusOr<int64_t> Engine::SubmitInContext(Request request) {
   StepPlan plan = {.kind = StepPlan::Kind::kAssume, .id = scheduler.num_planned_steps()};
   plan.moved.push_back({next_id_, binding->slot, prompt_size - 1, binding->pages});
   TW_RETURN_IF_ERROR(dispatcher_->Settle());
-  TW_RETURN_IF_ERROR(rank_->Lead(0, plan).status());
+  TW_RETURN_IF_ERROR(rank_->Lead(0, plan));
   scheduler.Resume(next_id_);
   return AddLive(std::move(request));
 }
@@ -204,7 +205,11 @@ StepPlan Engine::ToStepPlan(const ScheduledStep& step) const {
     seq.slot = part.slot;
     seq.start = part.start;
     seq.binds = part.binds;
-    seq.token_ids.assign(live.tokens.begin() + part.start, live.tokens.begin() + end);
+    if (part.late) {
+      seq.token_ids = {-1 - part.slot};
+    } else {
+      seq.token_ids.assign(live.tokens.begin() + part.start, live.tokens.begin() + end);
+    }
     seq.new_pages = part.new_pages;
     seq.sample = part.samples && live.request.max_new_tokens > 0;
     seq.sampling = live.request.sampling;
@@ -354,7 +359,7 @@ absl::StatusOr<std::vector<RankReport>> Engine::CollectReports() {
 absl::Status Engine::LeadAll(StepPlan::Kind kind) {
   TW_RETURN_IF_ERROR(dispatcher_->Settle());
   for (size_t group = 0; group < lanes_.size(); ++group) {
-    TW_RETURN_IF_ERROR(rank_->Lead(static_cast<int>(group), {.kind = kind}).status());
+    TW_RETURN_IF_ERROR(rank_->Lead(static_cast<int>(group), {.kind = kind}));
   }
   return absl::OkStatus();
 }

@@ -99,8 +99,8 @@ class Engine {
   // Drops a request; on_done is not called.
   void Cancel(int64_t id);
 
-  // Plans and runs as many steps as fit into the pipelines and completes one. An error is final:
-  // the engine is broken on all ranks.
+  // Plans and launches as many steps as fit into the pipelines, and one more with steps_ahead, and
+  // completes one. An error is final: the engine is broken on all ranks.
   absl::Status Step();
 
   // Requests, or steps in flight of requests that were cancelled.

@@ -26,6 +26,9 @@ struct EngineOptions {
   int64_t max_seqs = 64;                // sequences that run at the same time
   int64_t max_step_tokens = 512;        // tokens of one step
   bool share_pages = false;             // requests that begin alike read the same KV pages
+  // 1: a step is launched before the tokens of the last one are known. 0 with several stages, or
+  // groups of ranks.
+  int64_t steps_ahead = 0;
   int64_t kv_cache_bytes = 0;  // per rank; 0: what max_seqs full contexts need, at most a quarter
                                // of this rank's share of the host's free memory, or nine tenths of
                                // what weights and activations leave of a GPU's

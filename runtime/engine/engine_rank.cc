@@ -36,6 +36,20 @@ absl::Status AnnotateIfFull(const absl::Status& status, absl::string_view wanted
   return absl::IsResourceExhausted(status) ? Annotate(status, wanted) : status;
 }
 
+// Alike on all ranks.
+absl::Status CheckStepsAhead(int64_t steps_ahead, const RankLayout& layout) {
+  if (steps_ahead != 0 && steps_ahead != 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--steps-ahead ", steps_ahead, ": expected 0 or 1"));
+  }
+  if (steps_ahead == 0 || (layout.num_groups() == 1 && layout.mesh(0).pp_size == 1)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--steps-ahead ", steps_ahead, " with ", layout.Description(),
+                   ": expected 0, but with one stage in one group of ranks"));
+}
+
 }  // namespace
 
 EngineRank::EngineRank(const EngineOptions& options, const RankLayout& layout, Communicator* world,
@@ -51,7 +65,9 @@ EngineRank::~EngineRank() {
   // Within bounds, also where a rank was lost: freeing memory of a GPU waits for all it has to do.
   if (watch_.has_value()) (void)stream_.Synchronize();
   // Outlives what its waits refer to.
-  stream_.State<StreamWait>().wait = nullptr;
+  StreamWait& waits = stream_.State<StreamWait>();
+  waits.wait = nullptr;
+  waits.wait_for_event = nullptr;
 }
 
 absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptions& options,
@@ -60,6 +76,7 @@ absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptio
                                                                ThreadPool* pool,
                                                                const LoadProgress& progress) {
   TW_CHECK_EQ(layout.world_size(), world->size());
+  TW_RETURN_IF_ERROR(CheckStepsAhead(options.steps_ahead, layout));
   std::unique_ptr<EngineRank> rank(new EngineRank(options, layout, world, pool));
   world->set_timeout(options.load_timeout);
   TW_RETURN_IF_ERROR(rank->AgreeOnTheJob());
@@ -76,7 +93,7 @@ absl::StatusOr<std::unique_ptr<EngineRank>> EngineRank::Create(const EngineOptio
   TW_RETURN_IF_ERROR(AgreeOnStatus(rank->AllocateCache(), *world, rank->host_stream_));
   TW_RETURN_IF_ERROR(rank->ConnectWires());
   rank->runner_.emplace(&*rank->decoder_, &*rank->cache_, &*rank->wire_, &rank->stream_,
-                        options.max_seqs);
+                        options.max_seqs, options.steps_ahead);
   world->set_timeout(options.step_timeout);
   rank->group_ranks().set_timeout(options.step_timeout);
   rank->tp_->set_timeout(options.step_timeout);
@@ -107,6 +124,7 @@ absl::Status EngineRank::AgreeOnTheJob() {
       {"--page-size", absl::StrCat(options_.page_size)},
       {"--max-seqs", absl::StrCat(options_.max_seqs)},
       {"--max-step-tokens", absl::StrCat(options_.max_step_tokens)},
+      {"--steps-ahead", absl::StrCat(options_.steps_ahead)},
   };
   const auto digests = DigestFolder(options_.model_dir);
   TW_RETURN_IF_ERROR(AgreeOnStatus(digests.status(), *world_, host_stream_));
@@ -173,7 +191,9 @@ absl::Status EngineRank::ConnectStages() {
   }
   TW_ASSIGN_OR_RETURN(
       watch_, StreamWatch::Create(options_.device, std::move(watched), options_.load_timeout));
-  stream_.State<StreamWait>().wait = [this](Stream& stream) { return watch_->Wait(stream); };
+  StreamWait& waits = stream_.State<StreamWait>();
+  waits.wait = [this](Stream& stream) { return watch_->Wait(stream); };
+  waits.wait_for_event = [this](const Event& event) { return watch_->WaitFor(event); };
   return absl::OkStatus();
 }
 
@@ -288,7 +308,8 @@ SchedulerLimits EngineRank::scheduler_limits(int group) const {
           .max_context = config().max_positions,
           // Its first token is also elsewhere, beside the codes, once for every slot.
           .own_first_page = cache_->shape().exact_first_tokens,
-          .max_steps_in_flight = layout_.mesh(group).pp_size};
+          .max_steps_in_flight = layout_.mesh(group).pp_size,
+          .steps_ahead = options_.steps_ahead};
 }
 
 RankReport EngineRank::Report() const {
@@ -304,24 +325,26 @@ RankReport EngineRank::Report() const {
   return report;
 }
 
-absl::Status EngineRank::Execute(const StepPlan& plan, StepResult& result) {
+template <typename Run>
+auto EngineRank::Watched(int64_t step, const Run& run) {
+  if (watchdog_.has_value()) watchdog_->Begin(step);
+  auto done = run();
+  if (watchdog_.has_value()) watchdog_->End();
+  return done;
+}
+
+absl::Status EngineRank::Execute(const StepPlan& plan) {
   GroupControl& control = *controls_[group_];
-  const auto watched = [&](const auto& run) {
-    if (watchdog_.has_value()) watchdog_->Begin(plan.id);
-    auto done = run();
-    if (watchdog_.has_value()) watchdog_->End();
-    return done;
-  };
   if (plan.kind != StepPlan::Kind::kRun) {
-    TW_RETURN_IF_ERROR(watched([&] { return runner_->Settle(); }));
+    TW_RETURN_IF_ERROR(Watched(plan.id, [&] { return runner_->Settle(); }));
   }
   switch (plan.kind) {
     case StepPlan::Kind::kRun: {
-      TW_ASSIGN_OR_RETURN(result, watched([&] { return runner_->Run(plan); }));
-      if (rank() != 0 && samples_here(group_)) {
-        return control.SendToLeader(result.Serialize());
-      }
-      return absl::OkStatus();
+      TW_RETURN_IF_ERROR(Watched(plan.id, [&] { return runner_->Launch(plan); }));
+      if (rank() == 0 || !samples_here(group_)) return absl::OkStatus();
+      TW_ASSIGN_OR_RETURN(const StepResult result,
+                          Watched(plan.id, [&] { return runner_->TakeResult(); }));
+      return control.SendToLeader(result.Serialize());
     }
     case StepPlan::Kind::kSend:
       for (const MovedSeq& seq : plan.moved) {
@@ -373,8 +396,7 @@ absl::Status EngineRank::Follow() {
     const absl::StatusOr<StepPlan> parsed = StepPlan::Parse(*bytes);
     if (!parsed.ok()) return Abort(parsed.status());
     const StepPlan& plan = *parsed;
-    StepResult result;
-    const absl::Status status = Execute(plan, result);
+    const absl::Status status = Execute(plan);
     if (!status.ok()) {
       return Abort(Annotate(status, absl::StrCat("rank ", rank(), ", step ", plan.id)));
     }
@@ -382,21 +404,24 @@ absl::Status EngineRank::Follow() {
   }
 }
 
-absl::StatusOr<StepResult> EngineRank::Lead(int group, const StepPlan& plan) {
+absl::Status EngineRank::Lead(int group, const StepPlan& plan) {
   GroupControl& control = *controls_[group];
-  StepResult result;
   absl::Status status;
   if (!control.alone()) status = control.SendToAll(plan.Serialize());
-  if (status.ok() && group == group_) status = Execute(plan, result);
+  if (status.ok() && group == group_) status = Execute(plan);
   if (group != group_ && plan.kind == StepPlan::Kind::kReset) control.ledger().Clear();
   if (status.ok() && plan.kind == StepPlan::Kind::kIdle) status = control.AwaitAll();
-  if (!status.ok()) {
-    return Abort(Annotate(status, absl::StrCat("rank ", rank(), ", step ", plan.id)));
-  }
-  return result;
+  if (status.ok()) return status;
+  return Abort(Annotate(status, absl::StrCat("rank ", rank(), ", step ", plan.id)));
 }
 
 absl::StatusOr<StepResult> EngineRank::ReceiveResult(int group) {
+  if (samples_here(group)) {
+    const int64_t step = runner_->oldest_step();
+    absl::StatusOr<StepResult> result = Watched(step, [&] { return runner_->TakeResult(); });
+    if (result.ok()) return result;
+    return Abort(Annotate(result.status(), absl::StrCat("rank ", rank(), ", step ", step)));
+  }
   const absl::StatusOr<std::string> bytes = controls_[group]->RecvFrom(SamplerOf(group));
   if (!bytes.ok()) return layout_.split() ? Abort(bytes.status()) : bytes.status();
   absl::StatusOr<StepResult> result = StepResult::Parse(*bytes);
@@ -406,7 +431,7 @@ absl::StatusOr<StepResult> EngineRank::ReceiveResult(int group) {
 
 absl::StatusOr<std::vector<RankReport>> EngineRank::CollectReports() {
   for (int group = 0; group < layout_.num_groups(); ++group) {
-    TW_RETURN_IF_ERROR(Lead(group, {.kind = StepPlan::Kind::kReport}).status());
+    TW_RETURN_IF_ERROR(Lead(group, {.kind = StepPlan::Kind::kReport}));
   }
   std::vector<RankReport> reports = {Report()};
   for (int peer = 1; peer < world_->size(); ++peer) {

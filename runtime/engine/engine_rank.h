@@ -49,14 +49,14 @@ class EngineRank {
   // waits are aborted with its cause.
   absl::Status Follow();
 
-  // Rank 0. Sends a plan to all other ranks of a group; then each rank of it executes it. For kRun
-  // the result is of this rank: empty unless samples_here(group).
-  absl::StatusOr<StepResult> Lead(int group, const StepPlan& plan);
+  // Rank 0. Sends a plan to all other ranks of a group; then each rank of it executes it, but that
+  // a kRun plan may only have been launched.
+  absl::Status Lead(int group, const StepPlan& plan);
 
-  // Rank 0, unless samples_here(group): the result of the oldest kRun plan not yet received.
+  // Rank 0: the result of the oldest kRun plan not yet received. Waits for it.
   absl::StatusOr<StepResult> ReceiveResult(int group);
 
-  // Whether this rank samples for a group.
+  // Whether this rank samples for a group, so that ReceiveResult needs no other.
   bool samples_here(int group) const {
     return group == group_ && SamplerOf(group) == layout_.RankInGroup(rank());
   }
@@ -96,7 +96,10 @@ class EngineRank {
   // Pages that the smallest budget among the ranks of a group holds.
   absl::Status AllocateCache();
   absl::Status ConnectWires();
-  absl::Status Execute(const StepPlan& plan, StepResult& result);
+  absl::Status Execute(const StepPlan& plan);
+  // Calls `run`, which may wait for the GPU, and ends the process where it hangs.
+  template <typename Run>
+  auto Watched(int64_t step, const Run& run);
   // Tells all ranks of the job why it ends.
   absl::Status Abort(const absl::Status& why);
   int SamplerOf(int group) const {

@@ -2,9 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/core/event.h"
 #include "kernels/core/pinned_buffer.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor.h"
@@ -17,18 +20,31 @@
 namespace thinwire {
 
 // Borrows everything it is made of. Thread-compatible.
+//
+// A token that a step samples stays on the device, too, in its slot's place, so that the next step
+// can be launched before anyone has seen it.
 class StageRunner {
  public:
-  // `max_seqs`: slots that plans may name.
-  StageRunner(Decoder* decoder, PagedKvCache* cache, Wire* wire, Stream* stream, int64_t max_seqs);
+  // `max_seqs`: slots that plans may name. `steps_ahead` (0 or 1): launched steps that may run
+  // while the next is launched.
+  StageRunner(Decoder* decoder, PagedKvCache* cache, Wire* wire, Stream* stream, int64_t max_seqs,
+              int64_t steps_ahead);
 
-  // Runs a plan of kind kRun; collective over the mesh. The result is filled on the last stage's
-  // tp_rank 0 and empty elsewhere.
-  absl::StatusOr<StepResult> Run(const StepPlan& plan);
+  // Runs a plan of kind kRun, on a GPU by enqueueing it; collective over the mesh. Waits for all
+  // steps before the last `steps_ahead`, as long as the stream's waits last; and for this one,
+  // where logits or log probabilities are wanted. Errors also of earlier steps: values that could
+  // not be stored, logits without a softmax.
+  absl::Status Launch(const StepPlan& plan);
 
-  // Waits for what the last step has enqueued, as long as the stream's waits last, and returns the
-  // error of values that it could not store. Run begins with it, and ends with it where it samples.
-  // Nothing on the CPU.
+  // tp_rank 0 of the last stage: the result of the oldest step launched that has not been taken.
+  // Waits for it; errors as Launch.
+  absl::StatusOr<StepResult> TakeResult();
+  // Its id.
+  int64_t oldest_step() const {
+    return results_.empty() ? launched_[oldest_].result.id : results_.front().id;
+  }
+
+  // Waits for all steps; errors as Launch. Their results may still be taken.
   absl::Status Settle();
 
   // Where the first num_tokens tokens of a slot lie, until the next call. Internal where it has not
@@ -45,23 +61,40 @@ class StageRunner {
     std::vector<int32_t> token_offsets, context_lens, page_offsets, page_ids;
     std::vector<int32_t> exact_rows_of_seqs, exact_rows_of_tokens;
     std::vector<int32_t> output_tokens;
+    bool has_late_tokens = false;
   };
 
   absl::Status CheckSlot(int32_t slot) const;
   // Internal when the plan contradicts this rank's tables: ranks have lost step.
   absl::Status FillBatch(const StepPlan& plan);
+  absl::Status CheckLateToken(const StepPlan& plan, const PlannedSeq& seq, int32_t token_id) const;
   // A token whose logits are wanted: index of its sequence in the plan, and in its sequence's part.
   struct Output {
     size_t seq;
     int64_t token;
   };
 
-  // After a step's last call on a GPU: what Settle will look at.
-  absl::Status LeaveUnsettled();
-  absl::StatusOr<StepResult> ReadOutputs(const StepPlan& plan);
+  // What a step leaves to look at when it is done, and where the host finds it.
+  struct LaunchedStep {
+    StepResult result;              // but its tokens
+    std::vector<size_t> sampled;    // indexes of sequences with a token to come,
+    std::vector<int32_t> slots;     // and their slots
+    PinnedBuffer token_ids;         // int32 [max_seqs]: a copy of sampled_
+    PinnedBuffer first_wrong;       // int64 [layers]: a copy of the decoder's, on a GPU
+    std::optional<Event> finished;  // after the copies
+  };
+
+  absl::Status Allocate();
+  StepBatch Batch() const;
+  // Enqueues the copies that the host will look at.
+  absl::Status Finish(LaunchedStep& step);
+  absl::Status SettleOldest();
+  absl::Status ReadOutputs(const StepPlan& plan, LaunchedStep& step);
   // Takes what the plan wants of `outputs` from their `logits`, [outputs.size(), vocab].
   absl::Status ReadLogits(const StepPlan& plan, absl::Span<const Output> outputs,
                           ConstTensorView logits, StepResult& result);
+  absl::Status SampleTokens(const StepPlan& plan, absl::Span<const Output> outputs,
+                            ConstTensorView logits, LaunchedStep& step);
   bool samples() const;
 
   Decoder* decoder_;
@@ -69,11 +102,15 @@ class StageRunner {
   Wire* wire_;
   Stream* stream_;
   std::vector<std::vector<int32_t>> page_tables_;  // by slot
+  std::vector<bool> has_sampled_;                  // by slot, since it was bound
   BatchArrays batch_;
-  bool unsettled_ = false;    // a step's work may not have ended on the GPU
-  PinnedBuffer first_wrong_;  // a copy of the decoder's
-  PinnedBuffer logits_here_;  // [vocab] fp32, from the first logits that are wanted on
-  Tensor logits_;             // [kMaxLogitRows, vocab] fp32 where this rank samples
+  Tensor sampled_;                      // int32 [max_seqs]: the last token of each slot
+  std::vector<LaunchedStep> launched_;  // steps_ahead + 1, in turns
+  size_t oldest_ = 0;                   // in launched_
+  size_t num_unsettled_ = 0;            // from there on
+  std::deque<StepResult> results_;      // of settled steps where this rank samples
+  PinnedBuffer logits_here_;            // [vocab] fp32, from the first logits that are wanted on
+  Tensor logits_;                       // [kMaxLogitRows, vocab] fp32 where this rank samples
 };
 
 }  // namespace thinwire

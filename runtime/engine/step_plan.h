@@ -14,7 +14,8 @@ namespace thinwire {
 
 // One sequence's part of a step: tokens at positions [start, start + token_ids.size()). Every rank
 // keeps a page table per slot: `binds` empties it, then new_pages are appended. What lies before
-// start is in the table's pages: of this sequence's parts before, or of other sequences.
+// start is in the table's pages: of this sequence's parts before, or of other sequences. The token
+// id -1 - slot, of a mesh of one stage, stands for the token that the slot has sampled last.
 struct PlannedSeq {
   int32_t slot = 0;
   int64_t start = 0;

@@ -83,7 +83,7 @@ class ThreadDispatcher final : public Dispatcher {
  private:
   struct Group {
     std::deque<StepPlan> plans;  // not yet begun
-    int64_t num_awaited = 0;     // results that another rank will send
+    int64_t num_awaited = 0;     // results
     bool busy = false;
     Clock::time_point last_plan;
     std::thread thread;
@@ -91,7 +91,8 @@ class ThreadDispatcher final : public Dispatcher {
     bool idle() const { return plans.empty() && num_awaited == 0 && !busy; }
   };
 
-  // The thread of one group: leads all plans that there are, then waits for the oldest result.
+  // The thread of one group: leads all plans that there are, then waits for the oldest result; at
+  // once where this rank has it.
   void Drive(int index) {
     Group& group = groups_[index];
     const bool samples_here = rank_->samples_here(index);
@@ -102,22 +103,15 @@ class ThreadDispatcher final : public Dispatcher {
       });
       if (stopping_ || !failure_.ok()) return;
       group.busy = true;
-      if (!group.plans.empty()) {
+      if (!group.plans.empty() && !(samples_here && group.num_awaited > 0)) {
         const StepPlan plan = std::move(group.plans.front());
         group.plans.pop_front();
         group.last_plan = Clock::now();
         lock.unlock();
-        absl::StatusOr<StepResult> result = rank_->Lead(index, plan);
+        const absl::Status led = rank_->Lead(index, plan);
         lock.lock();
-        if (!result.ok()) {
-          failure_.Update(result.status());
-        } else if (plan.kind == StepPlan::Kind::kRun) {
-          if (samples_here) {
-            results_.push_back({index, *std::move(result)});
-          } else {
-            ++group.num_awaited;
-          }
-        }
+        failure_.Update(led);
+        if (led.ok() && plan.kind == StepPlan::Kind::kRun) ++group.num_awaited;
       } else {
         lock.unlock();
         absl::StatusOr<StepResult> result = rank_->ReceiveResult(index);

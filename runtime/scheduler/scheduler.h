@@ -75,7 +75,8 @@ struct ScheduledStep {
 // written by the next. A sequence that awaits its sampled token is not scheduled, and the sequences
 // that decode are spread evenly over max_steps_in_flight steps, so that all stages of a pipeline
 // have work. With steps_ahead it may be scheduled once more behind that token, unless that is its
-// last one: should the token turn out to end it, Finish drops what the step in flight adds.
+// last one: should the token turn out to end it, Finish drops what the step in flight adds. A
+// sequence that awaits a token is not preempted.
 //
 // A sequence whose full pages have keys reads those of others that begin alike, running or gone,
 // instead of computing them, up to the last token it knows; with own_first_page it computes its

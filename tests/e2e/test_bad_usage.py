@@ -55,6 +55,7 @@ class FlagsTest(support.TestCase):
                                     ("--max-tokens", "0"), ("--max-tokens", "many"),
                                     ("--page-size", "0"), ("--max-seqs", "0"),
                                     ("--max-step-tokens", "0"), ("--step-timeout", "0"),
+                                    ("--steps-ahead", "2"),
                                     ("--threads", "-1"), ("--seed", "-1"),
                                     ("--top-k", "few"), ("--kv-memory", "much", "512M"),
                                     ("--kv-memory", "-5", "512M"), ("--kv-memory", "9999999T"),
@@ -116,6 +117,12 @@ class MeshTest(support.TestCase):
             result = support.run([*RUN, *flags], ranks=ranks)
             self.check_error(result, 2, "needs", f"found {ranks}", "--tp", "--pp")
             self.assertEqual(result.stdout, "")
+
+    @support.needs_mpi
+    def test_steps_ahead_of_several_stages_or_groups(self):
+        for flags in (["--pp", "2"], ["--prefill-ranks", "1", "--decode-ranks", "1"]):
+            result = support.run([*RUN, *flags, "--steps-ahead", "1"], ranks=2)
+            self.check_error(result, 2, "--steps-ahead 1", "stages")
 
     @support.needs_mpi
     def test_heads_that_three_ranks_cannot_share(self):

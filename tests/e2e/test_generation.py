@@ -150,7 +150,8 @@ class FlagsTest(GenerationTest):
                  for i, n in enumerate((1, 17, 130, 400))]
         expected = self.generate_lines(lines, "--ignore-eos")
         for flags in (["--max-step-tokens", "7"], ["--page-size", "1"], ["--page-size", "64"],
-                      ["--max-seqs", "1"], ["--threads", "1"], ["--kv-memory", "2M"]):
+                      ["--max-seqs", "1"], ["--threads", "1"], ["--kv-memory", "2M"],
+                      ["--steps-ahead", "1"]):
             self.assertEqual(self.generate_lines(lines, "--ignore-eos", *flags), expected, flags)
 
 
@@ -199,6 +200,9 @@ class MeshTest(GenerationTest):
                 answers = self.generate_lines(self.LINES, *flags, "--tp", tp, "--pp", pp,
                                               model=model, ranks=tp * pp)
                 self.assertEqual(answers, expected, (tp, pp))
+            ahead = self.generate_lines(self.LINES, *flags, "--tp", 2, "--steps-ahead", 1,
+                                        model=model, ranks=2)
+            self.assertEqual(ahead, expected)
 
     @support.needs_mpi
     def test_stop_strings_on_a_mesh(self):
@@ -207,6 +211,8 @@ class MeshTest(GenerationTest):
         self.assertIn("stop", [line["finish_reason"] for line in expected])
         self.assertEqual(self.generate_lines(lines, "--max-tokens", "24", "--tp", "2", "--pp", "2",
                                              ranks=4), expected)
+        self.assertEqual(self.generate_lines(lines, "--max-tokens", "24", "--tp", "2",
+                                             "--steps-ahead", "1", ranks=2), expected)
 
 
 if __name__ == "__main__":
