@@ -40,11 +40,12 @@ EngineOptions Options(int64_t max_seqs) {
 class Server {
  public:
   explicit Server(const ServingLimits& limits = {}, int64_t max_seqs = 8, int tp = 1,
-                  int64_t num_pages = 0)
+                  int64_t num_pages = 0, int64_t steps_ahead = 0)
       : loop(limits), tokenizer(*LoadTokenizer(kModel)) {
     const Mesh mesh = *Mesh::Create(tp, 1, tp);
     EngineOptions options = Options(max_seqs);
     options.kv_cache_bytes = num_pages * kPageBytes;
+    options.steps_ahead = steps_ahead;
     thread_ = std::thread([this, mesh, options] {
       result = RunOnLocalMesh(options, mesh,
                               [&](Engine& engine) { return loop.Run(engine, *tokenizer); });
@@ -448,14 +449,13 @@ TEST(ServingLoopTest, LogProbabilitiesNeedRoomForTheLastToken) {
   ExpectIdle(server.loop);
 }
 
-TEST(ServingLoopTest, EveryRequestOfARandomCrowdEndsOnce) {
+void ExpectEveryRequestOfARandomCrowdToEndOnce(int64_t steps_ahead) {
   ServingLimits limits;
   limits.max_queued_requests = 12;
-  Server server(limits, 4, 2);
+  Server server(limits, 4, 2, /*num_pages=*/0, steps_ahead);
   constexpr int kThreads = 6;
   constexpr int kEach = 40;
-  std::atomic<int64_t> ended = 0;
-  std::atomic<int64_t> refused = 0;
+  std::atomic<int64_t> ended = 0, refused = 0;
   std::vector<std::thread> clients;
   for (int t = 0; t < kThreads; ++t) {
     clients.emplace_back([&, t] {
@@ -490,6 +490,10 @@ TEST(ServingLoopTest, EveryRequestOfARandomCrowdEndsOnce) {
   EXPECT_EQ(ended + refused, kThreads * kEach);
   EXPECT_EQ(counted, ended);
   EXPECT_EQ(load.totals.e2e.count(), ended);
+}
+
+TEST(ServingLoopTest, EveryRequestOfARandomCrowdEndsOnce) {
+  for (const int64_t steps_ahead : {0, 1}) ExpectEveryRequestOfARandomCrowdToEndOnce(steps_ahead);
 }
 
 }  // namespace
