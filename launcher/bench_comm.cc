@@ -176,7 +176,8 @@ absl::StatusOr<BenchComm::Gpus> BenchComm::ConnectGpus(Job& job) const {
   gpus.stream = std::make_unique<Stream>(*std::move(stream));
   TW_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> plain, job.world().Split(0, job.rank()));
   TW_ASSIGN_OR_RETURN(
-      gpus.plain, CreateNcclCommunicator(std::move(plain), device, {.uses_peer_memory = false}));
+      gpus.plain,
+      CreateNcclCommunicator(std::move(plain), device, {.uses_peer_memory = false, .stripes = 1}));
   TW_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> fast, job.world().Split(0, job.rank()));
   TW_ASSIGN_OR_RETURN(gpus.fast, CreateNcclCommunicator(std::move(fast), device));
   const absl::Status peers = gpus.fast->Peers().status();

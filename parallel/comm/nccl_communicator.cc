@@ -3,14 +3,12 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/core/buffer.h"
 #include "kernels/core/cuda_status.h"
 #include "parallel/comm/backoff.h"
 #include "parallel/comm/nccl_internal.h"
@@ -43,7 +41,15 @@ absl::Status NcclCommunicator::Fail(const absl::Status& why) {
     if (told.ok()) control_->Abort(why);
   }
   if (peers_ != nullptr) peers_->Stop();
-  if (comm_ != nullptr) ncclCommAbort(std::exchange(comm_, nullptr));
+  // At once: freeing one's memory may wait for the kernels of all.
+  std::vector<std::thread> enders;
+  for (const ncclComm_t comm : std::exchange(comms_, {})) {
+    enders.emplace_back([comm, device = device_] {
+      (void)cudaSetDevice(device.index);
+      ncclCommAbort(comm);
+    });
+  }
+  for (std::thread& ender : enders) ender.join();
   return failure_;
 }
 
@@ -52,14 +58,17 @@ absl::Status NcclCommunicator::status() {
   absl::Status told = control_->status();
   if (told.ok() && peers_ != nullptr) told = peers_->status();
   if (!told.ok()) return Fail(told);
-  ncclResult_t state = ncclSuccess;
-  if (comm_ == nullptr || ncclCommGetAsyncError(comm_, &state) != ncclSuccess ||
-      state == ncclSuccess || state == ncclInProgress) {
-    return absl::OkStatus();
+  for (const ncclComm_t comm : comms_) {
+    ncclResult_t state = ncclSuccess;
+    if (ncclCommGetAsyncError(comm, &state) != ncclSuccess || state == ncclSuccess ||
+        state == ncclInProgress) {
+      continue;
+    }
+    return Fail(absl::UnavailableError(
+        absl::StrCat("NCCL on rank ", rank(), ", ", DeviceName(device_), ": ",
+                     ncclGetErrorString(state), ": ", ncclGetLastError(comm))));
   }
-  return Fail(absl::UnavailableError(
-      absl::StrCat("NCCL on rank ", rank(), ", ", DeviceName(device_), ": ",
-                   ncclGetErrorString(state), ": ", ncclGetLastError(comm_))));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<PeerMemory*> NcclCommunicator::Peers() {
@@ -82,8 +91,8 @@ absl::StatusOr<PeerMemory*> NcclCommunicator::Peers() {
   return peers_.get();
 }
 
-template <typename Done>
-absl::Status NcclCommunicator::PollUntil(absl::string_view what, const Done& done) {
+absl::Status NcclCommunicator::PollUntil(absl::string_view what,
+                                         absl::FunctionRef<absl::StatusOr<bool>()> done) {
   Backoff backoff(timeout());
   for (;;) {
     absl::StatusOr<bool> is_done = done();
@@ -97,11 +106,12 @@ absl::Status NcclCommunicator::PollUntil(absl::string_view what, const Done& don
   }
 }
 
-absl::Status NcclCommunicator::Finish(ncclResult_t result, absl::string_view call) {
+absl::Status NcclCommunicator::Finish(size_t i, ncclResult_t result, absl::string_view call) {
+  const ncclComm_t comm = comms_[i];
   const auto error = [&](ncclResult_t code) {
     const std::string text =
         absl::StrCat(call, " on rank ", rank(), ", ", DeviceName(device_), ": ",
-                     ncclGetErrorString(code), ": ", ncclGetLastError(comm_));
+                     ncclGetErrorString(code), ": ", ncclGetLastError(comm));
     if (code == ncclInvalidArgument || code == ncclInvalidUsage || code == ncclInternalError) {
       return absl::InternalError(text);
     }
@@ -111,7 +121,7 @@ absl::Status NcclCommunicator::Finish(ncclResult_t result, absl::string_view cal
   if (result != ncclInProgress) return Fail(error(result));
   return PollUntil(call, [&]() -> absl::StatusOr<bool> {
     ncclResult_t state = ncclSuccess;
-    const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
+    const ncclResult_t asked = ncclCommGetAsyncError(comm, &state);
     if (asked != ncclSuccess) return error(asked);
     if (state == ncclInProgress) return false;
     if (state != ncclSuccess) return error(state);
@@ -119,93 +129,8 @@ absl::Status NcclCommunicator::Finish(ncclResult_t result, absl::string_view cal
   });
 }
 
-absl::Status NcclCommunicator::ConnectInThread(const ncclUniqueId& id) {
-  // Owned by the thread, which may be left behind, and by this call.
-  struct Start {
-    std::atomic<bool> done = false;
-    std::string call = "ncclCommInitRankConfig";
-    ncclResult_t result = ncclSuccess;
-    absl::Status status;  // of CUDA
-    ncclComm_t comm = nullptr;
-  };
-  const auto start = std::make_shared<Start>();
-  std::thread([start, id, device = device_, ranks = size(), rank = rank()] {
-    const auto connect = [&]() -> absl::Status {
-      TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device.index), device);
-      ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-      config.blocking = 1;
-      start->result = ncclCommInitRankConfig(&start->comm, ranks, id, rank, &config);
-      if (start->result != ncclSuccess || ranks == 1) return absl::OkStatus();
-      start->call = "ncclSend and ncclRecv";
-      ThreadPool pool(1);
-      TW_ASSIGN_OR_RETURN(Stream stream, Stream::Cuda(device, &pool));
-      TW_ASSIGN_OR_RETURN(const Buffer bytes, Buffer::Allocate(2 * ranks, device));
-      start->result = ncclGroupStart();
-      for (int r = 0; r < ranks && start->result == ncclSuccess; ++r) {
-        if (r == rank) continue;
-        start->result =
-            ncclSend(bytes.data() + r, 1, ncclUint8, r, start->comm, CudaStream(stream));
-        if (start->result != ncclSuccess) break;
-        start->result =
-            ncclRecv(bytes.data() + ranks + r, 1, ncclUint8, r, start->comm, CudaStream(stream));
-      }
-      const ncclResult_t ended = ncclGroupEnd();
-      if (start->result == ncclSuccess) start->result = ended;
-      return start->result == ncclSuccess ? stream.Synchronize() : absl::OkStatus();
-    };
-    start->status = connect();
-    start->done.store(true, std::memory_order_release);
-  }).detach();
-  TW_RETURN_IF_ERROR(PollUntil("making ways to the other ranks", [&]() -> absl::StatusOr<bool> {
-    return start->done.load(std::memory_order_acquire);
-  }));
-  comm_ = start->comm;
-  if (!start->status.ok()) return Fail(start->status);
-  return Finish(start->result, start->call);
-}
-
-absl::Status NcclCommunicator::Connect() {
-  TW_RETURN_IF_ERROR(CheckDeviceUsable(device_));
-  TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device_.index), device_);
-  struct Invitation {
-    ncclUniqueId id;
-    int64_t good;
-  };
-  Invitation invitation = {};
-  ncclResult_t made = ncclSuccess;
-  if (rank() == 0) {
-    made = ncclGetUniqueId(&invitation.id);
-    invitation.good = made == ncclSuccess ? 1 : 0;
-  }
-  TW_RETURN_IF_ERROR(control_->Broadcast(
-      TensorView(&invitation, DType::kU8, {static_cast<int64_t>(sizeof(invitation))}), 0, host_));
-  if (invitation.good == 0) {
-    return Fail(absl::UnavailableError(
-        absl::StrCat("rank 0 could not make an NCCL id: ", ncclGetErrorString(made))));
-  }
-  // Ways between pairs are made by the first message, which waits for the other side: now, so that
-  // later calls only enqueue.
-  if (options_.blocking) return ConnectInThread(invitation.id);
-  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-  config.blocking = 0;
-  TW_RETURN_IF_ERROR(Finish(ncclCommInitRankConfig(&comm_, size(), invitation.id, rank(), &config),
-                            "ncclCommInitRankConfig"));
-  if (size() == 1) return absl::OkStatus();
-  TW_ASSIGN_OR_RETURN(Stream stream, Stream::Cuda(device_, &pool_));
-  TW_ASSIGN_OR_RETURN(const Buffer bytes, Buffer::Allocate(2 * size(), device_));
-  std::vector<Message> messages;
-  for (int r = 0; r < size(); ++r) {
-    if (r == rank()) continue;
-    messages.push_back({r, bytes.data() + r, nullptr, 1});
-    messages.push_back({r, nullptr, bytes.data() + size() + r, 1});
-  }
-  TW_RETURN_IF_ERROR(Transfer(messages, stream));
-  bytes_sent_ = 0;
-  return Wait(stream);
-}
-
 NcclCommunicator::~NcclCommunicator() {
-  if (comm_ == nullptr) return;
+  if (comms_.empty()) return;
   (void)cudaSetDevice(device_.index);
   set_timeout(std::min(timeout(), kLeaveTimeout));
   // Where ranks have failed, kernels stop before their memory goes.
@@ -213,14 +138,25 @@ NcclCommunicator::~NcclCommunicator() {
   peers_.reset();
   if (!alive) return;
   // NCCL itself would wait for the others without a bound.
-  if (options_.blocking && !control_->Barrier(host_).ok()) {
-    ncclCommAbort(std::exchange(comm_, nullptr));
-    return;
+  if (options_.blocking) {
+    const absl::Status met = control_->Barrier(host_);
+    if (!met.ok()) {
+      Fail(met).IgnoreError();
+      return;
+    }
   }
-  // Waits for what is enqueued, and for the others to come here too.
-  if (Finish(ncclCommFinalize(comm_), "ncclCommFinalize").ok()) {
-    ncclCommDestroy(std::exchange(comm_, nullptr));
+  Leave(0).IgnoreError();
+}
+
+absl::Status NcclCommunicator::Leave(size_t first) {
+  while (comms_.size() > first) {
+    // Waits for what is enqueued, and for the others to come here too.
+    TW_RETURN_IF_ERROR(
+        Finish(comms_.size() - 1, ncclCommFinalize(comms_.back()), "ncclCommFinalize"));
+    ncclCommDestroy(comms_.back());
+    comms_.pop_back();
   }
+  return absl::OkStatus();
 }
 
 absl::Status NcclCommunicator::Check(const ConstTensorView& view, const Stream& stream) const {
@@ -246,56 +182,6 @@ absl::Status NcclCommunicator::CheckPeer(int peer) const {
   if (peer >= 0 && peer < size() && peer != rank()) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("peer ", peer, " is not another rank of [0, ", size(), ")"));
-}
-
-absl::Status NcclCommunicator::Transfer(absl::Span<const Message> messages, Stream& stream) {
-  const cudaStream_t native = CudaStream(stream);
-  TW_RETURN_IF_ERROR(Finish(ncclGroupStart(), "ncclGroupStart"));
-  ncclResult_t first = ncclSuccess;
-  for (const Message& message : messages) {
-    if (message.bytes == 0) continue;
-    const auto bytes = static_cast<size_t>(message.bytes);
-    const ncclResult_t result =
-        message.out != nullptr
-            ? ncclSend(message.out, bytes, ncclUint8, message.peer, comm_, native)
-            : ncclRecv(message.in, bytes, ncclUint8, message.peer, comm_, native);
-    if (message.out != nullptr) bytes_sent_ += message.bytes;
-    if (first == ncclSuccess && result != ncclInProgress) first = result;
-  }
-  const ncclResult_t ended = ncclGroupEnd();
-  return Finish(first != ncclSuccess ? first : ended, "ncclSend and ncclRecv");
-}
-
-absl::Status NcclCommunicator::AllGather(ConstTensorView in, TensorView out, Stream& stream) {
-  TW_RETURN_IF_ERROR(Check(in, stream));
-  TW_RETURN_IF_ERROR(Check(out, stream));
-  const int64_t bytes = in.size_bytes();
-  if (in.dtype() != out.dtype() || out.size_bytes() != size() * bytes) {
-    return absl::InvalidArgumentError(absl::StrCat("all-gather of ", in.DebugString(), " among ",
-                                                   size(), " ranks does not fill ",
-                                                   out.DebugString()));
-  }
-  TW_RETURN_IF_ERROR(status());
-  if (bytes == 0) return absl::OkStatus();
-  bytes_sent_ += (size() - 1) * bytes;
-  return Finish(ncclAllGather(in.raw(), out.mutable_raw(), static_cast<size_t>(bytes), ncclUint8,
-                              comm_, CudaStream(stream)),
-                "ncclAllGather");
-}
-
-absl::Status NcclCommunicator::Broadcast(TensorView inout, int root, Stream& stream) {
-  TW_RETURN_IF_ERROR(Check(inout, stream));
-  if (root < 0 || root >= size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("broadcast root ", root, " is not a rank of [0, ", size(), ")"));
-  }
-  TW_RETURN_IF_ERROR(status());
-  const int64_t bytes = inout.size_bytes();
-  if (bytes == 0) return absl::OkStatus();
-  if (rank() == root) bytes_sent_ += (size() - 1) * bytes;
-  return Finish(ncclBroadcast(inout.raw(), inout.mutable_raw(), static_cast<size_t>(bytes),
-                              ncclUint8, root, comm_, CudaStream(stream)),
-                "ncclBroadcast");
 }
 
 absl::Status NcclCommunicator::Exchange(absl::Span<const ConstTensorView> out,

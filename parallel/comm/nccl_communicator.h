@@ -1,6 +1,7 @@
 // Communicators for tensors on GPUs, through NCCL.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -22,7 +23,15 @@ struct NcclOptions {
   // GPU's queue). For callers that watch their calls; making the communicator, and with it the
   // first message to each rank, is bounded either way.
   bool blocking = false;
+  // How many of NCCL's communicators carry parts of large messages at once (stripes.h), 1 to
+  // kMostNcclStripes: each has threads and sockets of its own. 0: one where the ranks' GPUs or
+  // their host's memory connect them; over a network several, if a trial finds them faster.
+  int stripes = 0;
+  // Of a part, at least. The same on all ranks, like `stripes`.
+  int64_t least_stripe_bytes = int64_t{64} << 10;
 };
+
+inline constexpr int kMostNcclStripes = 4;
 
 // A communicator of the ranks of `control`, each with a GPU of its own, `device` on this rank.
 // Collective; waits for the others as long as control's timeout. `control` is one for host memory

@@ -6,14 +6,21 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "kernels/core/buffer.h"
+#include "kernels/core/event.h"
 #include "kernels/core/stream.h"
 #include "parallel/comm/communicator.h"
 #include "parallel/comm/nccl_communicator.h"
 #include "parallel/comm/peer_memory.h"
+#include "parallel/comm/stripes.h"
 
 namespace thinwire {
 
@@ -56,6 +63,11 @@ class NcclCommunicator final : public Communicator {
   }
 
  private:
+  // Gathered parts lie side by side here first: NCCL puts ranks' parts behind each other.
+  static constexpr int64_t kStagingBytes = int64_t{16} << 20;
+  static_assert(kMostNcclStripes * kStagingBytes <= PeerMemory::kDeviceBytes,
+                "plans count peer memory, which ranks over a network do not have");
+
   struct Message {
     int peer;
     const void* out;  // null: receive
@@ -67,18 +79,48 @@ class NcclCommunicator final : public Communicator {
   absl::Status Check(const ConstTensorView& view, const Stream& stream) const;
   absl::Status CheckPeer(int peer) const;
 
-  // Makes a blocking communicator and its first messages in a thread, which is left alone with them
-  // after the timeout.
-  absl::Status ConnectInThread(const ncclUniqueId& id);
+  using Ids = ncclUniqueId[kMostNcclStripes];
 
-  // The status of an NCCL call, once it has been taken in hand: without blocking, calls go on in
-  // the background. A failure ends the communicator on all ranks.
-  absl::Status Finish(ncclResult_t result, absl::string_view call);
+  // What orders the work of one more of NCCL's communicators against the caller's.
+  struct Side {
+    Stream stream;
+    Event done;
+  };
+
+  // Makes `count` blocking communicators and their first messages in a thread, which is left alone
+  // with them after the timeout.
+  absl::Status ConnectInThread(const Ids& ids, int count);
+  absl::Status ConnectWithoutBlocking(const Ids& ids, int count);
+
+  // Whether NCCL takes some pair of ranks through a network, sockets of this host included.
+  absl::StatusOr<bool> CrossesNetwork();
+  // Makes what stripes need, beside the communicators.
+  absl::Status PrepareStripes();
+  // Keeps all communicators where they gather at least a tenth faster than the first alone does.
+  absl::Status KeepStripesIfFaster();
+  // The slowest rank's median time of gathering some bytes.
+  absl::StatusOr<double> TimeGather(Stream& stream);
+  // Ends and forgets communicators [first, ...). Collective.
+  absl::Status Leave(size_t first);
+
+  // Cuts `bytes` into parts and calls enqueue(i, part, stream) for part i, which goes to
+  // comms_[i] on `stream`, forked from the caller's stream and joined to it.
+  using EnqueueStripe = absl::FunctionRef<absl::Status(size_t i, const Stripe& part, Stream& s)>;
+  absl::Status InStripes(int64_t bytes, Stream& stream, EnqueueStripe enqueue);
+  // The same for any parts; part i of `count` parts.
+  absl::Status SideBySide(size_t count, Stream& stream,
+                          absl::FunctionRef<absl::Status(size_t i, Stream& s)> enqueue);
+  // Gathers `part` of every rank's `bytes` bytes in staging memory and spreads it over `out`.
+  absl::Status GatherStripe(size_t i, const Stripe& part, const std::byte* in, std::byte* out,
+                            int64_t bytes, Stream& stream);
+
+  // The status of a call of NCCL's on comms_[i], once it has been taken in hand: without blocking,
+  // calls go on in the background. A failure ends all communicators on all ranks.
+  absl::Status Finish(size_t i, ncclResult_t result, absl::string_view call);
 
   // Polls until `done` returns true. DeadlineExceeded after the timeout, and the failure of another
   // rank, end the communicator.
-  template <typename Done>
-  absl::Status PollUntil(absl::string_view what, const Done& done);
+  absl::Status PollUntil(absl::string_view what, absl::FunctionRef<absl::StatusOr<bool>()> done);
 
   // Keeps the first cause, tells the others, and ends what is enqueued. Returns the first cause.
   absl::Status Fail(const absl::Status& why);
@@ -97,7 +139,11 @@ class NcclCommunicator final : public Communicator {
   const NcclOptions options_;
   ThreadPool pool_{1};
   Stream host_;
-  ncclComm_t comm_ = nullptr;
+  std::vector<ncclComm_t> comms_;  // the first has all calls, the others parts of large ones
+  int num_stripes_ = 1;            // of comms_, that take part
+  std::vector<Side> sides_;        // of comms_[1], ...
+  std::optional<Event> forked_;
+  Buffer staging_;  // kStagingBytes for each of comms_
   absl::Status failure_;
   bool asked_for_peers_ = false;
   absl::Status no_peers_;  // why

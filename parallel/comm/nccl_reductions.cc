@@ -56,9 +56,15 @@ absl::Status NcclCommunicator::AllReduce(TensorView inout, ReduceOp op, Stream& 
   }
   if (p == 2 && op == ReduceOp::kSum) {
     bytes_sent_ += inout.size_bytes();
-    return Finish(ncclAllReduce(inout.raw(), inout.mutable_raw(), static_cast<size_t>(n),
-                                NcclType(inout.dtype()), ncclSum, comm_, CudaStream(stream)),
-                  "ncclAllReduce");
+    const int64_t element = DTypeBytes(inout.dtype(), 1);
+    const auto add = [&](size_t i, const Stripe& part, Stream& s) {
+      std::byte* const data = At(inout.mutable_raw(), part.begin);
+      return Finish(i,
+                    ncclAllReduce(data, data, static_cast<size_t>(part.size() / element),
+                                  NcclType(inout.dtype()), ncclSum, comms_[i], CudaStream(s)),
+                    "ncclAllReduce");
+    };
+    return InStripes(inout.size_bytes(), stream, add);
   }
   if (IsOneStepAllReduce(inout.dtype(), n, p)) return AllReduceInOneStep(inout, op, stream);
   const int64_t element = DTypeBytes(inout.dtype(), 1);
@@ -134,8 +140,9 @@ absl::Status NcclCommunicator::ReduceScatter(ConstTensorView in, TensorView out,
   if (n == 0) return absl::OkStatus();
   if (size() == 2 && op == ReduceOp::kSum) {
     bytes_sent_ += out.size_bytes();
-    return Finish(ncclReduceScatter(in.raw(), out.mutable_raw(), static_cast<size_t>(n),
-                                    NcclType(in.dtype()), ncclSum, comm_, CudaStream(stream)),
+    return Finish(0,
+                  ncclReduceScatter(in.raw(), out.mutable_raw(), static_cast<size_t>(n),
+                                    NcclType(in.dtype()), ncclSum, comms_[0], CudaStream(stream)),
                   "ncclReduceScatter");
   }
   std::vector<int64_t> offsets;

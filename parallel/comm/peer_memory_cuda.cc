@@ -1,15 +1,14 @@
 #include <cuda_runtime_api.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/cuda_status.h"
 #include "parallel/comm/agreement.h"
+#include "parallel/comm/host_identity.h"
 #include "parallel/comm/peer_memory.h"
 
 namespace thinwire {
@@ -21,19 +20,6 @@ namespace {
 constexpr int64_t kDeviceMailboxes = int64_t{8} << 20;
 constexpr int64_t kHostMailboxes = int64_t{24} << 20;
 static_assert(PeerView::kSignals + 8 * kMostPeerRanks * kMostPeerBlocks <= PeerView::kMailboxes);
-
-// The kernel's id of this boot, which containers of a host share, and what NCCL is told of it.
-std::string HostName() {
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  const char* const told = std::getenv("NCCL_HOSTID");
-  return absl::StrCat(boot, " ", told != nullptr ? told : "");
-}
-
-bool IsSet(const char* variable) {
-  const char* const value = std::getenv(variable);
-  return value != nullptr && std::atoi(value) != 0;
-}
 
 int64_t Share(int64_t bytes, int size) { return bytes / (2 * (size - 1)) / 4096 * 4096; }
 
@@ -86,7 +72,8 @@ absl::StatusOr<std::byte*> PeerMemory::Register(const SharedSegment& segment) {
 absl::Status PeerMemory::Offer(Introduction& mine) {
   const int me = view_.rank;
   const char* const off = view_.through_host ? "NCCL_SHM_DISABLE" : "NCCL_P2P_DISABLE";
-  if (IsSet(off)) return absl::FailedPreconditionError(absl::StrCat("switched off by ", off));
+  if (IsSetInEnvironment(off))
+    return absl::FailedPreconditionError(absl::StrCat("switched off by ", off));
   TW_RETURN_IF_CUDA_ERROR(cudaSetDevice(device_.index), device_);
   const std::string host_name = HostName();
   std::strncpy(mine.host, host_name.c_str(), sizeof(mine.host) - 1);
