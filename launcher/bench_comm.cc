@@ -85,6 +85,13 @@ void BenchComm::AddTo(CLI::App& app) {
       ->type_name("N")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  app.add_option(
+         "--stripes", stripes_,
+         "Of NCCL's communicators that carry parts of the strategies' large messages between\n"
+         "GPUs; 0: one, or over a network several if they are faster")
+      ->type_name("N")
+      ->check(CLI::Range(0, kMostNcclStripes))
+      ->capture_default_str();
   app.add_flag("--json", json_, "One JSON object per line, for 'thinwire report'");
   app.footer(
       "What half a decoder layer exchanges: every rank's partial sums become sums and, with\n"
@@ -136,6 +143,7 @@ absl::Status BenchComm::Run(Job& job) {
                                     {"--width", absl::StrCat(width_)},
                                     {"--dtype", dtype_},
                                     {"--device", device_},
+                                    {"--stripes", absl::StrCat(stripes_)},
                                     {"--seconds", absl::StrCat(seconds_)}},
                                    job.world(), host));
   const bool on_gpu = device_ == "cuda";
@@ -154,9 +162,10 @@ absl::Status BenchComm::Run(Job& job) {
         {WireStrategyName(option.strategy), option, on_gpu ? gpus.fast.get() : &job.world()});
   }
   if (job.leader() && !json_) {
-    TW_RETURN_IF_ERROR(WriteOutput(absl::StrFormat(
-        "%10s  %-15s  %10s  %10s  %8s  %14s  %9s  %8s%s\n", "fp16 size", "strategy", "p50 us",
-        "p99 us", "of fp16", "effective Gb/s", "wire Gb/s", "error", on_gpu ? "  over NCCL" : "")));
+    TW_RETURN_IF_ERROR(
+        WriteOutput(absl::StrFormat("%10s  %-15s  %10s  %10s  %8s  %14s  %9s  %8s%s\n", "fp16 size",
+                                    "strategy", "p50 us", "p99 us", "of fp16", "effective Gb/s",
+                                    "wire Gb/s", "error", on_gpu ? "  over NCCL  over fp16" : "")));
   }
   for (int64_t bytes = *min_bytes; bytes <= *max_bytes; bytes *= 4) {
     TW_RETURN_IF_ERROR(
@@ -179,7 +188,8 @@ absl::StatusOr<BenchComm::Gpus> BenchComm::ConnectGpus(Job& job) const {
       gpus.plain,
       CreateNcclCommunicator(std::move(plain), device, {.uses_peer_memory = false, .stripes = 1}));
   TW_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> fast, job.world().Split(0, job.rank()));
-  TW_ASSIGN_OR_RETURN(gpus.fast, CreateNcclCommunicator(std::move(fast), device));
+  TW_ASSIGN_OR_RETURN(gpus.fast,
+                      CreateNcclCommunicator(std::move(fast), device, {.stripes = stripes_}));
   const absl::Status peers = gpus.fast->Peers().status();
   if (job.leader() && !peers.ok()) spdlog::info("no peer memory: {}", std::string(peers.message()));
   return gpus;
@@ -194,7 +204,7 @@ absl::Status BenchComm::Measure(Job& job, absl::Span<Way> ways, int64_t bytes, D
       TW_ASSIGN_OR_RETURN(
           const StrategyTiming timing,
           TimeStrategy(*way.comm, way.options, num_rows, width_, dtype, duration, stream));
-      if (job.leader()) TW_RETURN_IF_ERROR(WriteLine(job, way, num_rows, timing, 0.0));
+      if (job.leader()) TW_RETURN_IF_ERROR(WriteLine(job, way, num_rows, timing, {}));
     }
     return absl::OkStatus();
   }
@@ -218,11 +228,15 @@ absl::Status BenchComm::Measure(Job& job, absl::Span<Way> ways, int64_t bytes, D
         job.world().AllReduce(TensorView(&more, DType::kF32, {1}), ReduceOp::kMax, host));
   }
   if (!job.leader()) return absl::OkStatus();
-  const double baseline_us = timers[0].Timing().p50_us;
+  References references = {.nccl = timers[0].Timing().p50_us};
+  for (size_t i = 1; i < ways.size(); ++i) {
+    if (ways[i].options.strategy.kind == WireStrategy::Kind::kFp16)
+      references.fp16 = timers[i].Timing().p50_us;
+  }
   StrategyTimes times = {.num_rows = num_rows, .us = {}};
   std::vector<size_t> found;
   for (size_t i = 0; i < ways.size(); ++i) {
-    TW_RETURN_IF_ERROR(WriteLine(job, ways[i], num_rows, timers[i].Timing(), baseline_us));
+    TW_RETURN_IF_ERROR(WriteLine(job, ways[i], num_rows, timers[i].Timing(), references));
   }
   // What --wire auto would take of these.
   for (const WireStrategy& strategy : AutoStrategies()) {
@@ -239,13 +253,14 @@ absl::Status BenchComm::Measure(Job& job, absl::Span<Way> ways, int64_t bytes, D
     if (!(ways[i].options.strategy == picked)) continue;
     Way automatic = ways[i];
     automatic.name = kAuto;
-    return WriteLine(job, automatic, num_rows, timers[i].Timing(), baseline_us);
+    return WriteLine(job, automatic, num_rows, timers[i].Timing(), references);
   }
   return absl::OkStatus();
 }
 
 absl::Status BenchComm::WriteLine(Job& job, const Way& way, int64_t num_rows,
-                                  const StrategyTiming& timing, double baseline_us) const {
+                                  const StrategyTiming& timing,
+                                  const References& references) const {
   const int64_t message_bytes = 2 * num_rows * width_;
   const double effective = Gbps(message_bytes, timing.p50_us);
   const int64_t sent_bytes = timing.wire_bytes / job.size();
@@ -259,15 +274,18 @@ absl::Status BenchComm::WriteLine(Job& job, const Way& way, int64_t num_rows,
         {"p50_us", timing.p50_us},  {"p99_us", timing.p99_us}, {"calls", timing.calls},
         {"wire_bytes", sent_bytes}, {"of_fp16", share},        {"effective_gbps", effective},
         {"wire_gbps", wire},        {"error", timing.error}};
-    if (baseline_us > 0.0) {
+    if (references.nccl > 0.0) {
       line["device"] = "cuda";
       line["peer_memory"] = way.comm->Peers().ok();
-      line["times_nccl"] = baseline_us / timing.p50_us;
+      line["times_nccl"] = references.nccl / timing.p50_us;
+      if (references.fp16 > 0.0) line["times_fp16"] = references.fp16 / timing.p50_us;
     }
     return WriteOutput(line.dump() + "\n");
   }
-  const std::string over =
-      baseline_us > 0.0 ? absl::StrFormat("  %8.2fx", baseline_us / timing.p50_us) : "";
+  std::string over;
+  for (const double us : {references.nccl, references.fp16}) {
+    if (us > 0.0) over += absl::StrFormat("  %8.2fx", us / timing.p50_us);
+  }
   return WriteOutput(absl::StrFormat("%10s  %-15s  %10.1f  %10.1f  %8.3f  %14.3f  %9.3f  %8.1e%s\n",
                                      SizeText(message_bytes), way.name, timing.p50_us,
                                      timing.p99_us, share, effective, wire, timing.error, over));

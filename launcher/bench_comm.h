@@ -28,12 +28,17 @@ class BenchComm {
   struct Way;
   // What a job on GPUs measures with: communicators that use peer memory and that do not.
   struct Gpus;
+  // Medians to compare with, in us; 0: not measured.
+  struct References {
+    double nccl = 0.0;  // NCCL's all-reduce of fp16 by one communicator
+    double fp16 = 0.0;  // strategy fp16 over the way that the strategies take
+  };
 
   absl::StatusOr<Gpus> ConnectGpus(Job& job) const;
   // Times all ways for messages of `bytes`, taking turns, and writes a line of each.
   absl::Status Measure(Job& job, absl::Span<Way> ways, int64_t bytes, DType dtype, Stream& stream);
   absl::Status WriteLine(Job& job, const Way& way, int64_t num_rows, const StrategyTiming& timing,
-                         double baseline_us) const;
+                         const References& references) const;
 
   std::vector<std::string> strategies_ = {
       "native",      "fp16",           "one-shot-q8",    "one-shot-q6",    "one-shot-q5",
@@ -46,6 +51,7 @@ class BenchComm {
   int64_t width_ = 4096;
   double seconds_ = 0.3;
   int threads_ = 0;
+  int stripes_ = 0;
   bool json_ = false;
 };
 
