@@ -88,7 +88,7 @@ void BenchComm::AddTo(CLI::App& app) {
   app.add_option(
          "--stripes", stripes_,
          "Of NCCL's communicators that carry parts of the strategies' large messages between\n"
-         "GPUs; 0: one, or over a network several if they are faster")
+         "GPUs; 0: one, or over a network three if they are faster")
       ->type_name("N")
       ->check(CLI::Range(0, kMostNcclStripes))
       ->capture_default_str();

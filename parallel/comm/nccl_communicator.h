@@ -25,7 +25,7 @@ struct NcclOptions {
   bool blocking = false;
   // How many of NCCL's communicators carry parts of large messages at once (stripes.h), 1 to
   // kMostNcclStripes: each has threads and sockets of its own. 0: one where the ranks' GPUs or
-  // their host's memory connect them; over a network several, if a trial finds them faster.
+  // their host's memory connect them; over a network three, if a trial finds them faster.
   int stripes = 0;
   // Of a part, at least. The same on all ranks, like `stripes`.
   int64_t least_stripe_bytes = int64_t{64} << 10;
