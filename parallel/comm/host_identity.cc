@@ -7,11 +7,15 @@
 
 namespace thinwire {
 
-std::string HostName() {
+std::string BootId() {
   std::string boot;
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  return boot;
+}
+
+std::string HostName() {
   const char* const told = std::getenv("NCCL_HOSTID");
-  return absl::StrCat(boot, " ", told != nullptr ? told : "");
+  return absl::StrCat(BootId(), " ", told != nullptr ? told : "");
 }
 
 bool IsSetInEnvironment(const char* variable) {

@@ -5,8 +5,10 @@
 
 namespace thinwire {
 
-// The same for processes of one host, containers included: the kernel's id of this boot, and
-// NCCL_HOSTID, by which NCCL is told to take ranks for ranks of several hosts.
+// The kernel's id of this boot: the same for processes of one host, containers included.
+std::string BootId();
+
+// BootId(), and NCCL_HOSTID, by which NCCL is told to take ranks for ranks of several hosts.
 std::string HostName();
 
 // Whether the environment has `variable`, such as NCCL_P2P_DISABLE, set to a number but 0.

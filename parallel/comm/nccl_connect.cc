@@ -120,12 +120,14 @@ absl::Status NcclCommunicator::ConnectWithoutBlocking(const Ids& ids, int count)
 absl::StatusOr<bool> NcclCommunicator::CrossesNetwork() {
   struct Place {
     char host[96];
+    char boot[64];
     char bus[32];
     int32_t no_peers;
     int32_t no_shared_memory;
   };
   Place mine = {};
   std::strncpy(mine.host, HostName().c_str(), sizeof(mine.host) - 1);
+  std::strncpy(mine.boot, BootId().c_str(), sizeof(mine.boot) - 1);
   mine.no_peers = IsSetInEnvironment("NCCL_P2P_DISABLE") ? 1 : 0;
   mine.no_shared_memory = IsSetInEnvironment("NCCL_SHM_DISABLE") ? 1 : 0;
   (void)cudaDeviceGetPCIBusId(mine.bus, sizeof(mine.bus), device_.index);
@@ -133,22 +135,26 @@ absl::StatusOr<bool> NcclCommunicator::CrossesNetwork() {
   TW_RETURN_IF_ERROR(control_->AllGather(
       ConstTensorView(&mine, DType::kU8, {static_cast<int64_t>(sizeof(mine))}),
       TensorView(all.data(), DType::kU8, {static_cast<int64_t>(size() * sizeof(mine))}), host_));
-  int32_t crosses = 0;
-  for (const Place& theirs : all) {
+  int32_t found[2] = {};  // a network, a shared GPU
+  for (int r = 0; r < size(); ++r) {
+    if (r == rank()) continue;
+    const Place& theirs = all[r];
+    if (std::strcmp(theirs.boot, mine.boot) == 0 && std::strcmp(theirs.bus, mine.bus) == 0) {
+      found[1] = 1;
+    }
     int index = -1;
     int can = 0;
     if (cudaDeviceGetByPCIBusId(&index, theirs.bus) != cudaSuccess ||
-        (index != device_.index &&
-         cudaDeviceCanAccessPeer(&can, device_.index, index) != cudaSuccess)) {
+        cudaDeviceCanAccessPeer(&can, device_.index, index) != cudaSuccess) {
       (void)cudaGetLastError();  // not visible to this process
     }
-    const bool peers = (can != 0 || index == device_.index) && theirs.no_peers + mine.no_peers == 0;
+    const bool peers = can != 0 && theirs.no_peers + mine.no_peers == 0;
     const bool shares = theirs.no_shared_memory + mine.no_shared_memory == 0;
-    if (std::strcmp(theirs.host, mine.host) != 0 || !(peers || shares)) crosses = 1;
+    if (std::strcmp(theirs.host, mine.host) != 0 || !(peers || shares)) found[0] = 1;
   }
   TW_RETURN_IF_ERROR(
-      control_->AllReduce(TensorView(&crosses, DType::kI32, {1}), ReduceOp::kMax, host_));
-  return crosses != 0;
+      control_->AllReduce(TensorView(found, DType::kI32, {2}), ReduceOp::kMax, host_));
+  return found[0] != 0 && found[1] == 0;
 }
 
 absl::Status NcclCommunicator::PrepareStripes() {

@@ -92,7 +92,8 @@ class NcclCommunicator final : public Communicator {
   absl::Status ConnectInThread(const Ids& ids, int count);
   absl::Status ConnectWithoutBlocking(const Ids& ids, int count);
 
-  // Whether NCCL takes some pair of ranks through a network, sockets of this host included.
+  // Whether NCCL takes some pair of ranks through a network, sockets of this host included, and no
+  // two ranks share a GPU, on which their kernels would take turns. Collective.
   absl::StatusOr<bool> CrossesNetwork();
   // Makes what stripes need, beside the communicators.
   absl::Status PrepareStripes();
