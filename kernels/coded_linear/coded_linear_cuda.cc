@@ -94,7 +94,10 @@ class LinearClusters : public StreamState {
   // they would leave many multiprocessors over.
   int32_t For(const CodedLinearCall& call, DType x_dtype, int64_t num_tokens) const {
     if (call.planes > 1 || (call.splits != 2 && call.splits != 4)) return 0;
-    if (call.splits == 4 && (num_tokens > 8 || x_dtype == DType::kBF16)) return 0;
+    if (call.splits == 4 &&
+        (x_dtype == DType::kBF16 || (x_dtype == DType::kF16 && num_tokens > 8))) {
+      return 0;
+    }
     const int32_t count = call.splits == 2 ? pairs_ : fours_;
     return 8 * count * call.splits < 7 * num_multiprocessors_ ? 0 : count;
   }

@@ -167,16 +167,13 @@ void Many(benchmark::internal::Benchmark* benchmark) {
 }
 BENCHMARK(Float<DType::kF16>)->Apply(Few)->Apply(Many)->Iterations(1)->UseManualTime();
 BENCHMARK(Float<DType::kBF16>)
-    ->Args({4, 1, 28672, 8192})
-    ->Args({4, 16, 28672, 8192})
+    ->ArgsProduct({{4, 3}, {1, 8, 16}, {28672}, {8192}})
     ->Apply(Many)
     ->Iterations(1)
     ->UseManualTime();
 BENCHMARK(Integer)->Apply(Few)->Apply(Many)->Iterations(1)->UseManualTime();
 BENCHMARK(Dense)
-    ->Args({16, 1, 28672, 8192})
-    ->Args({16, 16, 28672, 8192})
-    ->Args({16, 4096, 28672, 8192})
+    ->ArgsProduct({{16}, {1, 8, 16, 4096}, {28672}, {8192}})
     ->Iterations(1)
     ->UseManualTime();
 

@@ -18,8 +18,8 @@
 #include "kernels/coded_linear/linear_operands.cuh"
 #include "kernels/coded_linear/linear_products.cuh"
 #include "kernels/coded_linear/linear_result.cuh"
+#include "kernels/coded_linear/linear_sums.cuh"
 #include "kernels/core/async_copy.cuh"
-#include "kernels/core/block_cluster.cuh"
 #include "kernels/core/cuda_math.cuh"
 #include "kernels/core/early_launch.cuh"
 
@@ -29,8 +29,6 @@ namespace {
 constexpr int kWarps = kLinearWarps;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kAddThreads = 128;
-// Floats of a token's 32 rows in shared memory; four more let a warp write without conflicts.
-constexpr int kRowStride = 36;
 constexpr int kMostSharedBytes = 227 << 10;  // of a block, where there are clusters
 
 template <int kCount, int kFirst = 0, typename F>
@@ -60,43 +58,14 @@ struct Queue {
   static constexpr int kCopies = kSteps * 2 * kStepPieces / 32;     // by each lane
   static constexpr int kCodeBytes = kCopies * 512;
   static constexpr int kPlaceBytes = kCodeBytes + (kOnePart ? 96 : 0);
-  static constexpr int kDepth = kBits == 8 ? 2 : kBits == 4 ? 3 : 4;
+  static constexpr int kDepth = kBits == 3 ? 3 : 2;
   static constexpr int kWarpBytes = kDepth * kPlaceBytes;
 
-  // Where a piece lies: blocks of 64 bytes two apart would meet in a bank.
+  // Where a piece lies: blocks of 64 bytes two apart would meet in a bank. 32 pieces on, 32 on.
   __device__ static int PlaceOf(int piece) {
     return B::kBytes == 64 ? piece ^ (piece >> 3 & 1) << 1 : piece;
   }
 };
-
-// Adds up what the blocks of a cluster keep, [num_pairs, num_tokens, 32] from shared address `kept`
-// of each, of pairs of panels first_pair + i * stride. All threads of the cluster call it; they may
-// write to kept again after.
-__device__ inline void AddCluster(const CodedLinearCall& call, uint32_t kept, int num_pairs,
-                                  int first_pair, int stride, int first_token, int num_tokens) {
-  SyncCluster();
-  const int fours = num_pairs * num_tokens * 8;
-  const int first = static_cast<int>(RankInCluster()) * kThreads + static_cast<int>(threadIdx.x);
-  for (int i = first; i < fours; i += call.splits * kThreads) {
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 4
-    for (int s = 0; s < call.splits; ++s) {
-      const float4 partial = LoadFromRank(kept + 16 * i, s);
-      sum.x += partial.x;
-      sum.y += partial.y;
-      sum.z += partial.z;
-      sum.w += partial.w;
-    }
-    const int token = first_token + i / 8 % num_tokens;
-    const int o = 32 * (first_pair + i / 8 / num_tokens * stride) + i % 8 * 4;
-    const float values[4] = {sum.x, sum.y, sum.z, sum.w};
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (o + k < call.out_features) StoreResult(call, token, o + k, values[k]);
-    }
-  }
-  SyncCluster();
-}
 
 template <int kBits, typename T, int kTiles, bool kOnePart>
 __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall call) {
@@ -122,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
   constexpr int kDepth = Q::kDepth;
   const unsigned char* const queue = memory + warp * Q::kWarpBytes;
   float* const sums = reinterpret_cast<float*>(memory + kWarps * Q::kWarpBytes);
-  constexpr int kWarpSums = kTokens * kRowStride;
+  constexpr int kWarpSums = kTokens * 32;
   float* const kept = sums + 2 * kWarps * kWarpSums;
 
   Chunk<kSteps> chunk;
@@ -137,10 +106,14 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
   const LinearPart info = call.parts[chunk.part[0]];
 
   const int num_pairs = (call.num_panels + 1) / 2;
+  const int stride = gridDim.x * slots;
+  const int first_pair = blockIdx.x * slots + slot;
   const auto panel_of = [&](int pair, int panel) {
     return static_cast<int64_t>(min(2 * pair + panel, call.num_panels - 1));
   };
-  // A warp copies what lies together in memory at a time: 128 bytes or more.
+  // A warp copies what lies together in memory at a time: 128 bytes or more. What it copies next
+  // moves on by a stride of pairs; a last panel without a second is copied twice.
+  const int panel_bytes = call.num_blocks * B::kBytes;
   int copy_offsets[Q::kCopies];
   bool copies_second[Q::kCopies];  // panel
 #pragma unroll
@@ -152,25 +125,40 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
     for (int s = 0; s < kSteps; ++s) {
       if (of_step / 2 == s) offset = chunk.offset[s];
     }
-    copy_offsets[i] = offset + piece % Q::kStepPieces * 16;
+    copy_offsets[i] = offset + piece % Q::kStepPieces * 16 + (copies_second[i] ? panel_bytes : 0);
   }
+  // All steps lie together; half of the lanes have the second panel.
+  constexpr bool kOneOffset = kOnePart && Q::kStepPieces == 16;
+  const uint8_t* next_codes =
+      call.codes + int64_t{2} * first_pair * panel_bytes + (kOneOffset ? copy_offsets[0] : 0);
+  const int64_t codes_stride = int64_t{2} * stride * panel_bytes;
+  // One part: lanes 0 to 3 copy 32 bytes of scales of each panel, lanes 4 and 5 16 of zeros.
+  const bool scales_second = lane < 4 ? lane >= 2 : lane == 5;
+  const int panel_scales = 16 * call.num_groups * (lane < 4 ? 2 : 1);  // bytes
+  const uint8_t* next_scales = nullptr;
+  const int64_t scales_stride = int64_t{2} * stride * panel_scales;
+  if (kOnePart && lane < 6) {
+    next_scales =
+        (lane < 4 ? reinterpret_cast<const uint8_t*>(call.scales) + info.group * 32 + lane % 2 * 16
+                  : call.zeros + info.group * 16) +
+        (int64_t{2} * first_pair + (scales_second ? 1 : 0)) * panel_scales;
+  }
+  const int lone_pair = call.num_panels % 2 != 0 ? num_pairs - 1 : num_pairs;
+  const uint32_t queue_at = SharedAddress(queue), lane_at = queue_at + 16 * Q::PlaceOf(lane);
   const auto fetch = [&](int pair, int place) {
-    const int64_t panel_bytes = static_cast<int64_t>(call.num_blocks) * B::kBytes;
-    const uint8_t* const first = call.codes + panel_of(pair, 0) * panel_bytes;
-    const uint8_t* const second = call.codes + panel_of(pair, 1) * panel_bytes;
-    const uint32_t to = SharedAddress(queue + place * Q::kPlaceBytes);
+    const int codes_back = pair == lone_pair ? panel_bytes : 0;
 #pragma unroll
     for (int i = 0; i < Q::kCopies; ++i) {
-      CopyAsync16(to + 16 * Q::PlaceOf(32 * i + lane),
-                  (copies_second[i] ? second : first) + copy_offsets[i]);
+      const uint8_t* from =
+          next_codes + (kOneOffset ? kStepBlocks * B::kBytes * i : copy_offsets[i]);
+      CopyAsync16(lane_at + place * Q::kPlaceBytes + 512 * i,
+                  from - (copies_second[kOneOffset ? 0 : i] ? codes_back : 0));
     }
-    if (kOnePart && lane < 6) {  // of a panel 32 bytes of scales, 16 of zeros
-      const int64_t rows =
-          (panel_of(pair, lane < 4 ? lane / 2 : lane - 4) * call.num_groups + info.group) * 16;
-      const void* const from = lane < 4
-                                   ? static_cast<const void*>(call.scales + rows + lane % 2 * 8)
-                                   : call.zeros + rows;
-      CopyAsync16(to + Q::kCodeBytes + 16 * lane, from);
+    next_codes += codes_stride;
+    if (kOnePart && lane < 6) {
+      CopyAsync16(queue_at + place * Q::kPlaceBytes + Q::kCodeBytes + 16 * lane,
+                  next_scales - (scales_second && pair == lone_pair ? panel_scales : 0));
+      next_scales += scales_stride;
     }
   };
   // Scales and zeros of this lane's rows.
@@ -209,8 +197,6 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
     }
   };
 
-  const int stride = gridDim.x * slots;
-  const int first_pair = blockIdx.x * slots + slot;
   if (idle) {
     for (int i = lane; i < kWarpSums; i += 32) {
       sums[warp * kWarpSums + i] = 0.0f;
@@ -229,7 +215,8 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
   }
   // Weights stay as they are; x and what results are written to may be in use until here.
   WaitForPrevious();
-  LetNextStart();  // wherever a block has ended
+  // Wherever a block has ended; adders would crowd on the first multiprocessors that are free.
+  if (call.partials == nullptr) LetNextStart();
   if (!idle) {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
@@ -252,10 +239,53 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
     }
   }
 
-  int place = 0, parity = 0, num_kept = 0;
-  for (int base = blockIdx.x * slots; base < num_pairs; base += stride) {
+  // Adds the warps' sums of the pairs from `base` on, and keeps or stores what comes out. In turn:
+  // half of the warps add a round's sums before they multiply the next one's pair, half after, so
+  // that one half multiplies while the other adds. What they read is written again a barrier later.
+  const bool adds_late = (warp & 4) != 0;
+  const int own_slot = warp / tokens_here, own_token = warp % tokens_here;  // divided once
+  int num_kept = 0;
+  const auto add_round = [&](int base, const float* set) {
+    const auto add = [&](int of_slot, int token) {
+      const int o = 32 * (base + of_slot) + lane;
+      const float* from = set + of_slot * call.warps_each * kWarpSums + SumAt(token, lane);
+      float sum = 0.0f;
+      if (call.chunks_each == kWarps) {
+        float values[kWarps];
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) values[w] = from[w * kWarpSums];
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) sum += values[w];
+      } else {
+#pragma unroll 4
+        for (int w = 0; w < call.chunks_each; ++w) sum += from[w * kWarpSums];
+      }
+      if (call.kept_pairs > 0) {
+        kept[(num_kept * tokens_here + token) * 32 + lane] = sum;
+      } else if (call.partials != nullptr) {
+        if (o < 16 * call.num_panels) {
+          call.partials[(static_cast<int64_t>(blockIdx.y) * num_rows_of_x + first_token + token) *
+                            (16 * call.num_panels) +
+                        o] = sum;
+        }
+      } else if (o < call.out_features) {
+        StoreResult(call, first_token + token, o, sum);
+      }
+    };
+    if (warp < slots * tokens_here) add(own_slot, own_token);
+    for (int i = warp + kWarps; i < slots * tokens_here; i += kWarps) {
+      add(i / tokens_here, i % tokens_here);
+    }
+    ++num_kept;
+  };
+
+  const int first_base = blockIdx.x * slots;
+  int place = 0, parity = 0;
+  for (int base = first_base;; base += stride) {
     const int pair = base + slot;
     float* const set = sums + parity * (kWarps * kWarpSums);
+    const float* const previous = sums + (parity ^ 1) * (kWarps * kWarpSums);
+    if (base > first_base && !adds_late) add_round(base - stride, previous);
     if (!idle && pair < num_pairs) {
       WaitForCopies<kDepth - 1>();
       __syncwarp();  // all lanes' copies are there
@@ -263,11 +293,13 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
       B blocks[kSteps];
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
-        const int first = (2 * s + g / 4) * Q::kStepPieces + t * (B::kBytes / 16);
+        // 16 pieces of a step and panel: those of a step are 32 on.
+        constexpr bool kEven = Q::kStepPieces == 16;
+        const int first = (2 * (kEven ? 0 : s) + g / 4) * Q::kStepPieces + t * (B::kBytes / 16);
 #pragma unroll
         for (int i = 0; i < B::kPieces; ++i) {
-          blocks[s].pieces[i] =
-              reinterpret_cast<const uint4*>(here)[Q::PlaceOf(first + B::PieceAt(i, quarter) / 16)];
+          blocks[s].pieces[i] = reinterpret_cast<const uint4*>(
+              here)[Q::PlaceOf(first + B::PieceAt(i, quarter) / 16) + (kEven ? 32 * s : 0)];
         }
         blocks[s].Prepare(quarter);
       }
@@ -316,88 +348,36 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int token = 8 * n + 2 * t + e;
-          if (token >= tokens_here) continue;
-          *reinterpret_cast<float4*>(&set[warp * kWarpSums + token * kRowStride + 4 * g]) =
+          if (n + 1 == kTiles && token >= tokens_here) continue;
+          *reinterpret_cast<float4*>(&set[warp * kWarpSums + SumAt(token, 4 * g)]) =
               make_float4(y[0][n][e], y[1][n][e], y[2][n][e], y[3][n][e]);
         }
       }
     }
-    __syncthreads();
-    // What is read here is written again after the next barrier but one.
-    for (int i = threadIdx.x; i < slots * tokens_here * 32; i += kThreads) {
-      const int row = i % 32, token = i / 32 % tokens_here, of_slot = i / 32 / tokens_here;
-      const int o = 32 * (base + of_slot) + row;
-      const float* from = set + of_slot * call.warps_each * kWarpSums + token * kRowStride + row;
-      float sum = 0.0f;
-#pragma unroll 4
-      for (int w = 0; w < call.chunks_each; ++w) sum += from[w * kWarpSums];
-      if (call.kept_pairs > 0) {
-        kept[(num_kept * tokens_here + token) * 32 + row] = sum;
-      } else if (call.partials != nullptr) {
-        if (o < 16 * call.num_panels) {
-          call.partials[(static_cast<int64_t>(blockIdx.y) * num_rows_of_x + first_token + token) *
-                            (16 * call.num_panels) +
-                        o] = sum;
-        }
-      } else if (o < call.out_features) {
-        StoreResult(call, first_token + token, o, sum);
-      }
-    }
-    parity ^= 1;
+    if (base > first_base && adds_late) add_round(base - stride, previous);
     // All blocks of a cluster go through the same pairs.
-    if (call.kept_pairs > 0 && (++num_kept == call.kept_pairs || base + stride >= num_pairs)) {
-      AddCluster(call, SharedAddress(kept), num_kept, base - (num_kept - 1) * stride, stride,
-                 first_token, tokens_here);
+    const bool ends = base >= num_pairs;
+    if (call.kept_pairs > 0 && (num_kept == call.kept_pairs || (ends && num_kept > 0))) {
+      AddCluster(call, SharedAddress(kept), num_kept, base - num_kept * stride, stride, first_token,
+                 tokens_here);
       num_kept = 0;
     }
+    if (ends) break;
+    __syncthreads();
+    parity ^= 1;
   }
 }
 
-// Adds the blocks' partial results in order, and the planes of a value; a thread has four rows.
 __global__ void __launch_bounds__(kAddThreads) AddPartials(const CodedLinearCall call) {
   LetNextStart();  // to fetch weights
-  const int o = 4 * (static_cast<int>(blockIdx.x) * kAddThreads + static_cast<int>(threadIdx.x));
-  const int token = blockIdx.y;
   WaitForPrevious();
-  if (o >= call.out_features) return;
-  const int64_t row = 16 * call.num_panels;
-  const int64_t set = static_cast<int64_t>(call.num_tokens) * call.planes * row;
-  float values[4] = {};
-  for (int p = 0; p < call.planes; ++p) {
-    const float* from = call.partials + (static_cast<int64_t>(token) * call.planes + p) * row + o;
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    constexpr int kAtATime = 8;  // on their way
-    for (int first = 0; first < call.splits; first += kAtATime) {
-      float4 partials[kAtATime];
-#pragma unroll
-      for (int s = 0; s < kAtATime; ++s) {
-        if (first + s >= call.splits) break;
-        partials[s] = *reinterpret_cast<const float4*>(from + (first + s) * set);
-      }
-#pragma unroll
-      for (int s = 0; s < kAtATime; ++s) {
-        if (first + s >= call.splits) break;
-        sum.x += partials[s].x;
-        sum.y += partials[s].y;
-        sum.z += partials[s].z;
-        sum.w += partials[s].w;
-      }
-    }
-    values[0] += sum.x;
-    values[1] += sum.y;
-    values[2] += sum.z;
-    values[3] += sum.w;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (o + i < call.out_features) StoreResult(call, token, o + i, values[i]);
-  }
+  AddPartialSums(call, 4 * static_cast<int>(blockIdx.x * kAddThreads + threadIdx.x), blockIdx.y);
 }
 
 // Shared memory but for what blocks of a cluster keep.
 template <int kBits, int kTiles, bool kOnePart>
 constexpr int SharedBytes() {
-  return kWarps * Queue<kBits, kOnePart>::kWarpBytes + 2 * kWarps * 8 * kTiles * kRowStride * 4;
+  return kWarps * Queue<kBits, kOnePart>::kWarpBytes + 2 * kWarps * 8 * kTiles * 32 * 4;
 }
 
 template <int kBits, typename T, int kTiles, bool kOnePart>
