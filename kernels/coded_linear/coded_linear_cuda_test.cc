@@ -274,15 +274,17 @@ TEST_F(CodedLinearCudaTest, LongRowsMatchTheDefinition) {
       ExpectIntegers({num_tokens, 40, 9 * 1024 + 128, bits, 128, DType::kF32, 64}, num_tokens);
     }
   }
-  // Rows shared by 2, 4 and 8 blocks; more pairs of panels than clusters; more sums of 16 tokens
-  // than a block of a cluster keeps at a time.
+  // Rows shared by 2, 3 and 5 blocks; more pairs of panels than clusters.
   for (const int64_t in : {2304, 4608, 8320}) {
     ExpectFloats({5, 3000, in, 4, 128, DType::kBF16}, CodedLinearFewTokensCuda, false);
     ExpectIntegers({20, 1500, in, 4, 128, DType::kF16, 128}, 20);
   }
-  for (const int64_t num_tokens : {1, 8, 16}) {  // by 4
+  for (const int64_t num_tokens : {1, 8, 18}) {  // by 4
     ExpectFloats({num_tokens, 1500, 8192, 4, 128, DType::kF16}, CodedLinearFewTokensCuda, false);
+    ExpectIntegers({num_tokens, 1500, 8192, 4, 128, DType::kF16, 128}, num_tokens);
   }
+  // More sums than a block of a cluster keeps at a time.
+  ExpectFloats({16, 40000, 2176, 8, 128, DType::kF16}, CodedLinearFewTokensCuda, false);
   // More pairs of panels than blocks.
   ExpectFloats({9, 9000, 512, 4, 128, DType::kF16}, CodedLinearFewTokensCuda, false);
   ExpectFloats({2, 20000, 256, 3, 128, DType::kF16}, CodedLinearFewTokensCuda, false);
