@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
+#include <bit>
 #include <cstring>
 #include <filesystem>
 #include <optional>
@@ -147,8 +147,8 @@ absl::StatusOr<std::optional<CachedStrategies>> Broadcast(
   if (mine.has_value()) {
     for (const StrategyTimes& entry : mine->table.times) {
       words.push_back(entry.num_rows);
-      // In units that an integer holds: equal on all ranks.
-      for (const double us : entry.us) words.push_back(std::llround(us * 1000.0));
+      // Their bits: on all ranks what one measured.
+      for (const double us : entry.us) words.push_back(std::bit_cast<int64_t>(us));
     }
   }
   words.resize(static_cast<size_t>(header[1]) * (1 + num_strategies));
@@ -160,7 +160,7 @@ absl::StatusOr<std::optional<CachedStrategies>> Broadcast(
     StrategyTimes& entry = cached.table.times.emplace_back();
     entry.num_rows = words[i];
     for (size_t s = 1; s <= num_strategies; ++s) {
-      entry.us.push_back(static_cast<double>(words[i + s]) / 1000.0);
+      entry.us.push_back(std::bit_cast<double>(words[i + s]));
     }
   }
   return std::optional<CachedStrategies>(std::move(cached));
