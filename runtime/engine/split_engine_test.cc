@@ -11,6 +11,7 @@
 #include "kernels/core/status_macros.h"
 #include "kernels/core/thread_pool.h"
 #include "parallel/comm/local_communicator.h"
+#include "tests/support/engine_answers.h"
 #include "tests/support/local_mesh.h"
 
 namespace thinwire {
@@ -50,29 +51,15 @@ std::vector<Request> Requests() {
   return requests;
 }
 
-struct Answers {
-  std::vector<Completion> completions;     // as the requests
-  std::vector<std::vector<int32_t>> told;  // tokens, in the order in which on_token had them
-  std::vector<EngineCounters> counters;    // by group
+struct Answers : EngineAnswers {
+  std::vector<EngineCounters> counters;  // by group
 };
 
 Answers RunAll(const EngineOptions& options, const RankLayout& layout,
                const std::vector<Request>& requests) {
   Answers answers;
-  answers.completions.resize(requests.size());
-  answers.told.resize(requests.size());
   const absl::Status status = RunOnLocalRanks(options, layout, [&](Engine& engine) -> absl::Status {
-    for (size_t i = 0; i < requests.size(); ++i) {
-      Request request = requests[i];
-      request.on_token = [&answers, i](int32_t token) {
-        answers.told[i].push_back(token);
-        return true;
-      };
-      request.on_done = [&answers, i](Completion completion) {
-        answers.completions[i] = std::move(completion);
-      };
-      TW_RETURN_IF_ERROR(engine.Submit(std::move(request)).status());
-    }
+    TW_RETURN_IF_ERROR(SubmitAll(requests, engine, answers));
     while (engine.HasWork()) TW_RETURN_IF_ERROR(engine.Step());
     for (int group = 0; group < layout.num_groups(); ++group) {
       answers.counters.push_back(engine.counters(group));

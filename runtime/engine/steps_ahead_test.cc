@@ -11,6 +11,7 @@
 #include "kernels/core/status_macros.h"
 #include "kernels/core/thread_pool.h"
 #include "parallel/comm/local_communicator.h"
+#include "tests/support/engine_answers.h"
 #include "tests/support/local_mesh.h"
 
 namespace thinwire {
@@ -52,9 +53,7 @@ std::vector<Request> Requests() {
   return requests;
 }
 
-struct Answers {
-  std::vector<Completion> completions;     // as the requests
-  std::vector<std::vector<int32_t>> told;  // tokens, in the order in which on_token had them
+struct Answers : EngineAnswers {
   EngineCounters counters;
   int64_t most_ahead = 0;  // steps in flight after a step's result was taken
 };
@@ -63,20 +62,9 @@ Answers RunAll(EngineOptions options, const RankLayout& layout, int64_t steps_ah
                const std::vector<Request>& requests) {
   options.steps_ahead = steps_ahead;
   Answers answers;
-  answers.completions.resize(requests.size());
-  answers.told.resize(requests.size());
   const absl::Status status = RunOnLocalRanks(options, layout, [&](Engine& engine) -> absl::Status {
-    for (size_t i = 0; i < requests.size(); ++i) {
-      Request request = requests[i];
-      request.on_token = [&answers, i](int32_t token) {
-        answers.told[i].push_back(token);
-        return i % 4 != 1 || answers.told[i].size() < 6;
-      };
-      request.on_done = [&answers, i](Completion completion) {
-        answers.completions[i] = std::move(completion);
-      };
-      TW_RETURN_IF_ERROR(engine.Submit(std::move(request)).status());
-    }
+    TW_RETURN_IF_ERROR(SubmitAll(requests, engine, answers,
+                                 [](size_t i, size_t told) { return i % 4 != 1 || told < 6; }));
     while (engine.HasWork()) {
       TW_RETURN_IF_ERROR(engine.Step());
       answers.most_ahead =
