@@ -122,8 +122,8 @@ void EngineFlags::AddTo(CLI::App& app) {
   app.add_option(
          "--steps-ahead", steps_ahead,
          "1: the next step is launched before the tokens of the last one are known, so that "
-         "a GPU need not wait for the host; 0: after, the only one with several stages or "
-         "groups of ranks; auto: 1 on one GPU, else 0")
+         "a GPU need not wait for the host; 0: after; auto: 1 on GPUs, but 0 with several "
+         "stages or groups of ranks, which allow no other")
       ->check(CLI::IsMember({"auto", "0", "1"}))
       ->capture_default_str();
   app.add_option("--threads", threads, "Threads of each rank; 0: its share of the host")
@@ -226,7 +226,7 @@ absl::StatusOr<std::unique_ptr<EngineSession>> EngineSession::Open(const EngineF
   options.captures_steps = !flags.no_cuda_graphs;
   const bool one_stage = layout->num_groups() == 1 && layout->mesh(0).pp_size == 1;
   options.steps_ahead = flags.steps_ahead == "auto"
-                            ? (options.device != Device::Cpu() && job.size() == 1 ? 1 : 0)
+                            ? (options.device != Device::Cpu() && one_stage ? 1 : 0)
                             : (flags.steps_ahead == "1" ? 1 : 0);
   if (options.steps_ahead > 0 && !one_stage) {
     return UsageError(absl::InvalidArgumentError(
