@@ -12,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/host_rates/host_rates.h"
+#include "kernels/kernel_bench/kernel_bench.h"
 #include "launcher/bench_comm.h"
 #include "launcher/bench_kernels.h"
 #ifdef THINWIRE_HAS_SERVER
@@ -26,11 +27,12 @@
 namespace thinwire {
 namespace {
 
-// What all ranks together can do while all of them try.
-struct HostLimits {
-  double memory_rate = 0.0;  // bytes/s of a working set larger than caches
-  double weight_rate = 0.0;  // bytes/s of a working set as large as the weights
-  double sgemm_rate = 0.0;   // flop/s
+// What all ranks' devices together can do while all of them try.
+struct JobLimits {
+  bool gpus = false;
+  double memory_rate = 0.0;   // bytes/s, as DeviceLimits has it
+  double weight_rate = 0.0;   // CPUs: bytes/s of a working set as large as the weights
+  double product_rate = 0.0;  // flop/s, as DeviceLimits has it
 };
 
 class BenchCommand : public Command {
@@ -66,11 +68,13 @@ class BenchCommand : public Command {
                       "What rank 0's GPU runs in a decode step, kernel by kernel");
     engine_->add_flag("--json", json_, "One JSON object on standard output");
     engine_->footer(
-        "Limits are measured in the same run, on all ranks at once: the rate of reading 256 MiB "
-        "per\n"
-        "rank, of reading as much as the weights take, and of sgemm. The decode floor is the bytes "
-        "of\n"
-        "weights and KV over the memory rate, the prefill floor the multiply-adds over sgemm's.");
+        "Limits are measured in the same run, on all ranks at once. CPUs: the rate of reading 256 "
+        "MiB\n"
+        "per rank, of reading as much as the weights take, and of sgemm. GPUs: that of a copy, "
+        "bytes\n"
+        "read and written, and of fp16 products. The decode floor is the bytes of weights and KV "
+        "over\n"
+        "the memory rate, the prefill floor the multiply-adds over the rate of products.");
     comm_ = app_->add_subcommand("comm", "What strategies of --wire take and send on these links");
     bench_comm_.AddTo(*comm_);
     kernels_app_ = app_->add_subcommand("kernels", "Operators beside the limits of a device");
@@ -100,7 +104,7 @@ class BenchCommand : public Command {
     flags_.max_seqs = std::max(flags_.max_seqs, load_.batch);
     TW_ASSIGN_OR_RETURN(const std::unique_ptr<EngineSession> session,
                         EngineSession::Open(flags_, job));
-    TW_ASSIGN_OR_RETURN(const HostLimits limits, MeasureLimits(job, *session));
+    TW_ASSIGN_OR_RETURN(const JobLimits limits, MeasureLimits(job, *session));
     if (!job.leader()) return session->Follow();
     const absl::Status status = Lead(session->engine(), limits);
     const absl::Status stopped = session->engine().Stop();
@@ -108,23 +112,31 @@ class BenchCommand : public Command {
   }
 
  private:
-  // All ranks measure at the same time, each its own threads; rates add up.
-  static absl::StatusOr<HostLimits> MeasureLimits(Job& job, EngineSession& session) {
-    Stream stream = Stream::Cpu(&session.pool());
+  // All ranks measure at the same time, each its own threads or GPU; rates add up.
+  static absl::StatusOr<JobLimits> MeasureLimits(Job& job, EngineSession& session) {
+    Stream host = Stream::Cpu(&session.pool());
+    const Device device = session.rank().options().device;
+    const bool gpus = device.kind == DeviceKind::kCuda;
     float rates[3] = {};
-    TW_RETURN_IF_ERROR(job.world().Barrier(stream));
-    rates[0] = static_cast<float>(MeasureReadRate(int64_t{256} << 20, session.pool()));
-    TW_RETURN_IF_ERROR(job.world().Barrier(stream));
-    const int64_t weight_bytes = session.rank().Report().memory.weight_bytes;
-    rates[1] = static_cast<float>(MeasureReadRate(weight_bytes, session.pool()));
-    TW_RETURN_IF_ERROR(job.world().Barrier(stream));
-    rates[2] = static_cast<float>(MeasureSgemmRate(session.pool()));
+    TW_RETURN_IF_ERROR(job.world().Barrier(host));
+    {
+      TW_ASSIGN_OR_RETURN(Stream stream, gpus ? Stream::Cuda(device, &session.pool())
+                                              : Stream::Cpu(&session.pool()));
+      TW_ASSIGN_OR_RETURN(const DeviceLimits limits, MeasureDeviceLimits(stream));
+      rates[0] = static_cast<float>(limits.byte_rate);
+      rates[2] = static_cast<float>(limits.operation_rate);
+    }
+    if (!gpus) {
+      TW_RETURN_IF_ERROR(job.world().Barrier(host));
+      const int64_t weight_bytes = session.rank().Report().memory.weight_bytes;
+      rates[1] = static_cast<float>(MeasureReadRate(weight_bytes, session.pool()));
+    }
     TW_RETURN_IF_ERROR(
-        job.world().AllReduce(TensorView(rates, DType::kF32, {3}), ReduceOp::kSum, stream));
-    return HostLimits{rates[0], rates[1], rates[2]};
+        job.world().AllReduce(TensorView(rates, DType::kF32, {3}), ReduceOp::kSum, host));
+    return JobLimits{gpus, rates[0], rates[1], rates[2]};
   }
 
-  absl::Status Lead(Engine& engine, const HostLimits& limits) {
+  absl::Status Lead(Engine& engine, const JobLimits& limits) {
     const ModelConfig& config = engine.rank().config();
     if (kernels_ && engine.rank().options().device == Device::Cpu()) {
       return absl::InvalidArgumentError("--kernels: expected --device cuda, found cpu");
@@ -162,21 +174,34 @@ class BenchCommand : public Command {
     return trace.has_value() ? WriteOutput(ToText(*trace)) : absl::OkStatus();
   }
 
-  std::string ToText(const HostLimits& limits, const EngineTiming& timing, const StepCost& prefill,
+  std::string ToText(const JobLimits& limits, const EngineTiming& timing, const StepCost& prefill,
                      const StepCost& decode) const {
     const double flop_rate = prefill.flops / timing.prefill_seconds;
     const double byte_rate = decode.bytes / timing.decode_step_seconds;
-    return absl::StrFormat(
-        "limits   read %.1f GB/s from memory, %.1f GB/s over the weights' size; sgemm %.1f GF/s\n"
-        "prefill  %d tokens: %.2f ms, %.0f tokens/s, %.1f GF/s = %.0f %% of sgemm\n"
-        "decode   batch %d: %.3f ms a step, %.1f tokens/s, %.1f GB/s = %.0f %% of memory, %.0f %% "
-        "of the weights' rate\n",
-        limits.memory_rate / 1e9, limits.weight_rate / 1e9, limits.sgemm_rate / 1e9,
+    std::string text =
+        limits.gpus
+            ? absl::StrFormat("limits   copy %.1f GB/s; fp16 products %.1f GF/s\n",
+                              limits.memory_rate / 1e9, limits.product_rate / 1e9)
+            : absl::StrFormat(
+                  "limits   read %.1f GB/s from memory, %.1f GB/s over the weights' size; "
+                  "sgemm %.1f GF/s\n",
+                  limits.memory_rate / 1e9, limits.weight_rate / 1e9, limits.product_rate / 1e9);
+    absl::StrAppendFormat(
+        &text,
+        "prefill  %d tokens: %.2f ms, %.0f tokens/s, %.1f GF/s = %.0f %% of %s\n"
+        "decode   batch %d: %.3f ms a step, %.1f tokens/s, %.1f GB/s = %.0f %% of "
+        "%s",
         load_.prompt_tokens, timing.prefill_seconds * 1e3,
         load_.prompt_tokens / timing.prefill_seconds, flop_rate / 1e9,
-        100 * flop_rate / limits.sgemm_rate, load_.batch, timing.decode_step_seconds * 1e3,
-        load_.batch / timing.decode_step_seconds, byte_rate / 1e9,
-        100 * byte_rate / limits.memory_rate, 100 * byte_rate / limits.weight_rate);
+        100 * flop_rate / limits.product_rate, limits.gpus ? "products" : "sgemm", load_.batch,
+        timing.decode_step_seconds * 1e3, load_.batch / timing.decode_step_seconds, byte_rate / 1e9,
+        100 * byte_rate / limits.memory_rate, limits.gpus ? "copy" : "memory");
+    if (!limits.gpus) {
+      absl::StrAppendFormat(&text, ", %.0f %% of the weights' rate",
+                            100 * byte_rate / limits.weight_rate);
+    }
+    text += "\n";
+    return text;
   }
 
   static std::string ToText(const DecodeTrace& trace) {
@@ -198,7 +223,7 @@ class BenchCommand : public Command {
     return text;
   }
 
-  std::string ToJson(const Engine& engine, const HostLimits& limits, const EngineTiming& timing,
+  std::string ToJson(const Engine& engine, const JobLimits& limits, const EngineTiming& timing,
                      const StepCost& prefill, const StepCost& decode,
                      const std::optional<DecodeTrace>& trace) const {
     const double flop_rate = prefill.flops / timing.prefill_seconds;
@@ -207,24 +232,27 @@ class BenchCommand : public Command {
         {"model", flags_.model},
         {"tp", flags_.tp},
         {"pp", flags_.pp},
+        {"device", limits.gpus ? "cuda" : "cpu"},
         {"dtype", std::string(DTypeName(engine.rank().options().dtype))},
         {"memory_bytes_per_second", limits.memory_rate},
-        {"weight_size_bytes_per_second", limits.weight_rate},
-        {"sgemm_flops", limits.sgemm_rate},
+        {"product_flops", limits.product_rate},
         {"prefill",
          {{"tokens", load_.prompt_tokens},
           {"ms", timing.prefill_seconds * 1e3},
           {"tokens_per_second", load_.prompt_tokens / timing.prefill_seconds},
           {"flop", prefill.flops},
-          {"of_sgemm", flop_rate / limits.sgemm_rate}}},
+          {"of_products", flop_rate / limits.product_rate}}},
         {"decode",
          {{"batch", load_.batch},
           {"ms_per_step", timing.decode_step_seconds * 1e3},
           {"tokens_per_second", load_.batch / timing.decode_step_seconds},
           {"context", load_.decode_context()},
           {"bytes", decode.bytes},
-          {"of_memory", byte_rate / limits.memory_rate},
-          {"of_weight_size_rate", byte_rate / limits.weight_rate}}}};
+          {"of_memory", byte_rate / limits.memory_rate}}}};
+    if (!limits.gpus) {
+      json["weight_size_bytes_per_second"] = limits.weight_rate;
+      json["decode"]["of_weight_size_rate"] = byte_rate / limits.weight_rate;
+    }
     if (trace.has_value()) {
       const double step_us = 1e6 / static_cast<double>(trace->num_steps);
       nlohmann::ordered_json kernels = nlohmann::ordered_json::array();
