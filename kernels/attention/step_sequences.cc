@@ -116,8 +116,8 @@ absl::Status StepSequences::Upload(const Arrays& arrays, Stream& stream) {
   // Never null: that would not say where they will be.
   addresses_.page_ids = reinterpret_cast<const int32_t*>(there_.data() + begins[next]);
   layout_ = std::move(layout);
-  return Copy(ConstTensorView(here.data(), DType::kU8, {bytes}),
-              TensorView(there_.data(), DType::kU8, {bytes}, device_), stream);
+  return CopyPinned(ConstTensorView(here.data(), DType::kU8, {bytes}),
+                    TensorView(there_.data(), DType::kU8, {bytes}, device_), stream);
 }
 
 ConstTensorView StepSequences::other(size_t i) const {

@@ -20,6 +20,9 @@ void DestroyStream(void* stream, Device device);
 absl::Status SynchronizeStream(void* stream, Device device);
 absl::Status CopyRowsAsync(void* to, int64_t to_stride, const void* from, int64_t from_stride,
                            int64_t row_bytes, int64_t num_rows, void* stream, Device device);
+// Of 1 to 2^30 bytes; host memory is page-locked.
+absl::Status CopyFewBytesAsync(void* to, const void* from, int64_t num_bytes, void* stream,
+                               Device device);
 absl::StatusOr<std::byte*> AllocatePinned(int64_t size_bytes, Device device);
 void FreePinned(std::byte* data, Device device);
 absl::StatusOr<void*> CreateEvent(bool timed, Device device);

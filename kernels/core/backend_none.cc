@@ -22,6 +22,7 @@ absl::Status SynchronizeStream(void*, Device) { return NoCuda(); }
 absl::Status CopyRowsAsync(void*, int64_t, const void*, int64_t, int64_t, int64_t, void*, Device) {
   return NoCuda();
 }
+absl::Status CopyFewBytesAsync(void*, const void*, int64_t, void*, Device) { return NoCuda(); }
 absl::StatusOr<std::byte*> AllocatePinned(int64_t, Device) { return NoCuda(); }
 void FreePinned(std::byte*, Device) { TW_CHECK(false); }
 absl::StatusOr<void*> CreateEvent(bool, Device) { return NoCuda(); }

@@ -15,4 +15,9 @@ namespace thinwire {
 // stream.
 absl::Status Copy(ConstTensorView from, TensorView to, Stream& stream);
 
+// As Copy, of contiguous views (InvalidArgument otherwise) of which one is on the stream's device
+// and the other in a PinnedBuffer for it. Sooner done where there are few bytes, since it does not
+// wait for a copy engine.
+absl::Status CopyPinned(ConstTensorView from, TensorView to, Stream& stream);
+
 }  // namespace thinwire

@@ -63,6 +63,42 @@ TEST_F(CoreCudaTest, PinnedMemoryGoesThereAndBack) {
   EXPECT_EQ(std::memcmp(from.data(), to.data(), kBytes), 0);
 }
 
+TEST_F(CoreCudaTest, CopiesOfFewPinnedBytesGoThereAndBackAndNoFurther) {
+  constexpr int64_t kRoom = 100'000;
+  const Device device = stream().device();
+  const PinnedBuffer from = PinnedBuffer::Allocate(kRoom, device).value();
+  const PinnedBuffer to = PinnedBuffer::Allocate(kRoom, device).value();
+  Tensor there = Tensor::Allocate(DType::kU8, {kRoom}, device).value();
+  const auto bytes = [](const PinnedBuffer& buffer, int64_t begin, int64_t n) {
+    return TensorView(buffer.data() + begin, DType::kU8, {n});
+  };
+  uint8_t salt = 0;
+  for (const int64_t n : {1, 15, 16, 17, 129, 2064, 32 << 10, (32 << 10) + 1, 99'000}) {
+    for (const int64_t begin : {0, 16, 5}) {  // 5: no multiple of what is copied at a time
+      SCOPED_TRACE(testing::Message() << n << " bytes from " << begin << " on");
+      ++salt;
+      for (int64_t i = 0; i < kRoom; ++i) {
+        from.data()[i] = static_cast<std::byte>(i * 7 + i / 251 + salt);
+      }
+      std::memset(to.data(), 0xee, kRoom);
+      const TensorView middle = there.mutable_view().Rows(begin, n);
+      ASSERT_TRUE(CopyPinned(bytes(from, begin, n), middle, stream()).ok());
+      ASSERT_TRUE(CopyPinned(middle, bytes(to, begin, n), stream()).ok());
+      ASSERT_TRUE(stream().Synchronize().ok());
+      EXPECT_EQ(std::memcmp(from.data() + begin, to.data() + begin, static_cast<size_t>(n)), 0);
+      EXPECT_EQ(to.data()[begin + n], std::byte{0xee});
+      if (begin > 0) {
+        EXPECT_EQ(to.data()[begin - 1], std::byte{0xee});
+      }
+    }
+  }
+  EXPECT_TRUE(CopyPinned(bytes(from, 0, 0), there.mutable_view().Rows(0, 0), stream()).ok());
+  const TensorView wide(from.data(), DType::kU8, {4, 6});
+  EXPECT_EQ(
+      CopyPinned(wide.Columns(0, 2), TensorView(to.data(), DType::kU8, {4, 2}), stream()).code(),
+      absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(CoreCudaTest, EventsOrderStreamsAndMeasure) {
   const Device device = stream().device();
   Stream other = Stream::Cuda(device, &stream().pool()).value();

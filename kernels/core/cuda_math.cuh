@@ -18,6 +18,13 @@ __device__ inline float LoadFloat(const void* data, DType dtype, int64_t i) {
   return static_cast<const float*>(data)[i];
 }
 
+// What StoreFloat and LoadFloat make of it.
+__device__ inline float RoundedTo(DType dtype, float value) {
+  if (dtype == DType::kF16) return __half2float(__float2half_rn(value));
+  if (dtype == DType::kBF16) return __bfloat162float(__float2bfloat16_rn(value));
+  return value;
+}
+
 // Rounds to nearest, ties to even.
 __device__ inline void StoreFloat(void* data, DType dtype, int64_t i, float value) {
   if (dtype == DType::kF16) {

@@ -217,15 +217,15 @@ StepBatch StageRunner::Batch() const {
 
 absl::Status StageRunner::Finish(LaunchedStep& step) {
   if (!step.sampled.empty()) {
-    TW_RETURN_IF_ERROR(
-        Copy(sampled_.view(),
-             TensorView(step.token_ids.data(), DType::kI32, {sampled_.view().dim(0)}), *stream_));
+    TW_RETURN_IF_ERROR(CopyPinned(
+        sampled_.view(), TensorView(step.token_ids.data(), DType::kI32, {sampled_.view().dim(0)}),
+        *stream_));
   }
   const ConstTensorView first_wrong = decoder_->first_wrong();
   if (!first_wrong.empty()) {
-    TW_RETURN_IF_ERROR(Copy(first_wrong,
-                            TensorView(step.first_wrong.data(), DType::kI64, {first_wrong.dim(0)}),
-                            *stream_));
+    TW_RETURN_IF_ERROR(CopyPinned(
+        first_wrong, TensorView(step.first_wrong.data(), DType::kI64, {first_wrong.dim(0)}),
+        *stream_));
   }
   return step.finished->Record(*stream_);
 }

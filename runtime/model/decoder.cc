@@ -94,6 +94,12 @@ int64_t Decoder::activation_bytes() const {
   return bytes;
 }
 
+ConstTensorView Decoder::first_wrong() const {
+  const bool codes_kv = std::any_of(weights_.layers.begin(), weights_.layers.end(),
+                                    [](const LayerWeights& l) { return l.k_codes.has_value(); });
+  return codes_kv ? layers_->first_wrong() : ConstTensorView();
+}
+
 absl::Status Decoder::CheckKvStored(absl::Span<const int64_t> first_wrong) const {
   for (size_t l = 0; l < first_wrong.size(); ++l) {
     TW_RETURN_IF_ERROR(

@@ -53,7 +53,7 @@ class Decoder {
 
   // On a GPU, where K and V are coded: int64 [layers of this rank], which the kernels lower where a
   // value cannot be stored, so that no layer waits; elsewhere empty, as layers return the error.
-  ConstTensorView first_wrong() const { return layers_->first_wrong(); }
+  ConstTensorView first_wrong() const;
   // The error of what was copied from it, or OK; OK for nothing.
   absl::Status CheckKvStored(absl::Span<const int64_t> first_wrong) const;
 
