@@ -205,13 +205,14 @@ __global__ void __launch_bounds__(kThreads) Plain(const AttentionCall call) {
 
 // One row of a block of rows: its partials are shared out among the warps, whose lanes have every
 // 32nd channel. Enough loads are on their way at once for what is mostly latency.
-constexpr int kCombineWarps = 8;
+constexpr int kCombineWarps = 4;
+constexpr int kPartialsAtATime = 8;  // of a warp, on their way
 constexpr int kChannelsPerPass = 128;
 
 // kInvariant: one partial after the other, so that leading ones that have nothing, because the
 // block's other rows alone attend to keys there, change no bit.
 template <bool kInvariant>
-__global__ void __launch_bounds__(32 * kCombineWarps) Combine(const AttentionCall call) {
+__global__ void __launch_bounds__(32 * kCombineWarps, 8) Combine(const AttentionCall call) {
   LetNextStart();
   __shared__ float values[kCombineWarps][kChannelsPerPass];
   const AttentionCombine job = call.combines[blockIdx.x];
@@ -224,6 +225,23 @@ __global__ void __launch_bounds__(32 * kCombineWarps) Combine(const AttentionCal
   if (row >= job.num_rows) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const auto at_of = [&](int p) { return PartialRow(call, job.first_partial + p, kv_head, row); };
+  // A warp's partials, of which the first are asked for before their weights are there.
+  constexpr int kLaneChannels = kChannelsPerPass / 32, kStride = kInvariant ? 1 : kCombineWarps;
+  const int first = kInvariant && warp > 0 ? job.num_partials : warp;
+  float ahead[kPartialsAtATime][kLaneChannels];
+  const auto ask = [&](int p, int begin) {
+#pragma unroll
+    for (int a = 0; a < kPartialsAtATime; ++a, p += kStride) {
+      const float* const from = call.partial_values + at_of(p) * call.head_dim + begin;
+#pragma unroll
+      for (int i = 0; i < kLaneChannels; ++i) {
+        const int channel = lane + 32 * i;
+        ahead[a][i] =
+            p < job.num_partials && begin + channel < call.head_dim ? from[channel] : 0.0f;
+      }
+    }
+  };
+  ask(first, 0);
   // Every warp for itself: all find the same.
   const auto* weights = reinterpret_cast<const float2*>(call.partial_weights);
   float maximum = kLowestScore;
@@ -240,20 +258,19 @@ __global__ void __launch_bounds__(32 * kCombineWarps) Combine(const AttentionCal
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
   }
   for (int begin = 0; begin < call.head_dim; begin += kChannelsPerPass) {
-    float value[kChannelsPerPass / 32] = {};
-#pragma unroll 4
-    for (int p = kInvariant && warp > 0 ? job.num_partials : warp; p < job.num_partials;
-         p += kInvariant ? 1 : kCombineWarps) {
-      const float factor = Exp2(weights[at_of(p)].x - maximum);
-      const float* const from = call.partial_values + at_of(p) * call.head_dim + begin;
+    float value[kLaneChannels] = {};
+    for (int p = first; p < job.num_partials; p += kPartialsAtATime * kStride) {
+      if (begin > 0 || p > first) ask(p, begin);
 #pragma unroll
-      for (int i = 0; i < kChannelsPerPass / 32; ++i) {
-        const int channel = lane + 32 * i;
-        if (begin + channel < call.head_dim) value[i] += from[channel] * factor;
+      for (int a = 0; a < kPartialsAtATime; ++a) {
+        if (p + a * kStride >= job.num_partials) break;
+        const float factor = Exp2(weights[at_of(p + a * kStride)].x - maximum);
+#pragma unroll
+        for (int i = 0; i < kLaneChannels; ++i) value[i] += ahead[a][i] * factor;
       }
     }
 #pragma unroll
-    for (int i = 0; i < kChannelsPerPass / 32; ++i) values[warp][lane + 32 * i] = value[i];
+    for (int i = 0; i < kLaneChannels; ++i) values[warp][lane + 32 * i] = value[i];
     __syncthreads();
     const int channel = begin + static_cast<int>(threadIdx.x);
     if (threadIdx.x < kChannelsPerPass && channel < call.head_dim) {
