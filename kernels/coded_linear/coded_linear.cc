@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/coded_linear/coded_linear_cpu.h"
@@ -19,23 +20,30 @@ absl::Status NotAvailable(absl::string_view op, Device device) {
 
 // What both operators say about weights, y and the vectors over rows.
 absl::Status CheckOutput(absl::string_view op, const ConstTensorView& x,
-                         const CodedWeights* weights, const TensorView& y, Device device) {
+                         const CodedWeights* weights, std::optional<ActivationKind> gate,
+                         const TensorView& y, Device device) {
   if (weights == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(op, ": no weights"));
   }
+  const int64_t width = gate.has_value() ? weights->out_features() / 2 : weights->out_features();
   if (x.rank() != 2 || y.rank() != 2 || x.dim(1) != weights->in_features() ||
-      y.dim(0) != x.dim(0) || y.dim(1) != weights->out_features() || !IsFloat(y.dtype())) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        op, ": expected [num_tokens, ", weights->in_features(),
-        "] and y of fp32, fp16 or bf16, "
-        "[num_tokens, ",
-        weights->out_features(), "], found ", x.DebugString(), " and y ", y.DebugString()));
+      y.dim(0) != x.dim(0) || y.dim(1) != width || !IsFloat(y.dtype())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(op, ": expected [num_tokens, ", weights->in_features(),
+                     "] and y of fp32, fp16 or bf16, "
+                     "[num_tokens, ",
+                     width, "], found ", x.DebugString(), " and y ", y.DebugString()));
   }
   for (const Device found : {x.device(), y.device(), weights->device()}) {
     if (found != device) {
       return absl::InvalidArgumentError(absl::StrCat(op, ": a tensor is on ", DeviceName(found),
                                                      ", the stream on ", DeviceName(device)));
     }
+  }
+  if (gate.has_value() && !HasGates(*weights, x.dim(0))) {
+    return absl::UnimplementedError(absl::StrCat(op, " with a gate: not available on ",
+                                                 DeviceName(device), " for ", x.dim(0),
+                                                 " tokens and ", weights->out_features(), " rows"));
   }
   return absl::OkStatus();
 }
@@ -82,9 +90,16 @@ absl::Status CheckSegments(const IntegerLinearArgs& args) {
 
 }  // namespace
 
+bool HasGates(const CodedWeights& weights, int64_t num_tokens) {
+  if constexpr (kHasCuda) {
+    if (weights.device().kind == DeviceKind::kCuda) return HasGatesCuda(weights, num_tokens);
+  }
+  return false;
+}
+
 absl::Status CheckCodedLinearArgs(const CodedLinearArgs& args, Device device) {
   constexpr absl::string_view kOp = "coded linear";
-  TW_RETURN_IF_ERROR(CheckOutput(kOp, args.x, args.weights, args.y, device));
+  TW_RETURN_IF_ERROR(CheckOutput(kOp, args.x, args.weights, args.gate, args.y, device));
   if (args.x.dtype() != args.y.dtype()) {
     return absl::InvalidArgumentError(absl::StrCat(kOp, ": expected y of the dtype of x, found x ",
                                                    args.x.DebugString(), " and y ",
@@ -95,7 +110,7 @@ absl::Status CheckCodedLinearArgs(const CodedLinearArgs& args, Device device) {
 
 absl::Status CheckIntegerLinearArgs(const IntegerLinearArgs& args, Device device) {
   constexpr absl::string_view kOp = "integer linear";
-  TW_RETURN_IF_ERROR(CheckOutput(kOp, args.codes, args.weights, args.y, device));
+  TW_RETURN_IF_ERROR(CheckOutput(kOp, args.codes, args.weights, args.gate, args.y, device));
   if (args.codes.dtype() != DType::kU8) {
     return absl::InvalidArgumentError(
         absl::StrCat(kOp, ": expected codes of uint8, found ", args.codes.DebugString()));

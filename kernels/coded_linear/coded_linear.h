@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "kernels/activation/activation.h"
 #include "kernels/coded_linear/coded_weights.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor_view.h"
@@ -20,7 +22,14 @@ struct CodedLinearArgs {
   ConstTensorView bias;                   // [out_features] fp32, or empty
   TensorView y;  // [num_tokens, out_features] dtype of x; rows may be strided; no alias
   bool batch_invariant = false;  // as LinearArgs
+  // Where HasGates: rows o and out_features / 2 + o are rounded to y's dtype as they would be, and
+  // become one, f(row o) * row out_features / 2 + o: the bits of GatedActivation of them. y is
+  // [num_tokens, out_features / 2].
+  std::optional<ActivationKind> gate;
 };
+
+// Whether CodedLinear and IntegerLinear take a gate: on GPUs, up to 64 tokens.
+bool HasGates(const CodedWeights& weights, int64_t num_tokens);
 
 // Products and sums in fp32. num_tokens may be 0. InvalidArgument names the shapes that do not fit;
 // Unimplemented on a device without this operator.
@@ -54,6 +63,7 @@ struct IntegerLinearArgs {
   ConstTensorView bias;                       // [out_features] fp32, or empty for zeros
   TensorView y;                               // [num_tokens, out_features] fp32 | fp16 | bf16; rows
                                               // may be strided
+  std::optional<ActivationKind> gate;         // as CodedLinearArgs
 };
 
 // isum is exact in int32: a segment has at most (2^31 - 1) / 255 / the largest code or zero of the

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -33,6 +34,7 @@ struct Steps {
   std::vector<LinearPart> parts;
   int32_t steps_per_part = 0;  // if all parts have as many, and full ones
   bool full = true;            // all steps are full
+  bool are_groups = false;     // the parts, with factors of 1
 };
 
 Steps MakeSteps(const CodedWeights& weights, absl::Span<const int32_t> offsets,
@@ -40,6 +42,7 @@ Steps MakeSteps(const CodedWeights& weights, absl::Span<const int32_t> offsets,
   const auto width = static_cast<int32_t>(BlockColumns(weights.bits()));
   const auto step_columns = static_cast<int32_t>(StepColumns(weights.bits()));
   Steps made;
+  made.are_groups = factors.empty();
   int32_t group = 0;
   bool even = true;
   for (size_t p = 0; p + 1 < offsets.size(); ++p) {
@@ -82,17 +85,18 @@ void Divide(Device device, CodedLinearCall& call) {
   call.early_launches = FewTokensCanStartEarly();
 }
 
-// Clusters that run at a time, asked for once a stream.
-class LinearClusters : public StreamState {
+// What blocks that have a row between them, or for themselves, can be; asked for once a stream.
+class LinearBlocks : public StreamState {
  public:
-  explicit LinearClusters(Device device)
+  explicit LinearBlocks(Device device)
       : num_multiprocessors_(Attribute(cudaDevAttrMultiProcessorCount, device)),
+        most_shared_bytes_(Attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)),
         pairs_(MostLinearClusters(2)),
         fours_(MostLinearClusters(4)) {}
 
-  // For `call` as Divide left it. 0: a second kernel was as fast or faster (README, measured), or
-  // they would leave many multiprocessors over.
-  int32_t For(const CodedLinearCall& call, DType x_dtype, int64_t num_tokens) const {
+  // Clusters for `call` as Divide left it. 0: a second kernel was as fast or faster (README,
+  // measured), or they would leave many multiprocessors over.
+  int32_t Clusters(const CodedLinearCall& call, DType x_dtype, int64_t num_tokens) const {
     if (call.planes > 1 || (call.splits != 2 && call.splits != 4)) return 0;
     if (call.splits == 4 &&
         (x_dtype == DType::kBF16 || (x_dtype == DType::kF16 && num_tokens > 8))) {
@@ -102,13 +106,28 @@ class LinearClusters : public StreamState {
     return 8 * count * call.splits < 7 * num_multiprocessors_ ? 0 : count;
   }
 
+  // Whether blocks can have whole rows.
+  bool CanHaveRows(const CodedLinearCall& call, DType x_dtype, int64_t num_tokens) const {
+    return HasWholeRows(call, x_dtype, num_tokens, most_shared_bytes_);
+  }
+
  private:
   int32_t num_multiprocessors_;
+  int32_t most_shared_bytes_;
   int32_t pairs_, fours_;
 };
 
+// Whether blocks that have rows for themselves are through in no more rounds than those that share
+// them, call.clusters of clusters or all at a time: then they are faster.
+bool HadBetterHaveRows(const CodedLinearCall& call) {
+  const int64_t pairs = CeilDiv(call.num_panels, 2), blocks = call.num_blocks_of_threads;
+  const int64_t sharing =
+      call.clusters > 0 ? call.clusters : std::max<int64_t>(1, blocks / call.splits);
+  return CeilDiv(pairs, blocks) * call.splits <= CeilDiv(pairs, sharing);
+}
+
 bool HasPartials(const CodedLinearCall& call) {
-  return (call.splits > 1 && call.clusters == 0) || call.planes > 1;
+  return !call.whole_rows && ((call.splits > 1 && call.clusters == 0) || call.planes > 1);
 }
 
 // Of `num_tokens`.
@@ -139,6 +158,7 @@ CodedLinearCall CallOf(const CodedWeights& weights, const Steps& steps,
   call.num_steps = static_cast<int32_t>(steps.steps.size());
   call.num_parts = static_cast<int32_t>(steps.parts.size());
   call.steps_per_part = steps.steps_per_part;
+  call.parts_are_groups = steps.are_groups;
   SetSteps(steps, device_steps, call);
   call.planes = 1;
   Divide(weights.device(), call);
@@ -186,11 +206,14 @@ absl::Status SetX(const ConstTensorView& x, const Steps& steps, std::byte* to,
   return absl::OkStatus();
 }
 
-void SetY(const TensorView& y, const ConstTensorView& bias, CodedLinearCall& call) {
+void SetY(const TensorView& y, const ConstTensorView& bias, std::optional<ActivationKind> gate,
+          CodedLinearCall& call) {
   call.y = y.mutable_raw();
   call.y_stride = y.row_stride();
   call.y_dtype = y.dtype();
   call.bias = static_cast<const float*>(bias.raw());
+  call.gated = gate.has_value();
+  call.gate = gate.value_or(ActivationKind::kRelu);
 }
 
 struct WidenedWeights;  // owns memory for unpacked weights
@@ -270,13 +293,25 @@ absl::StatusOr<DeviceWeights> WeightsOnDevice(const CodedWeights& weights, const
   return made;
 }
 
-absl::Status CodedLinearFewTokensCuda(const CodedLinearArgs& args, Stream& stream) {
+namespace {
+
+enum class RowBlocks { kFastest, kShared, kWhole };
+
+absl::Status FewTokens(const CodedLinearArgs& args, RowBlocks blocks, Stream& stream) {
   const CodedWeights& weights = *args.weights;
   const Steps steps = GroupSteps(weights);
   CodedLinearCall call = CallOf(weights, steps, weights.device_steps());
   call.planes = args.x.dtype() == DType::kF32 ? 3 : 1;
   const int64_t num_tokens = args.x.dim(0);
-  call.clusters = stream.State<LinearClusters>().For(call, args.x.dtype(), num_tokens);
+  const auto& can = stream.State<LinearBlocks>();
+  call.clusters = can.Clusters(call, args.x.dtype(), num_tokens);
+  call.whole_rows = blocks != RowBlocks::kShared &&
+                    can.CanHaveRows(call, args.x.dtype(), num_tokens) &&
+                    (blocks == RowBlocks::kWhole || HadBetterHaveRows(call));
+  if (blocks == RowBlocks::kWhole && !call.whole_rows) {
+    return absl::UnimplementedError("coded linear: blocks cannot have whole rows of these");
+  }
+  if (call.whole_rows) call.clusters = 0;
   // Passes of whole tokens where they have several planes.
   const int64_t pass =
       call.planes == 1 ? num_tokens : std::min<int64_t>(num_tokens, kTokensPerPass / call.planes);
@@ -289,10 +324,26 @@ absl::Status CodedLinearFewTokensCuda(const CodedLinearArgs& args, Stream& strea
   for (int64_t t = 0; t < num_tokens; t += pass) {
     const int64_t count = std::min(pass, num_tokens - t);
     TW_RETURN_IF_ERROR(SetX(args.x.Rows(t, count), steps, scratch + partial_bytes, call, stream));
-    SetY(args.y.Rows(t, count), args.bias, call);
-    TW_RETURN_IF_CUDA_ERROR(LaunchFloatLinear(call, CudaStream(stream)), stream.device());
+    SetY(args.y.Rows(t, count), args.bias, args.gate, call);
+    const cudaError_t error =
+        (call.whole_rows ? LaunchWholeRows : LaunchFloatLinear)(call, CudaStream(stream));
+    TW_RETURN_IF_CUDA_ERROR(error, stream.device());
   }
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CodedLinearFewTokensCuda(const CodedLinearArgs& args, Stream& stream) {
+  return FewTokens(args, RowBlocks::kFastest, stream);
+}
+
+absl::Status CodedLinearSharedRowsCuda(const CodedLinearArgs& args, Stream& stream) {
+  return FewTokens(args, RowBlocks::kShared, stream);
+}
+
+absl::Status CodedLinearWholeRowsCuda(const CodedLinearArgs& args, Stream& stream) {
+  return FewTokens(args, RowBlocks::kWhole, stream);
 }
 
 absl::Status CodedLinearManyTokensCuda(const CodedLinearArgs& args, Stream& stream) {
@@ -325,6 +376,14 @@ absl::Status CodedLinearManyTokensCuda(const CodedLinearArgs& args, Stream& stre
     TW_RETURN_IF_ERROR(Linear(linear, stream));
   }
   return absl::OkStatus();
+}
+
+bool HasGatesCuda(const CodedWeights& weights, int64_t num_tokens) {
+  // Kernels have 31 bits for the way from a gate's first panel to what it lets through.
+  const int64_t half_bytes = weights.out_features() / 2 / kPanelRows *
+                             weights.block_offsets().back() * BlockBytes(weights.bits());
+  return weights.out_features() % (2 * kPanelRows) == 0 && num_tokens <= kFewCudaTokens &&
+         half_bytes < int64_t{1} << 31;
 }
 
 absl::Status CodedLinearCuda(const CodedLinearArgs& args, Stream& stream) {
@@ -391,7 +450,7 @@ absl::Status IntegerLinearCuda(const IntegerLinearArgs& args, bool in_order, Str
   TW_ASSIGN_OR_RETURN(const std::byte* const there,
                       stream.State<KeptInts>().Get(reinterpret_cast<const std::byte*>(call.codes),
                                                    many, ints, stream));
-  call.clusters = stream.State<LinearClusters>().For(call, DType::kU8, args.codes.dim(0));
+  call.clusters = stream.State<LinearBlocks>().Clusters(call, DType::kU8, args.codes.dim(0));
   const int64_t partial_bytes = many ? 0 : PartialBytes(call, args.codes.dim(0));
   const int64_t x_bytes =
       ReadsDirectly(args.codes, steps)
@@ -401,7 +460,7 @@ absl::Status IntegerLinearCuda(const IntegerLinearArgs& args, bool in_order, Str
   SetSteps(steps, there, call);
   if (!many && HasPartials(call)) call.partials = reinterpret_cast<float*>(scratch);
   TW_RETURN_IF_ERROR(SetX(args.codes, steps, scratch + partial_bytes, call, stream));
-  SetY(args.y, args.bias, call);
+  SetY(args.y, args.bias, args.gate, call);
   call.gains = static_cast<const float*>(args.gains.raw());
   call.offset = static_cast<const float*>(args.offset.raw());
   if (!many) {

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "kernels/activation/activation.h"
 #include "kernels/core/dtype.h"
 
 namespace thinwire {
@@ -48,7 +49,10 @@ struct CodedLinearCall {
   const LinearPart* parts;
   int32_t num_steps;
   int32_t num_parts;
-  int32_t steps_per_part;  // where all parts have as many, and full ones; else 0
+  // Where all parts have as many steps, and full ones, which then are a panel's blocks in order;
+  // else 0.
+  int32_t steps_per_part;
+  bool parts_are_groups;  // and all factors 1
   // Activations, whole steps: fp16 or bf16 [num_tokens * planes, num_steps * columns of a step], or
   // uint8 codes. Values are the sums of their planes.
   const void* x;
@@ -62,6 +66,10 @@ struct CodedLinearCall {
   void* y;
   int64_t y_stride;
   DType y_dtype;
+  // Few tokens: the rows are those of a gate, then as many of what it lets through, 16 k each; y is
+  // [num_tokens, out_features / 2]. Pairs of panels have one of either.
+  bool gated;
+  ActivationKind gate;
   // Few tokens: blocks of threads that share a row's columns, chunks of columns and warps that each
   // has for a pair of panels (warps_each divides kLinearWarps), and most blocks at a time.
   int32_t splits;
@@ -72,6 +80,7 @@ struct CodedLinearCall {
   // Clusters of `splits` blocks that run at a time, whose blocks add their sums up in shared
   // memory; 0: none.
   int32_t clusters;
+  bool whole_rows;     // for LaunchWholeRows instead
   int32_t kept_pairs;  // of panels, whose sums a block of a cluster keeps; set by launches
   // [splits, num_tokens * planes, 16 num_panels], null: neither splits nor planes, or clusters
   float* partials;
@@ -98,6 +107,14 @@ bool FewTokensCanStartEarly();
 int MostLinearClusters(int size);
 cudaError_t LaunchFloatLinear(const CodedLinearCall& call, cudaStream_t stream);
 cudaError_t LaunchIntegerLinear(const CodedLinearCall& call, cudaStream_t stream);
+// Whether LaunchWholeRows takes `call` with so many tokens: a row is shared, by Divide, its parts
+// are groups of whole chunks, x is fp16 or bf16 of 8 tokens at most, all of which fits beside the
+// rest in a block's shared memory of most_shared_bytes.
+bool HasWholeRows(const CodedLinearCall& call, DType x_dtype, int64_t num_tokens,
+                  int most_shared_bytes);
+// As LaunchFloatLinear, with the same bits, in blocks that share no rows: without clusters and
+// partial results.
+cudaError_t LaunchWholeRows(const CodedLinearCall& call, cudaStream_t stream);
 
 // Codes of 3 or 4 bits with zeros to 127 times codes of many tokens, rows [first_row, first_row +
 // num_rows) of the weights; first_row is a multiple of 16.

@@ -11,6 +11,8 @@
 
 namespace thinwire {
 
+// HasGates on a GPU.
+bool HasGatesCuda(const CodedWeights& weights, int64_t num_tokens);
 absl::Status CodedLinearCuda(const CodedLinearArgs& args, Stream& stream);
 // in_order: as IntegerLinearInOrder.
 absl::Status IntegerLinearCuda(const IntegerLinearArgs& args, bool in_order, Stream& stream);
@@ -20,6 +22,10 @@ absl::Status IntegerLinearCuda(const IntegerLinearArgs& args, bool in_order, Str
 inline constexpr int64_t kFewCudaTokens = 64;
 absl::Status CodedLinearFewTokensCuda(const CodedLinearArgs& args, Stream& stream);
 absl::Status CodedLinearManyTokensCuda(const CodedLinearArgs& args, Stream& stream);
+// What CodedLinearFewTokensCuda chooses from, with the same bits: blocks that share long rows, and
+// blocks that have whole ones (Unimplemented where they cannot: HasWholeRows).
+absl::Status CodedLinearSharedRowsCuda(const CodedLinearArgs& args, Stream& stream);
+absl::Status CodedLinearWholeRowsCuda(const CodedLinearArgs& args, Stream& stream);
 
 // What a device has of weights: a copy of the host's bytes, and behind them LinearStep and
 // LinearPart of the groups (coded_linear_cuda.h).

@@ -17,6 +17,7 @@
 #include "kernels/coded_linear/coded_linear_cuda.h"
 #include "kernels/coded_linear/linear_operands.cuh"
 #include "kernels/coded_linear/linear_products.cuh"
+#include "kernels/coded_linear/linear_queue.cuh"
 #include "kernels/coded_linear/linear_result.cuh"
 #include "kernels/coded_linear/linear_sums.cuh"
 #include "kernels/core/async_copy.cuh"
@@ -47,26 +48,6 @@ struct Chunk {
   bool ends[kSteps];  // a part; the chunk's last step does
 };
 
-// A warp's queue of kDepth places. A place has its chunk of the pair's codes, step after step, in a
-// step the blocks of one panel, then those of the other, in pieces of 16 bytes; where a chunk has
-// one part, then the rows' scales, and their zeros.
-template <int kBits, bool kOnePart>
-struct Queue {
-  using B = Block<kBits>;
-  static constexpr int kSteps = kChunkColumns / (kStepBlocks * B::kColumns);
-  static constexpr int kStepPieces = kStepBlocks * B::kBytes / 16;  // of a panel
-  static constexpr int kCopies = kSteps * 2 * kStepPieces / 32;     // by each lane
-  static constexpr int kCodeBytes = kCopies * 512;
-  static constexpr int kPlaceBytes = kCodeBytes + (kOnePart ? 96 : 0);
-  static constexpr int kDepth = kBits == 3 ? 3 : 2;
-  static constexpr int kWarpBytes = kDepth * kPlaceBytes;
-
-  // Where a piece lies: blocks of 64 bytes two apart would meet in a bank. 32 pieces on, 32 on.
-  __device__ static int PlaceOf(int piece) {
-    return B::kBytes == 64 ? piece ^ (piece >> 3 & 1) << 1 : piece;
-  }
-};
-
 template <int kBits, typename T, int kTiles, bool kOnePart>
 __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall call) {
   using P = Products<kBits, T>;
@@ -87,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
   const bool idle = in_slot >= call.chunks_each || first_step >= call.num_steps;
 
   // The warps' queues, then two sets of sums, then the sums that a block of a cluster keeps.
-  using Q = Queue<kBits, kOnePart>;
+  using Q = LinearQueue<kBits, kOnePart>;
   constexpr int kDepth = Q::kDepth;
   const unsigned char* const queue = memory + warp * Q::kWarpBytes;
   float* const sums = reinterpret_cast<float*>(memory + kWarps * Q::kWarpBytes);
@@ -109,11 +90,14 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
   const int stride = gridDim.x * slots;
   const int first_pair = blockIdx.x * slots + slot;
   const auto panel_of = [&](int pair, int panel) {
-    return static_cast<int64_t>(min(2 * pair + panel, call.num_panels - 1));
+    return static_cast<int64_t>(call.gated ? pair + panel * num_pairs
+                                           : min(2 * pair + panel, call.num_panels - 1));
   };
   // A warp copies what lies together in memory at a time: 128 bytes or more. What it copies next
   // moves on by a stride of pairs; a last panel without a second is copied twice.
   const int panel_bytes = call.num_blocks * B::kBytes;
+  // A pair's panels lie together, but for a gate's: these are the first and second half of all.
+  const int apart = call.gated ? num_pairs : 1, pair_panels = call.gated ? 1 : 2;
   int copy_offsets[Q::kCopies];
   bool copies_second[Q::kCopies];  // panel
 #pragma unroll
@@ -125,23 +109,24 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
     for (int s = 0; s < kSteps; ++s) {
       if (of_step / 2 == s) offset = chunk.offset[s];
     }
-    copy_offsets[i] = offset + piece % Q::kStepPieces * 16 + (copies_second[i] ? panel_bytes : 0);
+    copy_offsets[i] =
+        offset + piece % Q::kStepPieces * 16 + (copies_second[i] ? apart * panel_bytes : 0);
   }
   // All steps lie together; half of the lanes have the second panel.
   constexpr bool kOneOffset = kOnePart && Q::kStepPieces == 16;
-  const uint8_t* next_codes =
-      call.codes + int64_t{2} * first_pair * panel_bytes + (kOneOffset ? copy_offsets[0] : 0);
-  const int64_t codes_stride = int64_t{2} * stride * panel_bytes;
+  const uint8_t* next_codes = call.codes + int64_t{pair_panels} * first_pair * panel_bytes +
+                              (kOneOffset ? copy_offsets[0] : 0);
+  const int64_t codes_stride = int64_t{pair_panels} * stride * panel_bytes;
   // One part: lanes 0 to 3 copy 32 bytes of scales of each panel, lanes 4 and 5 16 of zeros.
   const bool scales_second = lane < 4 ? lane >= 2 : lane == 5;
   const int panel_scales = 16 * call.num_groups * (lane < 4 ? 2 : 1);  // bytes
   const uint8_t* next_scales = nullptr;
-  const int64_t scales_stride = int64_t{2} * stride * panel_scales;
+  const int64_t scales_stride = int64_t{pair_panels} * stride * panel_scales;
   if (kOnePart && lane < 6) {
     next_scales =
         (lane < 4 ? reinterpret_cast<const uint8_t*>(call.scales) + info.group * 32 + lane % 2 * 16
                   : call.zeros + info.group * 16) +
-        (int64_t{2} * first_pair + (scales_second ? 1 : 0)) * panel_scales;
+        (int64_t{pair_panels} * first_pair + (scales_second ? apart : 0)) * panel_scales;
   }
   const int lone_pair = call.num_panels % 2 != 0 ? num_pairs - 1 : num_pairs;
   const uint32_t queue_at = SharedAddress(queue), lane_at = queue_at + 16 * Q::PlaceOf(lane);
@@ -268,6 +253,12 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
                             (16 * call.num_panels) +
                         o] = sum;
         }
+      } else if (call.gated) {
+        const float up = __shfl_down_sync(0xffffffffu, sum, 16);
+        const int pair = base + of_slot;
+        if (lane < 16 && pair < num_pairs) {
+          StoreGated(call, first_token + token, 16 * pair + lane, sum, up);
+        }
       } else if (o < call.out_features) {
         StoreResult(call, first_token + token, o, sum);
       }
@@ -291,18 +282,7 @@ __global__ void __launch_bounds__(kThreads, 1) FewTokens(const CodedLinearCall c
       __syncwarp();  // all lanes' copies are there
       const unsigned char* const here = queue + place * Q::kPlaceBytes;
       B blocks[kSteps];
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        // 16 pieces of a step and panel: those of a step are 32 on.
-        constexpr bool kEven = Q::kStepPieces == 16;
-        const int first = (2 * (kEven ? 0 : s) + g / 4) * Q::kStepPieces + t * (B::kBytes / 16);
-#pragma unroll
-        for (int i = 0; i < B::kPieces; ++i) {
-          blocks[s].pieces[i] = reinterpret_cast<const uint4*>(
-              here)[Q::PlaceOf(first + B::PieceAt(i, quarter) / 16) + (kEven ? 32 * s : 0)];
-        }
-        blocks[s].Prepare(quarter);
-      }
+      Q::Take(here, lane, blocks);
       Part part = {};
       if constexpr (kOnePart) {
         part = {*reinterpret_cast<const uint2*>(here + Q::kCodeBytes + 8 * g),
@@ -377,7 +357,7 @@ __global__ void __launch_bounds__(kAddThreads) AddPartials(const CodedLinearCall
 // Shared memory but for what blocks of a cluster keep.
 template <int kBits, int kTiles, bool kOnePart>
 constexpr int SharedBytes() {
-  return kWarps * Queue<kBits, kOnePart>::kWarpBytes + 2 * kWarps * 8 * kTiles * 32 * 4;
+  return kWarps * LinearQueue<kBits, kOnePart>::kWarpBytes + 2 * kWarps * 8 * kTiles * 32 * 4;
 }
 
 template <int kBits, typename T, int kTiles, bool kOnePart>
@@ -408,7 +388,8 @@ cudaError_t Launch(CodedLinearCall call, cudaStream_t stream) {
   error = LaunchKernel(shape, call.early_launches, kernel, call);
   if (error != cudaSuccess || call.partials == nullptr) return error;
   const int rows_each = 4 * kAddThreads;
-  const dim3 adders((call.out_features + rows_each - 1) / rows_each, call.num_tokens);
+  const int results = call.gated ? call.out_features / 2 : call.out_features;
+  const dim3 adders((results + rows_each - 1) / rows_each, call.num_tokens);
   return LaunchKernel({adders, kAddThreads, 0, stream}, call.early_launches, AddPartials, call);
 }
 

@@ -21,21 +21,37 @@ __device__ inline void AddCluster(const CodedLinearCall& call, uint32_t kept, in
                                   int first_pair, int stride, int first_token, int num_tokens) {
   constexpr int kThreads = 32 * kLinearWarps;
   SyncCluster();
-  const int fours = num_pairs * num_tokens * 8;
-  const int first = static_cast<int>(RankInCluster()) * kThreads + static_cast<int>(threadIdx.x);
-  for (int i = first; i < fours; i += call.splits * kThreads) {
+  const auto add_up = [&](int four) {
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 4
     for (int s = 0; s < call.splits; ++s) {
-      const float4 partial = LoadFromRank(kept + 16 * i, s);
+      const float4 partial = LoadFromRank(kept + 16 * four, s);
       sum.x += partial.x;
       sum.y += partial.y;
       sum.z += partial.z;
       sum.w += partial.w;
     }
-    const int token = first_token + i / 8 % num_tokens;
-    const int o = 32 * (first_pair + i / 8 / num_tokens * stride) + i % 8 * 4;
+    return sum;
+  };
+  const int shift = call.gated ? 2 : 3;  // of a pair's fours of rows that have results
+  const int fours = num_pairs * num_tokens << shift;
+  const int first = static_cast<int>(RankInCluster()) * kThreads + static_cast<int>(threadIdx.x);
+  for (int i = first; i < fours; i += call.splits * kThreads) {
+    const int row = i >> shift, four = i - (row << shift);
+    const float4 sum = add_up(8 * row + four);
     const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+    const int token = first_token + row % num_tokens;
+    const int pair = first_pair + row / num_tokens * stride;
+    if (call.gated) {
+      const float4 up = add_up(8 * row + four + 4);
+      const float ups[4] = {up.x, up.y, up.z, up.w};
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        StoreGated(call, token, 16 * pair + 4 * four + k, values[k], ups[k]);
+      }
+      continue;
+    }
+    const int o = 32 * pair + 4 * four;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       if (o + k < call.out_features) StoreResult(call, token, o + k, values[k]);
@@ -44,12 +60,12 @@ __device__ inline void AddCluster(const CodedLinearCall& call, uint32_t kept, in
   SyncCluster();
 }
 
-// Adds the blocks' partial results of rows o to o + 3 in order, and the planes of a value.
-__device__ inline void AddPartialSums(const CodedLinearCall& call, int o, int token) {
-  if (o >= call.out_features) return;
+// Of partial results, four rows from `o` on: the blocks' in order, and the planes of a value.
+__device__ inline void AddParts(const CodedLinearCall& call, int token, int o, float (&values)[4]) {
   const int64_t row = 16 * call.num_panels;
   const int64_t set = static_cast<int64_t>(call.num_tokens) * call.planes * row;
-  float values[4] = {};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) values[i] = 0.0f;
   for (int p = 0; p < call.planes; ++p) {
     const float* from = call.partials + (static_cast<int64_t>(token) * call.planes + p) * row + o;
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -75,6 +91,23 @@ __device__ inline void AddPartialSums(const CodedLinearCall& call, int o, int to
     values[2] += sum.z;
     values[3] += sum.w;
   }
+}
+
+// Adds the blocks' partial results of four results of a token, o to o + 3, and stores them.
+__device__ inline void AddPartialSums(const CodedLinearCall& call, int o, int token) {
+  float values[4];
+  if (call.gated) {
+    if (o >= call.out_features / 2) return;
+    const int at = 32 * (o / 16) + o % 16;  // rows as pairs have them
+    float ups[4];
+    AddParts(call, token, at, values);
+    AddParts(call, token, at + 16, ups);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) StoreGated(call, token, o + i, values[i], ups[i]);
+    return;
+  }
+  if (o >= call.out_features) return;
+  AddParts(call, token, o, values);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if (o + i < call.out_features) StoreResult(call, token, o + i, values[i]);

@@ -301,10 +301,10 @@ absl::StatusOr<ConstTensorView> LayerRunner::GatherInput(ConstTensorView order, 
 
 absl::Status LayerRunner::ApplyLinears(const std::vector<LinearWeights>& linears,
                                        const Input& input, TensorView y, const Wire& wire,
-                                       Stream& stream) {
+                                       Stream& stream, std::optional<ActivationKind> gate) {
   int64_t first = 0;
   for (const LinearWeights& linear : linears) {
-    const int64_t width = linear.out_features();
+    const int64_t width = gate.has_value() ? linear.out_features() / 2 : linear.out_features();
     const TensorView part = y.Columns(first, width);
     first += width;
     ConstTensorView x = input.x;
@@ -320,7 +320,8 @@ absl::Status LayerRunner::ApplyLinears(const std::vector<LinearWeights>& linears
            .weights = &*linear.codes,
            .offset = linear.offset.view(),
            .bias = linear.bias.view(),
-           .y = part},
+           .y = part,
+           .gate = gate},
           stream));
     } else if (linear.vptq.has_value()) {
       TW_RETURN_IF_ERROR(VptqLinear({.x = x,
@@ -334,7 +335,8 @@ absl::Status LayerRunner::ApplyLinears(const std::vector<LinearWeights>& linears
                                       .weights = &*linear.codes,
                                       .bias = linear.bias.view(),
                                       .y = part,
-                                      .batch_invariant = wire.exact()},
+                                      .batch_invariant = wire.exact(),
+                                      .gate = gate},
                                      stream));
     } else {
       TW_RETURN_IF_ERROR(Linear({.x = x,
@@ -354,16 +356,22 @@ absl::Status LayerRunner::MlpHalf(const LayerWeights& layer, const Input& input,
   const int64_t num_tokens = residual.x.dim(0);
   const int64_t ffn = plan_.ffn().size();
   const TensorView mlp = mlp_.mutable_view().Rows(0, num_tokens);
-  TW_RETURN_IF_ERROR(ApplyLinears(layer.up, input, mlp, wire, stream));
   const TensorView activated = mlp.Columns(0, ffn);
-  if (spec_.layer.gate.empty()) {
-    TW_RETURN_IF_ERROR(Activate(config_.activation, activated, stream));
+  const bool gates = !spec_.layer.gate.empty() && layer.up.size() == 1 &&
+                     layer.up[0].codes.has_value() && HasGates(*layer.up[0].codes, num_tokens);
+  if (gates) {
+    TW_RETURN_IF_ERROR(ApplyLinears(layer.up, input, activated, wire, stream, config_.activation));
   } else {
-    TW_RETURN_IF_ERROR(GatedActivation({.kind = config_.activation,
-                                        .gate = activated,
-                                        .up = mlp.Columns(ffn, ffn),
-                                        .out = activated},
-                                       stream));
+    TW_RETURN_IF_ERROR(ApplyLinears(layer.up, input, mlp, wire, stream));
+    if (spec_.layer.gate.empty()) {
+      TW_RETURN_IF_ERROR(Activate(config_.activation, activated, stream));
+    } else {
+      TW_RETURN_IF_ERROR(GatedActivation({.kind = config_.activation,
+                                          .gate = activated,
+                                          .up = mlp.Columns(ffn, ffn),
+                                          .out = activated},
+                                         stream));
+    }
   }
   TW_RETURN_IF_ERROR(Look(hook, QuantSite::kDownIn, activated));
   TW_ASSIGN_OR_RETURN(const Input down_in,

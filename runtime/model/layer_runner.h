@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/activation/activation.h"
 #include "kernels/core/stream.h"
 #include "kernels/core/tensor.h"
 #include "kernels/norm/norm.h"
@@ -100,8 +102,10 @@ class LayerRunner {
                       codes_.view().device());
   }
 
+  // gate: as CodedLinearArgs.
   absl::Status ApplyLinears(const std::vector<LinearWeights>& linears, const Input& input,
-                            TensorView y, const Wire& wire, Stream& stream);
+                            TensorView y, const Wire& wire, Stream& stream,
+                            std::optional<ActivationKind> gate = std::nullopt);
   // Columns of x in another order; valid until the next call.
   absl::StatusOr<ConstTensorView> GatherInput(ConstTensorView order, ConstTensorView x,
                                               Stream& stream);
