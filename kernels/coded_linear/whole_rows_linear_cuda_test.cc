@@ -95,6 +95,7 @@ TEST_F(WholeRowsLinearCudaTest, HaveTheBitsOfSharedOnes) {
       // 2 to 7 turns, the last ones not full; an odd number of panels; all of a warp's tokens.
       for (const int64_t in : {2304, 4096, 4608, 8192, 9344, 14336}) {
         for (const int64_t num_tokens : {1, 3}) {
+          if (num_tokens > 1 && bits == 8 && in == 14336) continue;  // too long
           ExpectSameBits({num_tokens, 40 + in % 7, in, bits, 128, dtype, {}, in % 3 == 0});
         }
       }
@@ -115,7 +116,7 @@ TEST_F(WholeRowsLinearCudaTest, Gate) {
   for (const int64_t num_tokens : {1, 2, 7}) {
     ExpectSameBits({num_tokens, 64, 2304, 4, 128, DType::kF16, ActivationKind::kSilu});
     ExpectSameBits({num_tokens, 10240, 4096, 4, 128, DType::kF16, ActivationKind::kSilu, true});
-    ExpectSameBits({num_tokens, 96, 8192, 8, 128, DType::kBF16, ActivationKind::kGelu, true});
+    ExpectSameBits({num_tokens, 96, 2304, 8, 128, DType::kBF16, ActivationKind::kGelu, true});
   }
 }
 
