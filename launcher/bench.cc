@@ -23,6 +23,7 @@
 #include "launcher/job.h"
 #include "launcher/output.h"
 #include "runtime/batch/engine_bench.h"
+#include "runtime/checkpoint/model_config.h"
 
 namespace thinwire {
 namespace {
@@ -102,6 +103,7 @@ class BenchCommand : public Command {
     if (serve_->parsed()) return bench_serve_.Run(job);
 #endif
     flags_.max_seqs = std::max(flags_.max_seqs, load_.batch);
+    TW_RETURN_IF_ERROR(CheckFits());
     TW_ASSIGN_OR_RETURN(const std::unique_ptr<EngineSession> session,
                         EngineSession::Open(flags_, job));
     TW_ASSIGN_OR_RETURN(const JobLimits limits, MeasureLimits(job, *session));
@@ -112,6 +114,18 @@ class BenchCommand : public Command {
   }
 
  private:
+  // Before the weights are read. What is wrong with the model itself, reading them will say.
+  absl::Status CheckFits() const {
+    const absl::StatusOr<ModelConfig> config = LoadModelConfig(flags_.model);
+    const int64_t longest = std::max(load_.prompt_tokens, load_.context) + load_.new_tokens;
+    if (!config.ok() || longest <= config->max_positions) return absl::OkStatus();
+    return UsageError(absl::InvalidArgumentError(absl::StrCat(
+        load_.context > load_.prompt_tokens ? absl::StrCat("--context ", load_.context)
+                                            : absl::StrCat("--prompt-tokens ", load_.prompt_tokens),
+        " and --new-tokens ", load_.new_tokens, " exceed the model's context of ",
+        config->max_positions)));
+  }
+
   // All ranks measure at the same time, each its own threads or GPU; rates add up.
   static absl::StatusOr<JobLimits> MeasureLimits(Job& job, EngineSession& session) {
     Stream host = Stream::Cpu(&session.pool());
@@ -140,13 +154,6 @@ class BenchCommand : public Command {
     const ModelConfig& config = engine.rank().config();
     if (kernels_ && engine.rank().options().device == Device::Cpu()) {
       return absl::InvalidArgumentError("--kernels: expected --device cuda, found cpu");
-    }
-    const int64_t longest = std::max(load_.prompt_tokens, load_.context) + load_.new_tokens;
-    if (longest > config.max_positions) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--prompt-tokens ", load_.prompt_tokens, " or --context ", load_.context,
-                       " and --new-tokens ", load_.new_tokens, " exceed the model's context of ",
-                       config.max_positions));
     }
     TW_ASSIGN_OR_RETURN(const EngineTiming timing, TimeEngine(engine, load_));
     TW_ASSIGN_OR_RETURN(const std::vector<RankReport> reports, engine.CollectReports());

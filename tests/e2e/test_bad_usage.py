@@ -96,6 +96,9 @@ class FlagsTest(support.TestCase):
         self.fail_usage(["bench", "kernels", "--width", "100"], "100", "multiple of 128",
                         ranks=False)
         self.fail_usage(["bench", "kernels", "--frobnicate"], "frobnicate", ranks=False)
+        for length in ("--prompt-tokens", "--context"):
+            self.fail_usage(["bench", "engine", "--model", OPT, length, 5000], length, "5000",
+                            "context of")
         self.fail_usage(["bench", "comm"], "expected several", "mpirun -np 2", ranks=False)
         self.fail_usage(["bench", "comm", "--min-bytes", "x"], "expected", ranks=False)
 
