@@ -47,8 +47,10 @@ class BenchCommand : public Command {
         ->type_name("N")
         ->check(CLI::Range(int64_t{1}, int64_t{65536}))
         ->capture_default_str();
-    engine_->add_option("--prompt-tokens", load_.prompt_tokens, "Length of the prompts")
-        ->type_name("N")
+    prompt_tokens_ = engine_->add_option("--prompt-tokens", load_.prompt_tokens,
+                                         "Length of the prompts; if not given, no more than the "
+                                         "model's context leaves");
+    prompt_tokens_->type_name("N")
         ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
         ->capture_default_str();
     engine_->add_option("--new-tokens", load_.new_tokens, "Tokens decoded from each")
@@ -103,7 +105,7 @@ class BenchCommand : public Command {
     if (serve_->parsed()) return bench_serve_.Run(job);
 #endif
     flags_.max_seqs = std::max(flags_.max_seqs, load_.batch);
-    TW_RETURN_IF_ERROR(CheckFits());
+    TW_RETURN_IF_ERROR(FitContext());
     TW_ASSIGN_OR_RETURN(const std::unique_ptr<EngineSession> session,
                         EngineSession::Open(flags_, job));
     TW_ASSIGN_OR_RETURN(const JobLimits limits, MeasureLimits(job, *session));
@@ -115,10 +117,15 @@ class BenchCommand : public Command {
 
  private:
   // Before the weights are read. What is wrong with the model itself, reading them will say.
-  absl::Status CheckFits() const {
+  absl::Status FitContext() {
     const absl::StatusOr<ModelConfig> config = LoadModelConfig(flags_.model);
+    if (!config.ok()) return absl::OkStatus();
+    if (prompt_tokens_->count() == 0) {
+      const int64_t room = config->max_positions - load_.new_tokens;
+      load_.prompt_tokens = std::clamp<int64_t>(room, 1, load_.prompt_tokens);
+    }
     const int64_t longest = std::max(load_.prompt_tokens, load_.context) + load_.new_tokens;
-    if (!config.ok() || longest <= config->max_positions) return absl::OkStatus();
+    if (longest <= config->max_positions) return absl::OkStatus();
     return UsageError(absl::InvalidArgumentError(absl::StrCat(
         load_.context > load_.prompt_tokens ? absl::StrCat("--context ", load_.context)
                                             : absl::StrCat("--prompt-tokens ", load_.prompt_tokens),
@@ -281,6 +288,7 @@ class BenchCommand : public Command {
   CLI::App* engine_;
   CLI::App* comm_;
   CLI::App* kernels_app_;
+  CLI::Option* prompt_tokens_;
   BenchComm bench_comm_;
   BenchKernels bench_kernels_;
 #ifdef THINWIRE_HAS_SERVER
