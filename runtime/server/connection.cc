@@ -51,10 +51,14 @@ void StopAccepting(int local_port) {
   });
 }
 
-void StopReading(int local_port) {
+int StopReading(int local_port) {
+  int count = 0;
   ForEachDescriptor([&](int fd) {
-    if (CameIn(fd, local_port)) shutdown(fd, SHUT_RD);
+    if (!CameIn(fd, local_port)) return;
+    shutdown(fd, SHUT_RD);
+    ++count;
   });
+  return count;
 }
 
 void HangUp(int local_port) {

@@ -7,8 +7,10 @@ namespace thinwire {
 void StopAccepting(int local_port);
 
 // On all connections that came in at this port, nothing more is read; answers still go out. Idle
-// ones end by it, and who has just sent a request sees the connection closed, not an answer.
-void StopReading(int local_port);
+// ones end by it, and who has just sent a request sees the connection closed, not an answer. The
+// number of connections that there are: a library that has just read sees the end of one only when
+// it is told again.
+int StopReading(int local_port);
 
 // Ends all connections that came in at this port, whatever is on its way.
 void HangUp(int local_port);

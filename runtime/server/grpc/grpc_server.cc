@@ -7,6 +7,7 @@
 #include <grpcpp/security/tls_certificate_provider.h>
 #include <grpcpp/security/tls_credentials_options.h>
 
+#include <algorithm>
 #include <chrono>
 #include <mutex>
 #include <thread>
@@ -25,7 +26,9 @@ namespace {
 
 constexpr unsigned kCertificateRefreshSeconds = 10;
 constexpr int kMaxMetadataBytes = 16 << 10;
-constexpr absl::Duration kHangUp = absl::Milliseconds(50);
+// Between the last answer and the end of its connection: nginx 1.22 may take an answer that it
+// finds together with the end for one that was cut off.
+constexpr absl::Duration kLinger = absl::Milliseconds(50);
 
 std::shared_ptr<grpc::ServerCredentials> Credentials(const GrpcOptions& options) {
   if (options.tls_cert.empty()) return grpc::InsecureServerCredentials();
@@ -129,8 +132,11 @@ void GrpcServer::Stop(absl::Duration grace) {
   while (impl_->core->num_calls > 0 && std::chrono::system_clock::now() < until) {
     absl::SleepFor(absl::Milliseconds(5));
   }
-  StopReading(impl_->data.port);
-  absl::SleepFor(kHangUp);
+  std::this_thread::sleep_until(
+      std::min(until, std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kLinger)));
+  while (StopReading(impl_->data.port) > 0 && std::chrono::system_clock::now() < until) {
+    absl::SleepFor(absl::Milliseconds(5));
+  }
   impl_->data.server->Shutdown(until);
   admin.join();
   const std::lock_guard lock(impl_->mutex);
