@@ -126,11 +126,12 @@ class BenchCommand : public Command {
     }
     const int64_t longest = std::max(load_.prompt_tokens, load_.context) + load_.new_tokens;
     if (longest <= config->max_positions) return absl::OkStatus();
-    return UsageError(absl::InvalidArgumentError(absl::StrCat(
-        load_.context > load_.prompt_tokens ? absl::StrCat("--context ", load_.context)
-                                            : absl::StrCat("--prompt-tokens ", load_.prompt_tokens),
-        " and --new-tokens ", load_.new_tokens, " exceed the model's context of ",
-        config->max_positions)));
+    const char* const before = load_.context > load_.prompt_tokens ? "--context "
+                               : prompt_tokens_->count() > 0       ? "--prompt-tokens "
+                                                                   : "a prompt of ";
+    return UsageError(absl::InvalidArgumentError(
+        absl::StrCat(before, std::max(load_.prompt_tokens, load_.context), " and --new-tokens ",
+                     load_.new_tokens, " exceed the model's context of ", config->max_positions)));
   }
 
   // All ranks measure at the same time, each its own threads or GPU; rates add up.

@@ -99,6 +99,8 @@ class FlagsTest(support.TestCase):
         for length in ("--prompt-tokens", "--context"):
             self.fail_usage(["bench", "engine", "--model", OPT, length, 5000], length, "5000",
                             "context of")
+        self.fail_usage(["bench", "engine", "--model", OPT, "--new-tokens", 512],
+                        "a prompt of 1", "--new-tokens 512", "context of 512")
         self.fail_usage(["bench", "comm"], "expected several", "mpirun -np 2", ranks=False)
         self.fail_usage(["bench", "comm", "--min-bytes", "x"], "expected", ranks=False)
 

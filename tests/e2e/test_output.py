@@ -125,6 +125,11 @@ class JsonTest(support.TestCase):
         self.assertGreater(line["prefill"]["tokens_per_second"], 0)
         self.assertGreater(line["decode"]["tokens_per_second"], 0)
 
+    def test_bench_engine_fits_its_prompt_into_the_context(self):
+        line, = self.succeed(["bench", "engine", "--model", OPT, "--new-tokens", "500",
+                              "--repeats", "1", "--json"]).lines
+        self.assertEqual(line["prefill"]["tokens"], 512 - 500)
+
 
 class ReportTest(support.TestCase):
 

@@ -40,6 +40,8 @@ def free_port():
 class NginxTestCase(support.TestCase):
     """Two replicas behind nginx."""
 
+    REPLICA_PORTS = ((8080, 50051), (8180, 50151))  # in CONFIGURATION: HTTP, gRPC
+
     def setUp(self):
         super().setUp()
         self.ports = {name: free_port() for name in (8000, 8001, 8080, 8180, 50051, 50151)}
@@ -52,7 +54,7 @@ class NginxTestCase(support.TestCase):
         text = text.replace("http {", "http { " + temporary, 1)
         path = self.write("nginx.conf", f"daemon off; pid {self.folder}/pid;\n"
                           f"error_log {self.folder}/errors.log;\n{text}")
-        self.replicas = [self.replica(8080, 50051), self.replica(8180, 50151)]
+        self.replicas = [self.replica(i) for i in range(2)]
         nginx = subprocess.Popen([NGINX, "-p", self.folder, "-c", path, "-e",
                                   self.folder / "errors.log"])
         self.addCleanup(nginx.wait)
@@ -65,7 +67,8 @@ class NginxTestCase(support.TestCase):
             self.assertLess(time.monotonic(), give_up)
             time.sleep(0.05)
 
-    def replica(self, http_port, grpc_port):
+    def replica(self, i):
+        http_port, grpc_port = self.REPLICA_PORTS[i]
         server = Server(OPT, http_port=self.ports[http_port], grpc_port=self.ports[grpc_port])
         self.addCleanup(server.close)
         return server
@@ -123,7 +126,7 @@ class RollingTest(NginxTestCase):
                 i = restart % 2
                 os.kill(self.replicas[i].leader(), signal.SIGTERM)
                 self.assertEqual(self.replicas[i].running.wait().exit_code, 0)
-                self.replicas[i] = self.replica(*[(8080, 50051), (8180, 50151)][i])
+                self.replicas[i] = self.replica(i)
                 time.sleep(0.4)
             lost.set()
             os.kill(self.replicas[0].leader(), signal.SIGKILL)
@@ -205,7 +208,7 @@ class KillsTest(NginxTestCase):
                 os.kill(self.replicas[which].leader(), signal.SIGKILL)
                 self.assertNotEqual(self.replicas[which].running.wait().exit_code, 0)
                 time.sleep(0.2)
-                self.replicas[which] = self.replica(*[(8080, 50051), (8180, 50151)][which])
+                self.replicas[which] = self.replica(which)
                 time.sleep(1.2)  # nginx tries it again
         finally:
             stop.set()
